@@ -1,0 +1,237 @@
+"""What a plan costs, and the solver: a ranking and a budget in, the plan that lands on the budget out. Pure, milliseconds.
+
+    plan = solve(vlm, ranking, Budget("vision", keep=0.5), extents)
+
+Costs are multiply-adds of the blocks' Linear layers and attention products for one reference input.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.types import (
+    VLM,
+    Additive,
+    Budget,
+    Choice,
+    Component,
+    Extent,
+    InputError,
+    Keep,
+    Kind,
+    Option,
+    Options,
+    Ordinal,
+    Plan,
+    Ranking,
+    Score,
+)
+
+TOLERANCE = 0.01  # relative distance from the requested budget at which every plan lands
+
+
+@dataclass
+class _Item:
+    """One (block, kind) on its way to a plan: how many units or which option it has at the moment."""
+
+    key: tuple[str, Kind]
+    count: int
+    unit: int  # multiply-adds per unit
+    tokens: int
+    score: Score | None
+
+    @property
+    def full(self) -> int:
+        return self.count * self.unit
+
+    def option_macs(self, option: Option) -> int:
+        return option.token_macs * self.tokens
+
+
+def solve(
+    vlm: VLM, ranking: Ranking, budget: Budget, extents: Mapping[Component, Extent], tolerance: float = TOLERANCE
+) -> Plan:
+    """The plan that keeps `budget.keep` of the scope's FLOPs, within `tolerance` (relative).
+
+    Additive units and options are cut in order of damage per multiply-add saved, options along their lower convex hull.
+    Ordinal scores cut the same share everywhere. At least one unit of every (block, kind) stays.
+
+    Raises InputError when the budget is outside (0, 1], cannot be reached (naming the smallest that can), or when the
+    ranking does not score what the budget is about.
+    """
+    if not 0 < budget.keep <= 1:
+        raise InputError(f"budget: {budget.keep} is not in (0, 1]")
+    if budget.keep == 1:
+        return Plan({}, 1.0, 1.0)
+    items = []
+    for block, kind in vlm.select(budget.scope, budget.units):
+        units, extent = block.units(kind), extents[block.component]
+        score = ranking.scores.get((block.name, kind))
+        if score is None:
+            raise InputError(f"budget: the method does not rank the {kind} of {block.name}; choose another `units`")
+        _check(block.name, kind, units.count, score)
+        items.append(_Item((block.name, kind), units.count, units.macs(extent), extent.tokens, score))
+    total = sum(item.full for item in items)
+    shapes = {isinstance(item.score, Ordinal) for item in items}
+    if len(shapes) > 1:
+        raise InputError("budget: a ranking is ordinal throughout or nowhere")
+    target = budget.keep * total
+    parts = _share(items, target) if shapes == {True} else _trade(items, target)
+    achieved = sum(_macs(item, parts.get(item.key)) for item in items) / total
+    if abs(achieved / budget.keep - 1) > tolerance:
+        least = sum(_least(item) for item in items) / total
+        why = f"the smallest reachable is {least:.4f}" if least > budget.keep else f"the nearest plan keeps {achieved:.4f}"
+        raise InputError(f"budget: {budget.keep:g} of the FLOPs of {budget.units} in scope {budget.scope}: {why}")
+    return Plan(parts, budget.keep, achieved)
+
+
+def _check(block: str, kind: Kind, count: int, score: Score) -> None:
+    values = score.damage if isinstance(score, Additive) else score.order if isinstance(score, Ordinal) else None
+    if values is not None and len(values) != count:
+        raise InputError(f"ranking: {len(values)} scores for {count} units ({kind} of {block})")
+    numbers = values if values is not None else [p.loss for p in score.points]  # type: ignore[union-attr]
+    if any(value != value or abs(value) == float("inf") for value in numbers):
+        raise InputError(f"ranking: a score of the {kind} of {block} is not finite")
+
+
+def _macs(item: _Item, part: Keep | Choice | None) -> int:
+    if part is None:
+        return item.full
+    if isinstance(part, Keep):
+        return len(part.indices) * item.unit
+    assert isinstance(item.score, Options)
+    return item.option_macs(item.score.points[part.position])
+
+
+def _least(item: _Item) -> int:
+    if isinstance(item.score, Options):
+        return min(item.option_macs(point) for point in item.score.points)
+    return item.unit
+
+
+def _best(values: tuple[float, ...], number: int) -> Keep:
+    """The `number` largest, ties going to the lower index."""
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    return Keep(tuple(sorted(order[:number])))
+
+
+# --- ordinal: the same share everywhere -------------------------------------------------------------------
+
+
+def _share(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
+    """Every item keeps the same share of its units; what one rounds off is spread over those that follow, finest last."""
+    parts: dict[tuple[str, Kind], Keep | Choice] = {}
+    left, rest = target, float(sum(item.full for item in items))
+    for item in sorted(items, key=lambda item: -item.unit):
+        kept = min(item.count, max(1, round(item.count * left / rest)))
+        left, rest = left - kept * item.unit, rest - item.full
+        assert isinstance(item.score, Ordinal)
+        parts[item.key] = _best(item.score.order, kept)
+    return parts
+
+
+# --- additive and options: one currency -------------------------------------------------------------------
+
+
+def hull(points: list[tuple[float, float]]) -> list[int]:
+    """Positions of the lower convex hull of (cost, loss) points that are given in order of falling cost."""
+    chain: list[int] = []
+    for i, (x, y) in enumerate(points):
+        while len(chain) > 1:
+            (x0, y0), (x1, y1) = points[chain[-2]], points[chain[-1]]
+            if (y1 - y0) * (x0 - x) < (y - y0) * (x0 - x1):
+                break
+            chain.pop()
+        chain.append(i)
+    return chain
+
+
+def _trade(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
+    """Cut least damage per multiply-add first until the target is met, then give back what best fills the gap."""
+    ladders = [_ladder(item) for item in items]
+    at = [0] * len(items)
+    total = sum(ladder[0][0] for ladder in ladders)
+    steps = []
+    for place, ladder in enumerate(ladders):
+        corners = hull(ladder)
+        for n, (a, b) in enumerate(zip(corners, corners[1:], strict=False)):
+            slope = (ladder[b][1] - ladder[a][1]) / (ladder[a][0] - ladder[b][0])
+            steps.append((slope, place, n, b))
+    for _, place, _, rung in sorted(steps):
+        if total <= target:
+            break
+        total += ladders[place][rung][0] - ladders[place][at[place]][0]
+        at[place] = rung
+    while True:
+        moves = []
+        for place, ladder in enumerate(ladders):
+            cost, loss = ladder[at[place]]
+            if (rung := _reach(ladder, cost + target - total)) < at[place]:
+                moves.append(((loss - ladder[rung][1]) / (ladder[rung][0] - cost), place, rung))
+        if not moves:
+            break
+        _, place, rung = max(moves)
+        total += ladders[place][rung][0] - ladders[place][at[place]][0]
+        at[place] = rung
+    _fit(ladders, at, target, total)
+    return {item.key: _part(item, rung) for item, rung in zip(items, at, strict=True)}
+
+
+def _reach(ladder: list[tuple[float, float]], cost: float) -> int:
+    """The highest rung that costs at most `cost`."""
+    return bisect.bisect_left(ladder, -cost, key=lambda rung: -rung[0])
+
+
+def _fit(ladders: list[list[tuple[float, float]]], at: list[int], target: float, total: float) -> None:
+    """Where the steps are so coarse that a gap remains: the exchange between two items that closes it at the least loss."""
+    slack = TOLERANCE / 2 * target
+    if target - total <= slack:
+        return
+    best: tuple[float, int, int, int, int] | None = None
+    for giver, lower in enumerate(ladders):
+        for rung in range(at[giver], len(lower)):
+            freed = target - total + slack + lower[at[giver]][0] - lower[rung][0]
+            for taker, ladder in enumerate(ladders):
+                cost, loss = ladder[at[taker]]
+                up = _reach(ladder, cost + freed)
+                if taker == giver or up > at[taker] or freed - (ladder[up][0] - cost) > 2 * slack:
+                    continue
+                change = lower[rung][1] - lower[at[giver]][1] + ladder[up][1] - loss
+                best = min(best or (math.inf, 0, 0, 0, 0), (change, giver, rung, taker, up))
+    if best:
+        _, giver, at_giver, taker, at_taker = best
+        at[giver], at[taker] = at_giver, at_taker
+
+
+def _order(item: _Item) -> list[int]:
+    """Units or options in the order in which they are taken: units by damage (ties: lower index), options by falling cost."""
+    if isinstance(item.score, Options):
+        points = item.score.points
+        best: list[int] = []  # options that cost less than every one that loses less or as much
+        for i in sorted(range(len(points)), key=lambda i: (points[i].token_macs, points[i].loss)):
+            if not best or points[i].loss < points[best[-1]].loss:
+                best.append(i)
+        return best[::-1]
+    assert isinstance(item.score, Additive)
+    return sorted(range(item.count), key=lambda i: (item.score.damage[i], i))  # type: ignore[union-attr]
+
+
+def _ladder(item: _Item) -> list[tuple[float, float]]:
+    """(cost, loss) of an item from whole to its least, one rung a unit or option; its last unit stays."""
+    order = _order(item)
+    if isinstance(item.score, Options):
+        return [(item.option_macs(item.score.points[i]), item.score.points[i].loss) for i in order]
+    assert isinstance(item.score, Additive)
+    losses = itertools.accumulate((item.score.damage[i] for i in order[:-1]), initial=0.0)
+    return [(item.full - n * item.unit, loss) for n, loss in enumerate(losses)]
+
+
+def _part(item: _Item, rung: int) -> Keep | Choice:
+    order = _order(item)
+    if isinstance(item.score, Options):
+        return Choice(order[rung], item.score.points[order[rung]].label)
+    return Keep(tuple(sorted(order[rung:])))

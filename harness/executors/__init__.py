@@ -1,0 +1,1 @@
+"""Where trials run: `local` in worker processes of this machine."""

@@ -1,0 +1,99 @@
+"""Runs trials one after the other in a worker process that is reused, and replaced when it dies.
+
+    for record, samples in run(trials, device="cpu", progress=print): ...
+
+The worker sends finished records back; the caller writes them. With `inline` there is no second process.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from harness.types import Trial
+
+Progress = Callable[[str], None]
+Result = tuple[dict[str, Any], pyarrow.Table | None]
+
+
+def run(
+    trials: Iterable[Trial], *, device: str = "cpu", inline: bool = False, progress: Progress = lambda text: None
+) -> Iterator[Result]:
+    """Yield the record and samples of each trial, in order. A worker that dies leaves a failure record behind."""
+    if inline:
+        from harness.runner import Worker
+
+        yield from map(Worker(device, progress).run, trials)
+        return
+    process: _Process | None = None
+    try:
+        for trial in trials:
+            process = process or _Process(device)
+            try:
+                yield process.run(trial, progress)
+            except EOFError:
+                yield process.obituary(trial), None
+                process = None
+    finally:
+        if process:
+            process.stop()
+
+
+class _Process:
+    def __init__(self, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, device), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def run(self, trial: Trial, progress: Progress) -> Result:
+        self.pipe.send(trial)
+        while True:
+            kind, content = self.pipe.recv()
+            if kind == "progress":
+                progress(content)
+            elif kind == "error":
+                raise content
+            else:
+                made, samples = content
+                return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
+
+    def obituary(self, trial: Trial) -> dict[str, Any]:
+        """A failure record for the trial during which the worker died."""
+        from harness.runner import failed
+
+        self.process.join()
+        code = self.process.exitcode
+        reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
+        return failed(trial, "WorkerDied", f"the worker process was {reason}; out of memory is a common cause", "worker")
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.join(timeout=5)
+        self.process.kill()
+
+
+def _serve(pipe: Connection, device: str) -> None:
+    """The worker process: trials in, records out, until the pipe closes."""
+    from harness.runner import Worker
+
+    worker = Worker(device, lambda text: pipe.send(("progress", text)))
+    while True:
+        try:
+            trial = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        made, samples = worker.run(trial)
+        buffer = None
+        if samples is not None:
+            sink = io.BytesIO()
+            pyarrow.parquet.write_table(samples, sink)
+            buffer = sink.getvalue()
+        pipe.send(("result", (made, buffer)))

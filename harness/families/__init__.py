@@ -1,0 +1,101 @@
+"""Model families, one file each under transformers' model-type name, and the one way to load any of them.
+
+    vlm = load("path/to/checkpoint")           # or a hub id
+
+A family file says where the blocks of its architecture are: `blocks(model)`, `extents(model, inputs)`, `stages(model, inputs)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from harness.types import VLM, InputError
+
+
+def names() -> list[str]:
+    """The supported model types."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def family(model_type: str) -> Any:
+    """The module of a model type. Raises InputError listing the supported ones."""
+    if model_type not in names():
+        raise InputError(f"model type {model_type!r} is not supported; supported: {', '.join(names())}")
+    return importlib.import_module(f"harness.families.{model_type}")
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    attention: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    name: str | None = None,
+) -> VLM:
+    """Load a checkpoint folder or hub id as a VLM in evaluation mode.
+
+    Raises InputError naming what is missing: the folder, its config, its processor, or a supported model type.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
+        raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
+    folder = Path(source)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+        raise InputError(f"model {source}: no such folder, and not a hub id of the form owner/name")
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **hub)
+        made = family(config.model_type)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, dtype), attn_implementation=attention, **hub
+        )
+        processor = AutoProcessor.from_pretrained(source, **hub)
+    except OSError as error:
+        raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
+    model = model.to(device).eval().requires_grad_(False)
+    return VLM(
+        name=name or str(source),
+        family=config.model_type,
+        model=model,
+        processor=processor,
+        blocks=made.blocks(model),
+        weights_hash=weights_hash(model),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"model {folder}: config.json is missing; a transformers checkpoint folder has one")
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a transformers config with a model_type") from error
+    if model_type not in names():
+        raise InputError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(names())}")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise InputError(f"model {folder}: no processor (preprocessor_config.json or processor_config.json is missing)")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"model {folder}: no *.safetensors weights; other formats are not read")
+
+
+def weights_hash(model: Any) -> str:
+    """First 16 hex digits of the SHA-256 over all parameters, by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,237 @@
+"""Trial records: one JSON file per trial, and the samples it is made of beside it as parquet.
+
+    python -c "from harness.record import load; print(len(load('results/demo')[0]), 'records')"
+
+A record is everything that is kept of a trial; tables, plots and gates are made from records alone. So nothing is
+written that could not be read again: both ends check the same schema, NaN and infinity have no place in it, and a
+file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from harness.types import InputError, Scope, UnitKinds
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SCHEMA = 1
+
+# --- the schema: what readers rely on; a record may hold more -----------------------------------------------
+
+Number = float | None
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Trial(TypedDict):
+    board: str
+    model: str
+    method: str
+    title: str
+    variant: str
+    options: dict[str, Any]
+    role: Literal["studied", "reference"]
+    regime: str
+    tuning: str
+    units: UnitKinds
+    scope: Scope
+    budget: Annotated[float, Field(gt=0, le=1)]
+    seed: int
+    tasks: list[str]
+    split: str
+    limit: int | None
+    dtype: str
+    calibration: dict[str, Any]
+
+
+class _Kept(TypedDict, total=False):
+    kept: Number
+
+
+class _Flops(_Kept, total=False):
+    reduction: Number
+    total: _Kept
+    params: _Kept
+
+
+class _Latency(TypedDict, total=False):
+    speedup: Number
+    speedup_lo: Number
+    speedup_hi: Number
+
+
+class _Task(TypedDict):
+    accuracy: Share
+    lo: NotRequired[Number]
+    hi: NotRequired[Number]
+    n: NotRequired[int]
+    images: NotRequired[int]
+
+
+class _Accuracy(TypedDict):
+    mean: Share
+    lo: NotRequired[Number]
+    hi: NotRequired[Number]
+    tasks: NotRequired[dict[str, _Task]]
+
+
+class _Floor(TypedDict):
+    mean: Share
+
+
+class _Floors(TypedDict, total=False):
+    blank: _Floor
+
+
+class _Metrics(TypedDict, total=False):
+    flops: _Flops
+    latency: _Latency
+    accuracy: _Accuracy
+    floors: _Floors
+
+
+class _Error(TypedDict):
+    type: str
+    message: str
+    phase: NotRequired[str | None]
+
+
+class _Record(TypedDict):
+    schema: int
+    id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    status: Literal["ok", "failed"]
+    error: _Error | None
+    trial: _Trial
+    plan: NotRequired[dict[str, Any] | None]
+    metrics: NotRequired[_Metrics | None]
+    cost: NotRequired[dict[str, Any] | None]
+    log: NotRequired[dict[str, Any] | None]
+    env: dict[str, Any]
+    code: dict[str, Any]
+    hashes: dict[str, Any]
+
+
+_SCHEMA = TypeAdapter(_Record)
+
+
+# --- in and out ---------------------------------------------------------------------------------------------
+
+
+def trial_id(mapping: Mapping[str, Any]) -> str:
+    """The id of a trial: 16 hex digits of the SHA-256 of its canonical JSON, whatever the order of its keys."""
+    text = json.dumps(dict(mapping), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write(folder: Path | str, record: Mapping[str, Any], samples: pyarrow.Table | None = None) -> Path:
+    """Write `<id>.json` and, if there are samples, `<id>.parquet` into `folder`, atomically; returns the JSON's path.
+
+    The samples come first, so a record that is there has its samples; their SHA-256 goes into `hashes.samples`.
+    Raises InputError if the folder cannot be written or the record does not fit the schema, ValueError on NaN.
+    """
+    folder = Path(folder)
+    record = dict(record)
+    path = folder / f"{record.get('id')}.json"
+    table = path.with_suffix(".parquet")
+    _check(json.loads(_dumps(record)), path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if samples is None:
+            table.unlink(missing_ok=True)  # of an earlier run of the same trial
+        else:
+            from pyarrow import parquet
+
+            _put(table, lambda temporary: parquet.write_table(samples, temporary))
+            record["hashes"] = {**record["hashes"], "samples": hashlib.sha256(table.read_bytes()).hexdigest()}
+        text = _dumps(record)
+        _put(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    except OSError as error:
+        raise InputError(plain(f"{folder}: cannot write records there: {error.strerror or error}")) from error
+    return path
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """The record in this file, checked.
+
+    Raises InputError, one line naming file and key, if it is not a record or was made by a newer version.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
+    except OSError as error:
+        raise InputError(plain(f"{path}: cannot read the record: {error.strerror or error}")) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(plain(f"{path}: not a record: not valid JSON: {error}")) from error
+    return _check(record, path)
+
+
+def load(folder: Path | str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of a board's folder in the order of their names, and one line for each file that is not one."""
+    records, problems = [], []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            records.append(read(path))
+        except InputError as problem:
+            problems.append(str(problem))
+    return records, problems
+
+
+def plain(text: str) -> str:
+    """Text of a record, safe to print: control characters become spaces, runs of space collapse to one."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def _check(record: Any, path: Path) -> dict[str, Any]:
+    def problem(text: str) -> InputError:
+        return InputError(plain(f"{path}: {text}"))
+
+    if not isinstance(record, dict):
+        raise problem(f"not a record: a JSON object is needed, not a {type(record).__name__}")
+    schema = record.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise problem(f"schema: made by a newer version ({schema}; this one reads up to {SCHEMA})")
+    if isinstance(schema, bool) or schema != SCHEMA:
+        raise problem(f"schema: must be {SCHEMA}, not {json.dumps(schema)}")
+    try:
+        _SCHEMA.validate_python(record, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise problem(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if record["id"] != path.stem:
+        raise problem(f"id: {record['id']} is not the file's name")
+    if (record["status"] == "failed") != (record["error"] is not None):
+        raise problem(f"error: does not go with status {record['status']}")
+    return record
+
+
+def _dumps(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _put(path: Path, fill: Callable[[Path], object]) -> None:
+    """Have `fill` write a temporary neighbour of `path`, flush it to disk and move it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fill(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

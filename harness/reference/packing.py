@@ -1,0 +1,173 @@
+"""Training batches: one image with all its questions packed into one sequence that is encoded once.
+
+Every question sees the image and itself, never another question: positions restart after the image and attention is
+confined (attention.py), so a packed question is computed exactly as if it were asked alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from harness.reference.model import MERGE, PATCH, SUFFIX
+from harness.reference.questions import ask
+from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, objects_scene, render, text_scene
+
+IGNORED = -100
+# What the trainer's own read-outs are asked about every merged patch: what is centred in it, and where it is.
+CELL_CLASSES = {
+    "shape": len(SHAPES) + 2,
+    "colour": len(COLOURS) + 1,
+    "size": len(SIZES) + 1,
+    "word": len(WORDS) + 1,
+    "tens": 11,
+    "ones": 11,
+    "row": 12,
+    "column": 12,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its questions (form, text, answer), and the scene it was drawn from where there is one."""
+
+    image: Image.Image
+    questions: tuple[tuple[str, str, str], ...]
+    scene: Scene | None = None
+
+
+def draw_example(seed: str, difficulty: float = 1.0, number: int = 10) -> Example:
+    """The example of a seed: half are shapes (questions of two tasks), half signs. `difficulty` 0 to 1 crowds the scene."""
+    rng = random.Random(seed)
+    if rng.random() < 0.6:
+        scene = objects_scene(rng, least=2 + round(difficulty), most=3 + round(5 * difficulty))
+        tasks = {"mini_gqa": number - number // 3, "mini_vqav2": number // 3}
+    else:
+        scene = text_scene(rng, signs=1 + round(2 * difficulty), distractors=round(2 * difficulty))
+        tasks = {"mini_textvqa": number // 2}
+    questions = [(f"{t}.{q.form}", q.text, q.answer) for t, n in tasks.items() for q in ask(scene, t, rng, n)]
+    return Example(render(scene), tuple(questions), scene)
+
+
+def _cells(scene: Scene | None, rows: int, columns: int) -> torch.Tensor:
+    """Targets of the read-outs, (rows * columns, len(CELL_CLASSES)); IGNORED throughout without a scene."""
+    if scene is None:
+        return torch.full((rows * columns, len(CELL_CLASSES)), IGNORED)
+    cells = torch.zeros(rows, columns, len(CELL_CLASSES), dtype=torch.long)
+    cells[..., 6], cells[..., 7] = torch.arange(rows)[:, None], torch.arange(columns)
+    edge = PATCH * MERGE
+    for thing in scene.things:
+        number = thing.text.isdigit()
+        cells[int(thing.y) // edge, int(thing.x) // edge, :6] = torch.tensor(
+            [
+                1 + (*SHAPES, "sign").index(thing.shape),
+                1 + list(COLOURS).index(thing.colour),
+                1 + list(SIZES).index(thing.size),
+                1 + WORDS.index(thing.text) if thing.text in WORDS else 0,
+                1 + int(thing.text[0]) if number else 0,
+                1 + int(thing.text[1]) if number else 0,
+            ]
+        )
+    return cells.flatten(0, 1)
+
+
+class Packer:
+    """Turns examples into tensors with a model's own processor and chat template."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
+        rendered = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        head, self.tail = rendered.split("\0")
+        before, after = head.split(processor.image_token)
+        self.before, self.after = self._ids(before), self._ids(after)
+        self._cache: dict[str, list[int]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _cached(self, text: str) -> list[int]:
+        if text not in self._cache:
+            if len(self._cache) > 200_000:
+                self._cache.clear()
+            self._cache[text] = self._ids(text)
+        return self._cache[text]
+
+    def pack(self, examples: Sequence[Example], suffix: Sequence[bool]) -> dict[str, Any]:
+        """A batch: ids, labels (n, length), positions (3, n, length), valid starts, patches, grid, cell targets, shape, forms."""
+        images = self.processor.image_processor(images=[e.image.convert("RGB") for e in examples], return_tensors="pt")
+        tokenizer = self.processor.tokenizer
+        starts, cells, replies = [], [], []
+        for example, (_, high, wide), suffixed in zip(examples, images["image_grid_thw"].tolist(), suffix, strict=True):
+            high, wide = high // MERGE, wide // MERGE
+            begin, resume = len(self.before), len(self.before) + max(high, wide)
+            ids = self.before + [self.processor.image_token_id] * (high * wide) + self.after
+            grid = torch.stack(torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")).flatten(1) + begin
+            picture = torch.cat([torch.full((1, high * wide), begin), grid])
+            after = torch.arange(resume, resume + len(self.after)).expand(3, -1)
+            starts.append((ids, torch.cat([torch.arange(begin).expand(3, -1), picture, after], 1)))
+            cells.append(_cells(example.scene, high, wide))
+            end = (SUFFIX if suffixed else "") + self.tail
+            replies.append([(self._cached(q + end), self._cached(a + tokenizer.eos_token)) for _, q, a in example.questions])
+        start = max(len(ids) for ids, _ in starts)
+        count = max(len(own) for own in replies)
+        size = max((len(prompt) + len(reply) for own in replies for prompt, reply in own), default=0)
+        shape = (len(examples), start + count * size)
+        batch: dict[str, Any] = {
+            "ids": torch.full(shape, tokenizer.pad_token_id),
+            "labels": torch.full(shape, IGNORED),
+            "positions": torch.zeros(3, *shape, dtype=torch.long),
+            "valid": torch.zeros(len(examples), start, dtype=torch.bool),
+            "patches": images["pixel_values"],
+            "grid": images["image_grid_thw"],
+            "cells": torch.cat(cells),
+            "shape": (start, count, size),
+            "forms": [[form for form, *_ in example.questions] for example in examples],
+        }
+        for row, ((ids, positions), own) in enumerate(zip(starts, replies, strict=True)):
+            batch["ids"][row, : len(ids)] = torch.tensor(ids)
+            batch["positions"][:, row, : len(ids)] = positions
+            batch["valid"][row, : len(ids)] = True
+            resume = int(positions[0, -1]) + 1
+            for number, (prompt, reply) in enumerate(own):
+                at = start + number * size
+                end = at + len(prompt) + len(reply)
+                batch["ids"][row, at:end] = torch.tensor(prompt + reply)
+                batch["labels"][row, end - len(reply) : end] = torch.tensor(reply)
+                batch["positions"][:, row, at:end] = torch.arange(resume, resume + end - at)
+        return batch
+
+
+class SceneBatches(Dataset):
+    """Batch i of the endless stream of a seed; difficulty grows over the first `ramp` images."""
+
+    def __init__(self, packer: Packer, size: int, seed: str, ramp: int, suffix: float) -> None:
+        self.packer, self.size, self.seed, self.ramp, self.suffix = packer, size, seed, ramp, suffix
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        difficulty = min(1.0, index * self.size / self.ramp) if self.ramp else 1.0
+        examples = [draw_example(f"{self.seed}/{index}/{i}", difficulty) for i in range(self.size)]
+        rng = random.Random(f"{self.seed}/{index}")
+        return self.packer.pack(examples, [rng.random() < self.suffix] * self.size)
+
+
+class ExampleBatches(Dataset):
+    """Batch i of a fixed list of examples, reshuffled every epoch."""
+
+    def __init__(self, packer: Packer, size: int, seed: str, examples: Sequence[Example]) -> None:
+        self.packer, self.size, self.seed, self.examples = packer, size, seed, examples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.packer.pack(list(self._draw(index)), [True] * self.size)
+
+    def _draw(self, index: int) -> Iterator[Example]:
+        for number in range(index * self.size, (index + 1) * self.size):
+            epoch, place = divmod(number, len(self.examples))
+            order = random.Random(f"{self.seed}/{epoch}").sample(range(len(self.examples)), len(self.examples))
+            yield self.examples[order[place]]

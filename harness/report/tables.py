@@ -1,0 +1,293 @@
+"""Records as one table per board, and that table as Markdown for people.
+
+    python -c "from harness.record import load; from harness.report.tables import board_frame; \
+               print(board_frame(load('results/demo')[0]))"
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from harness.record import plain
+from harness.types import SCOPES, UNIT_KINDS
+
+# Trials are compared only where all of these agree; a board normally has one setting.
+SETTING = ("model", "tasks", "split", "limit", "dtype")
+
+# Column -> where it stands in a record's metrics.
+MEASURED = {
+    "flops_kept": ("flops", "kept"),
+    "flops_reduction": ("flops", "reduction"),
+    "params_kept": ("flops", "params", "kept"),
+    "latency_speedup": ("latency", "speedup"),
+    "speedup_lo": ("latency", "speedup_lo"),
+    "speedup_hi": ("latency", "speedup_hi"),
+    "accuracy": ("accuracy", "mean"),
+    "accuracy_lo": ("accuracy", "lo"),
+    "accuracy_hi": ("accuracy", "hi"),
+    "total_flops_kept": ("flops", "total", "kept"),
+    "blank_accuracy": ("floors", "blank", "mean"),
+}
+IDENTITY = ("board", "model", "method", "variant", "role", "regime", "tuning", "units", "scope", "budget", "seed")
+CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
+COLUMNS = (*IDENTITY, *MEASURED, *CLOSING)  # every other column is a task's accuracy
+
+UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
+STUDIED = "◆"
+NOTHING = "–"
+
+
+Row = Mapping[Any, Any]  # a row of the frame
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What shares a pair of axes: the trials of one setting, scope and choice of unit kinds, and their dense model."""
+
+    title: str
+    dense: list[Row]
+    groups: dict[tuple[str, float], list[Row]]  # (curve, budget), larger budgets first -> one row per seed
+
+    @property
+    def studied(self) -> set[str]:
+        """The curves of the method under study."""
+        return {curve for (curve, _), rows in self.groups.items() if rows[0]["role"] == "studied"}
+
+    def level(self, column: str) -> float | None:
+        """The mean of this column over the dense model's trials; None where it was not measured."""
+        found = values(self.dense, column)
+        return fmean(found) if found else None
+
+
+def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per trial, in an order that depends on the trials alone.
+
+    Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
+    the reason as its `status` and no metric. `curve` names what differs only in budget and seed, `setting` what
+    may be compared at all.
+    """
+    calibrations: dict[str, set[str]] = {}
+    for record in records:
+        trial = record["trial"]
+        calibrations.setdefault(trial["method"], set()).add(_pairs(trial["calibration"]))
+    tasks = sorted({task for record in records for task in record["trial"]["tasks"]})
+    names = {task: _task_column(task) for task in tasks}
+    rows = [_row(record, names, len(calibrations[record["trial"]["method"]]) > 1) for record in records]
+    first = [name for name in MEASURED if name != "total_flops_kept" and name != "blank_accuracy"]
+    columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING]
+    frame = pd.DataFrame(sorted(rows, key=_order), columns=pd.Index(columns))
+    measured = [*MEASURED, *names.values(), "ranking_s", "budget"]
+    return frame.astype(dict.fromkeys(measured, "float64"))
+
+
+def task_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that hold a task's accuracy, in the frame's order."""
+    return [str(column) for column in frame.columns if column not in COLUMNS]
+
+
+def panels(frame: pd.DataFrame) -> list[Panel]:
+    """The panels of a board, in the frame's order; dense (method `none`) counts for every scope of its setting."""
+    found: dict[tuple[str, ...], Panel] = {}
+    dense: dict[str, list[Row]] = {}
+    several = len(set(frame["setting"])) > 1
+    for row in frame.to_dict("records"):
+        same = dense.setdefault(row["setting"], [])
+        if row["method"] == "none":
+            same.append(row)
+            continue
+        key = (row["setting"], row["scope"], row["units"])
+        title = f"Scope {row['scope']}, {UNITS[row['units']]}" + (f" ({row['setting']})" if several else "")
+        panel = found.setdefault(key, Panel(title, same, {}))
+        panel.groups.setdefault((row["curve"], row["budget"]), []).append(row)
+    return list(found.values())
+
+
+def values(rows: Iterable[Row], column: str) -> list[float]:
+    """What the rows have measured in this column."""
+    return [row[column] for row in rows if not math.isnan(row[column])]
+
+
+def summary(panel: Panel) -> str:
+    """The dense model and the blind floor, then methods x budgets, accuracy in points, best mean rank first."""
+    curves = sorted({curve for curve, _ in panel.groups})
+    budgets = sorted({budget for _, budget in panel.groups}, reverse=True)
+    # As shown, so that what looks like a tie is one.
+    points = {
+        key: round(100 * fmean(found), 1) for key, rows in panel.groups.items() if (found := values(rows, "accuracy"))
+    }
+    places: dict[tuple[str, float], int] = {}
+    for curve, budget in points:
+        rivals = [value for (_, other), value in points.items() if other == budget]
+        places[curve, budget] = 1 + sum(value > points[curve, budget] for value in rivals)
+
+    def standing(curve: str) -> tuple[float, str]:
+        own = [place for (name, _), place in places.items() if name == curve]
+        return (fmean(own) if own else math.inf, curve)
+
+    rows = []
+    for curve in sorted(curves, key=standing):
+        cells = [f"{STUDIED} {escape(curve)}" if curve in panel.studied else escape(curve)]
+        for budget in budgets:
+            text = _cell(panel.groups.get((curve, budget), []))
+            cells.append(f"**{text}**" if places.get((curve, budget)) == 1 else text)
+        rows.append(cells)
+    return f"{_levels(panel)}\n\n{markdown(['method', *map(_budget, budgets)], rows)}"
+
+
+def trials(frame: pd.DataFrame) -> str:
+    """Every trial as a row of one Markdown table; a column that says nothing on this board is left out."""
+    tasks = task_columns(frame)
+    rows = []
+    for row in frame.to_dict("records"):
+        name = f"{STUDIED} {escape(row['method'])}" if row["role"] == "studied" else escape(row["method"])
+        cells = {
+            "method": name,
+            "variant": escape(row["variant"]),
+            "regime": escape(row["regime"]),
+            "tuning": escape(row["tuning"]),
+            "scope": row["scope"],
+            "units": row["units"],
+            "budget": f"{row['budget']:g}",
+            "seed": str(row["seed"]),
+            "FLOPs kept": _number(row["flops_kept"], "{:.4f}"),
+            "end to end": _number(row["total_flops_kept"], "{:.4f}"),
+            "params kept": _number(row["params_kept"], "{:.3f}"),
+            "speedup": _interval(row, "latency_speedup", "speedup", "{:.2f}", 1),
+            "accuracy": _interval(row, "accuracy", "accuracy", "{:.1f}", 100),
+            **{escape(task): _number(100 * row[task], "{:.1f}") for task in tasks},
+            "ranking s": _number(row["ranking_s"], "{:.3g}"),
+            "setting": escape(row["setting"]),
+            "trial": row["trial"],
+            "status": escape(_short(row["status"], 120)),
+        }
+        rows.append(cells)
+    if not rows:
+        return "No trials."
+    silent = {"variant": "", "tuning": "none", "setting": rows[0]["setting"]}
+    shown = [key for key in rows[0] if not {row[key] for row in rows} <= {NOTHING, silent.get(key, NOTHING)}]
+    return markdown(shown, [[row[key] for key in shown] for row in rows])
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
+    """A Markdown table of cells that are escaped already: the first column to the left, the others to `others`."""
+    align = ("left", *(others,) * (len(headers) - 1))
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def escape(text: object) -> str:
+    """Text of a record as literal Markdown: no markup, no HTML, no new cell, no new line."""
+    safe = plain(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", safe)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def _row(record: Mapping[str, Any], tasks: Mapping[str, str], name_calibration: bool) -> dict[str, Any]:
+    trial, ok = record["trial"], record["status"] == "ok"
+    metrics = (record.get("metrics") or {}) if ok else {}  # a failed trial measured nothing, whatever it left behind
+    row = {key: plain(trial[key]) if isinstance(trial[key], str) else trial[key] for key in IDENTITY}
+    row |= {column: _dig(metrics, path) for column, path in MEASURED.items()}
+    row |= {column: _dig(metrics, ("accuracy", "tasks", task, "accuracy")) for task, column in tasks.items()}
+    row["ranking_s"] = _dig(record, ("cost", "ranking_s"))
+    parts = [trial["method"], trial["variant"], trial["tuning"] if trial["tuning"] != "none" else ""]
+    if name_calibration:
+        parts.append(_pairs(trial["calibration"]))
+    row["curve"] = plain(" ".join(filter(None, parts)))
+    row["setting"] = plain(_pairs({key: trial[key] for key in SETTING}))
+    row["trial"] = record["id"]
+    error = record["error"] or {}
+    row["status"] = "ok" if ok else plain(f"failed: {error['type']}: {error['message']}")
+    return row
+
+
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        row["board"],
+        row["setting"],
+        row["method"] != "none",
+        SCOPES.index(row["scope"]),
+        UNIT_KINDS.index(row["units"]),
+        row["role"] != "studied",
+        row["curve"],
+        -row["budget"],
+        row["seed"],
+        row["trial"],
+    )
+
+
+def _dig(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    """A mapping as short text: {"samples": 128, "tasks": ["a", "b"]} -> samples=128 tasks=a+b."""
+    texts = {
+        key: "+".join(map(str, value))
+        if isinstance(value, list)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value)
+        for key, value in mapping.items()
+    }
+    return " ".join(f"{key}={text}" for key, text in sorted(texts.items()))
+
+
+def _task_column(task: str) -> str:
+    name = plain(task)
+    return f"task {name}" if name in COLUMNS else name
+
+
+# --- cells --------------------------------------------------------------------------------------------------
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    """Mean over seeds in points, with half their range where there are several; what failed is said, never averaged."""
+    points, failed = values(rows, "accuracy"), sum(row["status"] != "ok" for row in rows)
+    if not points:
+        return "failed" if failed else NOTHING
+    text = f"{100 * fmean(points):.1f}"
+    if len(points) > 1:
+        text += f" ± {50 * (max(points) - min(points)):.1f}"
+    return f"{text} ({failed} failed)" if failed else text
+
+
+def _levels(panel: Panel) -> str:
+    dense, blank = panel.level("accuracy"), panel.level("blank_accuracy")
+    parts = [f"Dense **{100 * dense:.1f}**" if dense is not None else "Dense: not measured"]
+    if blank is not None:
+        parts.append(f"blind floor (image blanked) **{100 * blank:.1f}**")
+    rows = [row for group in panel.groups.values() for row in group]
+    widths = [width for row in rows if not math.isnan(width := row["accuracy_hi"] - row["accuracy_lo"])]
+    if widths:
+        parts.append(f"interval of one trial about ± {50 * median(widths):.1f}")
+    return " · ".join(parts)
+
+
+def _budget(budget: float) -> str:
+    return f"{budget:g} ({1 / budget:.3g}×)"
+
+
+def _number(value: float, form: str) -> str:
+    return NOTHING if math.isnan(value) else form.format(value)
+
+
+def _interval(row: Row, key: str, stem: str, form: str, scale: float) -> str:
+    lo, hi = row[f"{stem}_lo"], row[f"{stem}_hi"]
+    text = _number(scale * row[key], form)
+    return text if math.isnan(lo + hi) else f"{text} [{form.format(scale * lo)}, {form.format(scale * hi)}]"
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,164 @@
+"""A board file, validated, and the trials it stands for: pure data.
+
+    board = read("demo"); [trial.method for trial in board.trials()]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness import record, registry, tasks
+from harness.types import InputError, Scope, Trial, UnitKinds
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """A contestant on a board: a method with options and a number of seeds."""
+
+    method: str
+    options: dict[str, Any] = {}
+    seeds: Count = 1
+
+
+class Calibration(_Strict):
+    """Where statistics come from: this many questions, drawn evenly from these tasks' calibration split."""
+
+    samples: Count = 128
+    tasks: tuple[str, ...] = ()  # empty: the board's tasks
+    split: str = "calibration"
+
+
+class Latency(_Strict):
+    batches: tuple[Count, ...] = (1, 8)
+    repeats: Annotated[int, Field(ge=3)] = 20
+
+
+class ReferenceInput(_Strict):
+    """The one input whose FLOPs are counted and which is timed."""
+
+    image: tuple[Count, Count] = (448, 448)
+    text: str = "What is in the picture?"
+
+
+class Board(_Strict):
+    """What is compared: every method at every budget of every scope, on one model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+    model: str
+    methods: tuple[Entry, ...] = Field(min_length=1)
+    budgets: tuple[Fraction, ...] = Field(min_length=1)
+    scopes: tuple[Scope, ...] = ("vision",)
+    units: UnitKinds = "both"
+    tasks: tuple[str, ...] = Field(min_length=1)
+    split: str = "validation"
+    limit: Count | None = None
+    metrics: tuple[str, ...] = ("flops", "latency", "accuracy")
+    floors: bool = True  # also score the dense model with the image blanked
+    calibration: Calibration = Calibration()
+    latency: Latency = Latency()
+    reference_input: ReferenceInput = ReferenceInput()
+    dtype: str = "float32"
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """A bare name is an entry without options."""
+        return [{"method": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order in which they run: one ranking's budgets stay together, dense comes first."""
+        common = {
+            "board": self.name,
+            "model": self.model,
+            "units": self.units,
+            "tasks": self.tasks,
+            "split": self.split,
+            "limit": self.limit,
+            "calibration": {**self.calibration.model_dump(), "tasks": self.calibration.tasks or self.tasks},
+            "latency": self.latency.model_dump(),
+            "reference_input": self.reference_input.model_dump(),
+            "dtype": self.dtype,
+        }
+        dense = (*self.metrics, "floors") if self.floors and "accuracy" in self.metrics else self.metrics
+        made = [
+            Trial(method="none", options={}, scope="all", budget=1.0, seed=0, metrics=dense, **{**common, "units": "both"})
+        ]
+        for entry in self.methods:
+            if entry.method == "none":
+                continue
+            options = registry.method(entry.method).check(entry.options, f"board {self.name}: ")
+            for seed in range(entry.seeds):
+                for scope in self.scopes:
+                    for budget in self.budgets:
+                        made.append(
+                            Trial(
+                                method=entry.method,
+                                options=options,
+                                scope=scope,
+                                budget=budget,
+                                seed=seed,
+                                metrics=self.metrics,
+                                **common,
+                            )
+                        )
+        return made
+
+
+def trial_id(trial: Trial) -> str:
+    """The id a trial's record is stored under."""
+    return record.trial_id(dataclasses.asdict(trial))
+
+
+def read(name: str, **overrides: Any) -> Board:
+    """A shipped board or a YAML file, with top-level keys overridden (`limit=50`).
+
+    Raises InputError naming the file and key: not YAML, not a mapping, empty, an unknown key, method, task, metric or
+    model, a budget outside (0, 1].
+    """
+    path = registry.board(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"board {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"board {path}: {'empty' if content is None else 'not a mapping of keys'}; see `infoprune list boards`")
+    return check({**content, **overrides}, path)
+
+
+def check(content: Mapping[str, Any], path: Path) -> Board:
+    """Validate a board's content; see `read` for what is raised."""
+    for key in content:
+        if key not in Board.model_fields:
+            raise InputError.unknown("key", key, Board.model_fields, f"board {path}: ")
+    try:
+        board = Board.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r:.80})"
+        raise InputError(f"board {path}: {key}: {first['msg']}{given}") from error
+    where = f"board {path}: "
+    for entry in board.methods:
+        if entry.method not in registry.methods():
+            raise InputError.unknown("method", entry.method, registry.methods(), where + "methods: ")
+    for metric in board.metrics:
+        if metric not in registry.metrics():
+            raise InputError.unknown("metric", metric, registry.metrics(), where + "metrics: ")
+    try:
+        registry.model(board.model)
+        tasks.require([*board.tasks, *board.calibration.tasks])
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
+    return board

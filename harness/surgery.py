@@ -1,0 +1,90 @@
+"""The only code that changes a model's structure: a plan in, the same model with physically smaller modules out.
+
+    pruned = apply(vlm, plan, ranking)
+
+The dense model is left untouched; what the plan does not name is shared with it, not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from harness.types import VLM, Block, Choice, Keep, LowRank, Options, Plan, Ranking, Units
+
+
+class LowRankLinear(nn.Module):
+    """Two Linears in place of one: (..., in) to (..., rank) to (..., out)."""
+
+    def __init__(self, factors: LowRank, like: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.down = _linear(factors.down.to(like.weight), None)
+        self.up = _linear(factors.up.to(like.weight), None if factors.bias is None else factors.bias.to(like.weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(x))
+
+
+def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
+    """Cut the model down to what the plan keeps.
+
+    Raises KeyError when the plan chooses an option that the ranking does not hold.
+    """
+    shared = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
+    model = copy.deepcopy(vlm.model, memo=shared)
+    for (name, kind), part in plan.parts.items():
+        block = vlm.block(name)
+        if isinstance(part, Keep):
+            if len(part.indices) < block.units(kind).count:
+                _keep(model, block.units(kind), part.indices)
+        else:
+            _replace(model, block, part, ranking)
+    from harness.families import family
+
+    return dataclasses.replace(vlm, model=model, blocks=family(vlm.family).blocks(model))
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return made
+
+
+def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _keep(model: nn.Module, units: Units, kept: Sequence[int]) -> None:
+    """Remove the rows and columns of all units but the kept ones."""
+    device = next(model.parameters()).device
+
+    def spread(offset: int, width: int) -> torch.Tensor:
+        starts = torch.tensor(list(kept), device=device) * width + offset
+        return (starts[:, None] + torch.arange(width, device=device)).flatten()
+
+    for path in dict.fromkeys(rows.module for rows in units.producers):
+        linear = model.get_submodule(path)
+        index = torch.cat([spread(rows.offset, rows.width) for rows in units.producers if rows.module == path])
+        bias = None if linear.bias is None else linear.bias[index]
+        _set(model, path, _linear(linear.weight[index], bias))
+    linear = model.get_submodule(units.consumer)
+    _set(model, units.consumer, _linear(linear.weight[:, spread(0, units.width)], linear.bias))
+    for path, attribute, amount in units.sizes:
+        setattr(model.get_submodule(path), attribute, amount * len(kept))
+
+
+def _replace(model: nn.Module, block: Block, choice: Choice, ranking: Ranking) -> None:
+    score = ranking.scores[block.name, "ffn"]
+    if not isinstance(score, Options):
+        raise KeyError(f"the plan chooses an option for {block.name}, the ranking offers none")
+    make = score.points[choice.position].make
+    for path, factors in (make() if make else {}).items():
+        _set(model, path, LowRankLinear(factors, model.get_submodule(path)))

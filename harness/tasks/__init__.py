@@ -1,0 +1,230 @@
+"""Question sets: names, validation, calibration samples and the evaluation of a model on them.
+
+    result, samples = evaluate(vlm, ["mini_vqav2", "my.parquet"], split="validation", limit=600)
+
+A task is a shipped name, a parquet file or folder (see `harness.tasks.data` for the columns), or the name of one of
+lmms-eval's own tasks. lmms-eval and torch are imported by the first call that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from harness import stats
+from harness.tasks import data
+from harness.tasks.data import SPLITS as SPLITS
+from harness.tasks.data import check as check
+from harness.types import VLM, InputError, Sample
+
+if TYPE_CHECKING:
+    from harness.tasks.suite import Suite
+
+MINI = Path(__file__).parent / "mini"
+
+
+def names() -> list[str]:
+    """The shipped tasks."""
+    return sorted(path.stem for path in MINI.glob("*.yaml"))
+
+
+def describe() -> dict[str, str]:
+    """The shipped tasks with a line about each."""
+    return {name: _definition(name)["metadata"]["description"] for name in names()}
+
+
+def require(tasks: Sequence[str]) -> None:
+    """Raise InputError unless every task exists and, for a parquet file or folder, every row of it is sound."""
+    for task in tasks:
+        path = _path(task)
+        if path is not None and task not in names():
+            check(path)
+
+
+def subset(task: str, split: str, limit: int | None) -> list[int]:
+    """The rows that `evaluate` asks: exactly `limit` (None: all), whole images in the order of their hash."""
+    return list(_source(task, split, limit).indices)
+
+
+def data_hash(tasks: Sequence[str], split: str, limit: int | None) -> str:
+    """SHA-256 over the files' bytes and the chosen rows; a task of lmms-eval counts by its documents' fingerprint."""
+    digest = sha256()
+    for task in tasks:
+        if _path(task) is None:
+            own = _suite((task,), split, limit, ((0, 0),)).tasks[task]
+            digest.update(repr((task, own.eval_docs._fingerprint)).encode())
+        else:
+            source = _source(task, split, limit)
+            digest.update(repr((data.content_hash(source.path), source.indices)).encode())
+    return digest.hexdigest()
+
+
+def samples(tasks: Sequence[str], split: str, n: int, seed: int) -> list[Sample]:
+    """`n` questions with their most common answer, as many from each task, in turns; the prompt is evaluation's own.
+
+    The draw depends on the ids and the seed only. Raises InputError if a task has too few questions.
+    """
+    suite = _suite(tuple(tasks), split, None, _stamps(tasks, split))
+    turns: list[list[tuple[str, int]]] = []
+    for place, task in enumerate(tasks):
+        share = n // len(tasks) + (place < n % len(tasks))
+        ids = list(zip(suite.image_ids[task], suite.question_ids[task], strict=True))
+        if share > len(ids):
+            raise InputError(f"calibration.samples: {share} of {n} fall to task {task}, whose '{split}' has {len(ids)}")
+        order = sorted(range(len(ids)), key=lambda i: (sha256(repr((seed, *ids[i])).encode()).digest(), i))
+        turns.append([(task, i) for i in order[:share]])
+    drawn = [turn[i] for i in range(max(map(len, turns))) for turn in turns if i < len(turn)]
+    return [_sample(suite, task, i) for task, i in drawn]
+
+
+def evaluate(
+    vlm: VLM,
+    tasks: Sequence[str],
+    split: str = "validation",
+    limit: int | None = None,
+    *,
+    blank: bool = False,
+    batch_size: int = 64,
+    label: str = "",
+) -> tuple[dict[str, Any], pa.Table]:
+    """Answer and score the questions of every task with lmms-eval's official scorers.
+
+    Returns the accuracies, as fractions, {"mean", "lo", "hi", "tasks": {name: {"accuracy", "lo", "hi", "n",
+    "images"}}}, and a row per question: task, question_id, image_id, answer, score. The mean is over tasks; the
+    intervals are 95 % bootstraps clustered by image. `blank` shows a grey image instead of each image; `label`
+    tells variants of one model apart. Raises InputError for a task or data that cannot be used; the model's own
+    errors, and NaN logits (FloatingPointError), are passed on.
+    """
+    from harness.tasks.adapter import Adapter
+
+    suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
+    adapter = Adapter(
+        vlm, batch_size=batch_size, blank=blank, label=label, encoded=suite.encoded, image_ids=suite.image_ids
+    )
+    columns: dict[str, list[Any]] = {name: [] for name in ("task", "question_id", "image_id", "answer", "score")}
+    for task, rows in suite.run(adapter).items():
+        for doc, answer, score in rows:
+            row = (task, suite.question_ids[task][doc], suite.image_ids[task][doc], answer, score)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    return summary(pa.table(columns)), pa.table(columns)
+
+
+def summary(table: pa.Table) -> dict[str, Any]:
+    """The accuracies and intervals of a table of answers."""
+    task, image = table["task"].to_pylist(), table["image_id"].to_pylist()
+    score = table["score"].to_numpy()
+    clusters = list(zip(task, image, strict=True))
+    per_task = {}
+    for name in dict.fromkeys(task):
+        own = [i for i, other in enumerate(task) if other == name]
+        lo, hi = stats.clustered_interval(score[own], [image[i] for i in own])
+        images = len({image[i] for i in own})
+        per_task[name] = {"accuracy": float(score[own].mean()), "lo": lo, "hi": hi, "n": len(own), "images": images}
+    lo, hi = stats.clustered_interval(score, clusters, strata=task)
+    mean = float(np.mean([own["accuracy"] for own in per_task.values()]))
+    return {"mean": mean, "lo": lo, "hi": hi, "tasks": per_task}
+
+
+# --- names to data ----------------------------------------------------------------------------------------
+
+
+def _path(task: str) -> Path | None:
+    """Where a task's parquet lies; None for a task of lmms-eval; raises InputError if there is no such task."""
+    if task in names():
+        return data.REFERENCE / task
+    path = Path(task)
+    if task.endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
+        return path
+    if task in _stock():
+        return None
+    near = get_close_matches(task, [*names(), *_stock()], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"task '{task}': unknown; {hint}choose one of {', '.join(names())},"
+        " a .parquet file, a folder of them, or a task of lmms-eval"
+    )
+
+
+@lru_cache(maxsize=1)
+def _stock() -> frozenset[str]:
+    """The names of lmms-eval's own tasks, read from its definitions without importing it."""
+    spec = importlib.util.find_spec("lmms_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("lmms-eval is not installed")
+    found: set[str] = set()
+    for path in Path(spec.submodule_search_locations[0]).glob("tasks/**/*.yaml"):
+        found.update(re.findall(r"^task:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return frozenset(found)
+
+
+def _definition(name: str) -> dict[str, Any]:
+    """A shipped definition as plain data; functions are left as their names."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    return yaml.load((MINI / f"{name}.yaml").read_text(encoding="utf-8"), Loader)
+
+
+def _source(task: str, split: str, limit: int | None) -> data.Source:
+    path = _path(task)
+    if path is None:
+        raise InputError(f"task {task}: a task of lmms-eval with data of its own, not a parquet file")
+    return data.source(task, path, split, limit)
+
+
+def _stamps(tasks: Sequence[str], split: str) -> tuple[tuple[int, int], ...]:
+    """When each task's file was changed, and its size, so that a kept suite is not used after a change."""
+    paths = [_path(task) for task in tasks]
+    files = [path / f"{split}.parquet" if path is not None and path.is_dir() else path for path in paths]
+    stats = [file.stat() if file is not None and file.is_file() else None for file in files]
+    return tuple((s.st_mtime_ns, s.st_size) if s else (0, 0) for s in stats)
+
+
+@lru_cache(maxsize=2)
+def _suite(tasks: tuple[str, ...], split: str, limit: int | None, stamps: tuple[tuple[int, int], ...]) -> Suite:
+    """The loaded tasks, kept for the next trial on the same questions."""
+    for task in tasks:
+        if tasks.count(task) > 1:
+            raise InputError(f"task '{task}': named twice")
+    require(tasks)
+    from harness.tasks import suite
+
+    loaded, question_ids, image_ids = {}, {}, {}
+    for task in tasks:
+        if _path(task) is None:
+            loaded[task] = suite.stock(task, split)
+            question_ids[task], image_ids[task] = suite.restrict(loaded[task], limit)
+        else:
+            source = _source(task, split, limit)
+            loaded[task] = suite.local(source, split)
+            question_ids[task], image_ids[task] = source.question_ids, source.image_ids
+    return suite.Suite(loaded, question_ids, image_ids)
+
+
+def _sample(suite: Suite, task: str, row: int) -> Sample:
+    from harness.tasks.adapter import read
+
+    own = suite.tasks[task]
+    doc = own.eval_docs[row]
+    images, question = read(own.doc_to_messages(doc), task)
+    if len(images) != 1:
+        raise InputError(
+            f"task {task}: question {suite.question_ids[task][row]} has {len(images)} images; calibration needs 1"
+        )
+    given = doc["answers"] if "answers" in doc else [doc["answer"]]
+    answers = [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
+    return Sample(images[0], question, Counter(answers).most_common(1)[0][0], suite.question_ids[task][row])

@@ -1,0 +1,221 @@
+"""A loaded model as lmms-eval sees one: any image-text-to-text model with its processor, answering greedily.
+
+lmms_eval.evaluator.simple_evaluate(model=Adapter(vlm), tasks=[task], ...)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from PIL import Image
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from harness.prompts import encode
+from harness.types import VLM, InputError
+
+LONGEST = 16  # new tokens, the official short-answer limit
+GREY = (128, 128, 128)
+PLAIN = {"last_hidden_state", "pooler_output"}
+ROOM = 1 << 30  # bytes of encoded inputs kept for the next trial
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs of some questions. If images are shared: `distinct` holds each image once, and `order` says which
+    one stands at each place; otherwise the images are among the inputs."""
+
+    inputs: dict[str, torch.Tensor]
+    distinct: dict[str, torch.Tensor] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+
+
+class Encoded(dict[Any, Batch]):
+    """Batches kept between trials on the same questions, until the room is used up."""
+
+    size = 0
+
+    def keep(self, key: Any, batch: Batch) -> None:
+        size = sum(tensor.nbytes for tensors in (batch.inputs, batch.distinct) for tensor in tensors.values())
+        if self.size + size <= ROOM:
+            self[key] = batch
+            self.size += size
+
+
+class Finite(LogitsProcessor):
+    """Stops at NaN or +Inf: a broken model has to fail, not to score low."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if torch.isnan(scores).any() or torch.isposinf(scores).any():
+            raise FloatingPointError("the model's logits are NaN or Inf")
+        return scores
+
+
+class Adapter(lmms):
+    """lmms-eval's interface around a VLM: chat messages in, greedy answers of at most 16 tokens out.
+
+    `blank` shows a mid-grey image of the same size instead of each image. `label` tells variants of one model apart
+    (a plan's hash). `encoded` keeps model inputs between adapters of the same questions, `image_ids` (per task, by
+    document) brings questions about one image together, so that the vision tower sees it once per batch.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        batch_size: int = 64,
+        blank: bool = False,
+        label: str = "",
+        encoded: Encoded | None = None,
+        image_ids: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.batch_size = batch_size
+        self.blank = blank
+        self.label = label
+        self.encoded = Encoded() if encoded is None else encoded
+        self.image_ids = image_ids or {}
+        self.shares = shares(vlm)
+        # What prepared the inputs: the tokenizer's and image processor's settings, not the weights.
+        self.preparation = (vlm.name, repr(vlm.processor), vlm.processor.chat_template, blank, self.shares)
+        tokenizer = vlm.processor.tokenizer
+        model: Any = vlm.model
+        ends = model.generation_config.eos_token_id
+        self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        # Every setting a checkpoint's own generation config might bring is set here, so that greedy is greedy.
+        self.generation = GenerationConfig(
+            max_new_tokens=LONGEST,
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            repetition_penalty=1.0,
+            eos_token_id=sorted(self.ends),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def __repr__(self) -> str:
+        blank = ", blank" if self.blank else ""
+        return f"Adapter({self.vlm.name}, weights {self.vlm.weights_hash}, {self.label or 'as loaded'}{blank})"
+
+    def clean(self) -> None:
+        """Keep the model: it belongs to the caller, who measures it further."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise InputError(f"task {requests[0].task_name}: scores likelihoods; only tasks that generate answers can run")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise InputError(f"task {requests[0].task_name}: has several rounds; only single questions can run")
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers in the order of the requests; batches are made of prompts of similar length."""
+        images = [self._image(request) for request in requests]
+        longest: dict[Any, int] = {}
+        for image, request in zip(images, requests, strict=True):
+            longest[image] = max(longest.get(image, 0), len(request.arguments[0]))
+        order = sorted(
+            range(len(requests)), key=lambda i: (longest[images[i]], images[i], len(requests[i].arguments[0]), i)
+        )
+        answers = [""] * len(requests)
+        for start in range(0, len(order), self.batch_size):
+            chunk = order[start : start + self.batch_size]
+            for i, answer in zip(chunk, self._answer([requests[i] for i in chunk]), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _image(self, request: Instance) -> tuple[str, str]:
+        ids = self.image_ids.get(request.task_name)
+        return request.task_name, ids[int(request.doc_id)] if ids else str(request.doc_id)
+
+    def _answer(self, requests: Sequence[Instance]) -> list[str]:
+        key = (self.preparation, tuple((request.task_name, request.doc_id) for request in requests))
+        batch = self.encoded.get(key)
+        if batch is None:
+            batch = self._encode(requests)
+            self.encoded.keep(key, batch)
+        model: Any = self.vlm.model
+        inputs: dict[str, Any] = place(batch.inputs, model)
+        with torch.no_grad():
+            if batch.order:
+                seen = model.get_image_features(**place(batch.distinct, model))
+                seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
+                inputs["mm_encoder_outputs"] = {"image": seen}
+            tokens = model.generate(
+                **inputs, generation_config=self.generation, logits_processor=LogitsProcessorList([Finite()])
+            )
+        rows = tokens[:, batch.inputs["input_ids"].shape[1] :].tolist()
+        return [self._text(row, request.arguments[2]) for row, request in zip(rows, requests, strict=True)]
+
+    def _text(self, tokens: list[int], settings: dict[str, Any]) -> str:
+        """The answer up to the first end of turn, the task's own token limit, or one of its `until` strings."""
+        tokens = tokens[: min(LONGEST, settings.get("max_new_tokens", LONGEST))]
+        end = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
+        text = self.vlm.processor.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        until = settings.get("until") or []
+        for stop in [until] if isinstance(until, str) else until:
+            text = text.split(stop, 1)[0] if stop else text
+        return text.strip()
+
+    def _encode(self, requests: Sequence[Instance]) -> Batch:
+        images: list[list[Image.Image]] = []
+        texts: list[str] = []
+        for request in requests:
+            _, to_messages, _, doc_id, task, split = request.arguments
+            own, text = read(to_messages(self.task_dict[task][split][doc_id]), task)
+            images.append([Image.new("RGB", image.size, GREY) for image in own] if self.blank else own)
+            texts.append(text)
+        inputs = encode(self.vlm.processor, images, texts)
+        flat = [image for own in images for image in own]
+        if not (self.shares and flat):
+            return Batch(inputs)
+        # Sameness is decided by the pixels; ids only bring candidates together.
+        pixels = [(image.mode, image.size, image.tobytes()) for image in flat]
+        first = {content: image for content, image in zip(pixels, flat, strict=True)}
+        places = {content: i for i, content in enumerate(first)}
+        distinct = pictures(self.vlm, [[image] for image in first.values()])
+        inputs.pop("pixel_values")
+        return Batch(inputs, distinct, tuple(places[content] for content in pixels))
+
+
+def pictures(vlm: VLM, images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
+    """What the model's vision side needs of these images."""
+    inputs = encode(vlm.processor, images, [""] * len(images))
+    model: Any = vlm.model
+    return {name: inputs[name] for name in inspect.signature(model.get_image_features).parameters if name in inputs}
+
+
+def shares(vlm: VLM) -> bool:
+    """Whether image features can be computed once and handed to several questions (newer transformers, and models
+    whose features are one tensor per image and nothing else); found by trying it on two images."""
+    model: Any = vlm.model
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        return False
+    inputs = pictures(vlm, [[Image.new("RGB", (64, 64), GREY)]] * 2)
+    with torch.no_grad():
+        seen = model.get_image_features(**place(inputs, model))
+    each = seen.pooler_output
+    return "pixel_values" in inputs and isinstance(each, tuple | list) and len(each) == 2 and set(seen) <= PLAIN
+
+
+def place(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """The inputs on the model's device, floating point in its dtype."""
+    return {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+
+
+def read(messages: list[dict[str, Any]], task: str) -> tuple[list[Image.Image], str]:
+    """The images and the text of lmms-eval's chat messages; raises InputError for other media."""
+    parts = [part for message in messages for part in message["content"]]
+    media = {part["type"] for part in parts} - {"image", "text"}
+    if media:
+        raise InputError(f"task {task}: asks about {', '.join(sorted(media))}; only images and text can be shown")
+    images = [part["url"] for part in parts if part["type"] == "image"]
+    return images, "".join(part["text"] for part in parts if part["type"] == "text")

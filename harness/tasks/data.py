@@ -1,0 +1,264 @@
+"""Question sets as parquet files: where they lie, whether they are sound, which questions a split and a limit mean.
+
+    python -c "from harness.tasks import check; print(check('my.parquet'))"
+
+A set is a folder with one file per split (`validation.parquet`, `dev.parquet`, `calibration.parquet`), or one file,
+whose images are then divided by hash: a fifth for calibration, a fifth for dev, the rest for validation. The columns
+are those of VQAv2 or TextVQA (question_id, image, question, answers) or GQA's (id, image, question, answer).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageFile
+
+from harness.types import InputError
+
+REFERENCE = Path(__file__).parents[1] / "reference" / "data"
+SPLITS = ("validation", "dev", "calibration")
+COLUMNS = (
+    "question_id, image {bytes, path}, question and answers (a list of strings, or of {answer, answer_id}),"
+    " or GQA's id, image, question and answer"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of one task: the definition it is scored by, and the rows of a parquet file, as indices."""
+
+    task: str
+    form: str  # the shipped definition (mini/<form>.yaml) whose prompt and scorer it uses
+    path: Path
+    indices: tuple[int, ...]
+    question_ids: tuple[str, ...]
+    image_ids: tuple[str, ...]
+
+    def read(self) -> pa.Table:
+        """The rows with their images still encoded, in the columns question_id, image_id, image, question and answers
+        (or answer)."""
+        file = _open(self.path)
+        target = "answer" if self.form == "mini_gqa" else "answers"
+        wanted, pieces, start = set(self.indices), [], 0
+        for batch in file.iter_batches(batch_size=256, columns=["image", "question", target]):
+            own = [i for i in range(batch.num_rows) if start + i in wanted]
+            pieces.append(batch.take(pa.array(own, pa.int64())))
+            start += batch.num_rows
+        table = pa.Table.from_batches(pieces)
+        if target == "answers":
+            answers = [annotators(row) for row in table["answers"].to_pylist()]
+            table = table.set_column(table.schema.get_field_index("answers"), "answers", pa.array(answers))
+        table = table.append_column("question_id", pa.array(self.question_ids, pa.string()))
+        return table.append_column("image_id", pa.array(self.image_ids, pa.string())).replace_schema_metadata()
+
+
+def annotators(answers: list[Any]) -> list[Any]:
+    """The answers as the soft scorers need them: distinct annotators, and at least four of them.
+
+    Both score an annotator by the *other* annotators' answers, so a list of fewer than four could never score 1:
+    it is repeated to ten. VQAv2 tells annotators apart by comparing whole entries, so each gets its own number.
+    """
+    if len(answers) < 4:
+        answers = answers * math.ceil(10 / len(answers))
+    if isinstance(answers[0], str):
+        return answers
+    return [{"answer": a["answer"], "answer_id": number} for number, a in enumerate(answers, 1)]
+
+
+def source(task: str, path: Path, split: str, limit: int | None) -> Source:
+    """The questions that `choose` picks from one split of a file or folder.
+
+    Raises InputError if the file cannot be used or the split is not there.
+    """
+    file = path if path.is_file() else path / f"{split}.parquet"
+    if not file.is_file():
+        there = ", ".join(sorted(f.stem for f in path.glob("*.parquet"))) or "none"
+        raise InputError(f"task {task}: no split '{split}' ({file} is not there; splits: {there})")
+    questions, images = _ids(file, *_stamp(file))
+    part = range(len(images))
+    if file == path:
+        ranked = sorted(set(images), key=_digest)
+        own = _part(ranked, split)
+        part = [i for i in part if images[i] in own]
+        if not part:
+            raise InputError(f"{file}: too few images ({len(ranked)}) for a split '{split}' of its own")
+    chosen = [part[i] for i in choose([questions[i] for i in part], [images[i] for i in part], limit)]
+    return Source(
+        task=task,
+        form=form(_open(file).schema_arrow, file),
+        path=file,
+        indices=tuple(chosen),
+        question_ids=tuple(questions[i] for i in chosen),
+        image_ids=tuple(images[i] for i in chosen),
+    )
+
+
+def choose(question_ids: Sequence[str], image_ids: Sequence[str], limit: int | None) -> list[int]:
+    """The first `limit` questions (None: all), whole images in the order of their hash, as ascending indices.
+
+    No random state is involved: the same data give the same questions on every machine. Only the last image may be
+    cut to meet the limit exactly; raises InputError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} questions asked for; use at least 1, or none for all")
+
+    def place(i: int) -> tuple[bytes, bytes, int]:
+        return _digest(image_ids[i]), _digest(question_ids[i]), i
+
+    return sorted(sorted(range(len(image_ids)), key=place)[:limit])
+
+
+def check(path: str | Path) -> dict[str, Any]:
+    """Validate a parquet file, or every parquet file in a folder: columns, answers, and each image decoded.
+
+    Returns {"path", "rows", "images", "form"} for a file, {"path", "files": [...]} for a folder. Memory is bounded by
+    a batch of rows. Raises InputError naming file, row and column of the first fault and what would be right.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+        if not files:
+            raise InputError(f"{path}: no .parquet file in this folder")
+        return {"path": str(path), "files": [check(file) for file in files]}
+    return dict(_check(path, *_stamp(path)))
+
+
+def form(schema: pa.Schema, path: Path) -> str:
+    """The shipped definition that fits these columns; raises InputError naming what is missing."""
+    names = schema.names
+    gqa = "answers" not in names and {"id", "answer"} <= set(names)
+    needed = ("id", "image", "question", "answer") if gqa else ("question_id", "image", "question", "answers")
+    missing = [name for name in needed if name not in names]
+    if missing:
+        listed = ", ".join(f"'{name}'" for name in missing)
+        raise InputError(f"{path}: missing column {listed} (there are: {', '.join(names)}); needed are {COLUMNS}")
+    image = schema.field("image").type
+    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+        raise InputError(f"{path}: column 'image' is {image}; it has to be a struct {{bytes, path}}")
+    if gqa:
+        return "mini_gqa"
+    answers = schema.field("answers").type
+    inner = answers.value_type if pa.types.is_list(answers) or pa.types.is_large_list(answers) else None
+    if inner is not None and (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        return "mini_textvqa"
+    if inner is not None and pa.types.is_struct(inner) and inner.get_field_index("answer") >= 0:
+        return "mini_vqav2"
+    raise InputError(
+        f"{path}: column 'answers' is {answers}; it has to be a list of strings or of {{answer, answer_id}}"
+    )
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes."""
+    return _content_hash(path, *_stamp(path))
+
+
+# --- one file ---------------------------------------------------------------------------------------------
+# Results are kept per (path, time of change, size), since one process evaluates many trials on the same files.
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a parquet file with columns {COLUMNS}")
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+    if file.metadata.num_rows == 0:
+        raise InputError(f"{path}: no rows; a question set needs at least one")
+    return file
+
+
+@lru_cache(maxsize=64)
+def _content_hash(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as stream:
+        digest = sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _ids(path: Path, changed: int, size: int) -> tuple[list[str], list[str]]:
+    """Question and image ids of every row; an image without an id is known by the hash of its bytes."""
+    file = _open(path)
+    name = "id" if form(file.schema_arrow, path) == "mini_gqa" else "question_id"
+    known = next((column for column in ("image_id", "imageId") if column in file.schema_arrow.names), None)
+    questions: list[str] = []
+    images: list[str] = []
+    for batch in file.iter_batches(batch_size=256, columns=[name, known or "image"]):
+        questions += map(str, batch.column(name).to_pylist())
+        if known:
+            images += map(str, batch.column(known).to_pylist())
+        else:
+            images += [sha256(image["bytes"] or b"").hexdigest()[:16] for image in batch.column("image").to_pylist()]
+    return questions, images
+
+
+@lru_cache(maxsize=64)
+def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
+    file = _open(path)
+    kind = form(file.schema_arrow, path)
+    target = "answer" if kind == "mini_gqa" else "answers"
+    for row, doc in enumerate(_rows(file, ["image", "question", target])):
+        where = f"{path}: row {row}"
+        if not (doc["question"] or "").strip():
+            raise InputError(f"{where}: column 'question' is empty")
+        answers = [doc["answer"]] if kind == "mini_gqa" else doc["answers"]
+        if not answers:
+            raise InputError(
+                f"{where}: column 'answers' is an empty list; give at least one answer (official sets: ten)"
+            )
+        for answer in answers:
+            if not ((answer["answer"] if isinstance(answer, dict) else answer) or "").strip():
+                raise InputError(f"{where}: column '{target}' holds an empty answer")
+        _decode((doc["image"] or {}).get("bytes"), where)
+    images = _ids(path, changed, size)[1]
+    return {"path": str(path), "rows": len(images), "images": len(set(images)), "form": kind}
+
+
+def _rows(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(batch_size=64, columns=list(columns)):
+        yield from batch.to_pylist()
+
+
+def _decode(data: bytes | None, where: str) -> None:
+    if not data:
+        raise InputError(f"{where}: column 'image' has no bytes; store the encoded image (PNG, JPEG) in image.bytes")
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # some libraries switch this on for the whole process
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}: column 'image' cannot be decoded ({error}); store a whole PNG or JPEG") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode()).digest()
+
+
+def _part(images: list[str], split: str) -> set[str]:
+    """A file's images for one split: validation first, calibration (a fifth, at least one) last, dev between."""
+    kept = max(1, len(images) - max(1, len(images) // 5))
+    cut = math.ceil(0.75 * kept)
+    parts = {"validation": images[:cut], "dev": images[cut:kept], "calibration": images[kept:]}
+    if split not in parts:
+        raise InputError(f"split '{split}': unknown; choose one of {', '.join(SPLITS)}")
+    return set(parts[split])

@@ -1,0 +1,154 @@
+"""lmms-eval's task objects over our question sets, and one call of its evaluator: the only file that drives it.
+
+suite = Suite({"t": local(source, "dev")}, {"t": source.question_ids}, {"t": source.image_ids})
+answers = suite.run(Adapter(vlm, encoded=suite.encoded))["t"]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+    import datasets
+    import lmms_eval.api.task
+    import lmms_eval.evaluator
+from datasets.table import InMemoryTable
+from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
+from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
+from loguru import logger
+from PIL import ImageFile
+from tenacity import RetryError
+from tqdm import tqdm
+
+from harness.tasks.adapter import Adapter, Encoded
+from harness.tasks.data import Source, choose
+from harness.types import InputError
+
+MINI = Path(__file__).parent / "mini"
+
+# Importing lmms-eval sets three things for the whole process; put them right once, here: it logs to stdout, it draws
+# progress bars of its own, and it makes PIL accept truncated images.
+
+
+def _no_bar(*args: Any, **options: Any) -> tqdm:
+    return tqdm(*args, **{**options, "disable": True})
+
+
+logger.remove()
+logger.add(lambda message: print(message, end="", file=sys.stderr), level="ERROR")
+for module in (lmms_eval.api.task, lmms_eval.evaluator):
+    vars(module)["tqdm"] = _no_bar
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class LocalTask(ConfigurableMessagesTask):
+    """An lmms-eval task over rows of a local parquet file: same prompt and scorer, no download, no cache folder."""
+
+    def download(self, dataset_kwargs: Any = None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        source: Source = dataset_kwargs["source"]
+        self.set_config("dataset_kwargs", None)
+        name = sha256(repr(source).encode()).hexdigest()[:16]
+        rows = datasets.Dataset(InMemoryTable(source.read()), fingerprint=name)
+        rows = rows.cast_column("image", datasets.Image())
+        self.dataset = datasets.DatasetDict({self.config.test_split: rows})
+        self.dataset_no_image = datasets.DatasetDict({self.config.test_split: rows.remove_columns("image")})
+
+    # The scorer as it is: lmms-eval's own wrapper tries again for ten seconds when it raises.
+    process_results = vars(ConfigurableTask)["process_results"].__wrapped__
+
+
+@dataclass
+class Suite:
+    """Loaded tasks with, for each, its metric's name and the ids of its documents."""
+
+    tasks: dict[str, Any]
+    question_ids: dict[str, tuple[str, ...]]
+    image_ids: dict[str, tuple[str, ...]]
+    encoded: Encoded = field(default_factory=Encoded)
+
+    def run(self, adapter: Adapter) -> dict[str, list[tuple[int, str, float]]]:
+        """(document, answer, score) of every question, by task, through lmms-eval's evaluator."""
+        evaluate: Any = lmms_eval.evaluator.simple_evaluate
+        output = evaluate(
+            model=adapter,
+            tasks=list(self.tasks.values()),
+            task_manager=TaskManager(include_path=str(MINI), include_defaults=False),
+            log_samples=True,
+            bootstrap_iters=0,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            process_docs_parallel=1,
+            distributed_executor_backend="torchrun",  # builds no accelerator; there is one process
+            cli_args=argparse.Namespace(process_with_media=False),  # scorers do not look at images
+        )
+        return {
+            name: [(s["doc_id"], s["filtered_resps"][0], self._score(name, task, s)) for s in output["samples"][name]]
+            for name, task in self.tasks.items()
+        }
+
+    @staticmethod
+    def _score(name: str, task: Any, sample: Mapping[str, Any]) -> float:
+        metric = next(iter(task.aggregation()), "none")
+        score: Any = sample.get(metric)
+        if isinstance(score, int | float | np.number):
+            return float(score)
+        raise InputError(f"task {name}: its metric '{metric}' is no number per question; this task cannot be run here")
+
+
+def local(source: Source, split: str) -> LocalTask:
+    """The shipped definition that fits the file, on the rows of this source."""
+    config = load_yaml_config(str(MINI / f"{source.form}.yaml"), mode="full")
+    return LocalTask(config={**config, "task": source.task, "test_split": split, "dataset_kwargs": {"source": source}})
+
+
+def stock(name: str, split: str) -> Any:
+    """One of lmms-eval's own tasks, with its own data set; raises InputError if that cannot be had."""
+    if split != "validation":
+        raise InputError(f"task {name}: has no split '{split}' here; lmms-eval's own tasks run on 'validation' only")
+    try:
+        loaded = TaskManager().load_task_or_group([name], task_type="chat")
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise InputError(
+            f"task {name}: lmms-eval could not load its data set ({reason});"
+            " it needs the network once, or a data set in the Hugging Face cache"
+        ) from error
+    task = loaded.get(name)
+    if task is None or isinstance(task, dict):
+        raise InputError(f"task {name}: a group of lmms-eval; name its tasks one by one")
+    # The `submission` metrics write files for a challenge's server into the working folder.
+    task.aggregation().pop("submission", None)
+    return task
+
+
+def restrict(task: Any, limit: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Leave the stock task its first `limit` questions in the order of `data.choose`; returns their ids and images'."""
+    own = task.config.test_split or task.config.validation_split
+    docs, bare = task.dataset[own], task.dataset_no_image[own]
+    number = [str(i) for i in range(len(docs))]
+    question = next((c for c in ("question_id", "questionId", "id") if c in bare.column_names), None)
+    image = next((c for c in ("image_id", "imageId") if c in bare.column_names), None)
+    questions = [str(value) for value in bare[question]] if question else number
+    if image:
+        images = [str(value) for value in bare[image]]
+    elif isinstance(docs.features.get("image"), datasets.Image):
+        encoded = docs.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        images = [sha256(row["image"]["bytes"] or row["image"]["path"].encode()).hexdigest()[:16] for row in encoded]
+    else:
+        images = number
+    chosen = choose(questions, images, limit)
+    task.dataset[own], task.dataset_no_image[own] = docs.select(chosen), bare.select(chosen)
+    task.task_docs = task.dataset[own]
+    return tuple(questions[i] for i in chosen), tuple(images[i] for i in chosen)

@@ -1,0 +1,314 @@
+"""The report must say what the records say: one row per trial, failures as failures, the same bytes each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness import record
+from harness.report import FILES, report
+from harness.report.tables import board_frame, escape, panels, summary
+from harness.types import InputError
+
+TASKS = ("mini_gqa", "mini_textvqa", "mini_vqav2")
+METHODS = {"random": 20.0, "magnitude": 14.0, "taylor": 9.0, "flap": 7.5, "infoprune": 6.0}
+BUDGETS = (0.9, 0.75, 0.5, 0.3125, 0.2, 0.1)
+
+
+def made(
+    method: str = "none", scope: str = "all", budget: float = 1.0, seed: int = 0, **changes: Any
+) -> dict[str, Any]:
+    """A record as a sweep would write it, with figures that fall as the budget does."""
+    trial = {
+        "board": "made", "model": "reference", "method": method, "title": method, "variant": "", "options": {},
+        "role": "studied" if method == "infoprune" else "reference", "regime": "training-free", "tuning": "none",
+        "units": "both", "scope": scope, "budget": budget, "seed": seed, "tasks": list(TASKS), "split": "validation",
+        "limit": 600, "metrics": ["flops", "latency", "accuracy"], "calibration": {"samples": 128},
+        "latency": {"batches": [1, 8]}, "reference_input": {"image": [96, 96]}, "dtype": "float32",
+    }  # fmt: skip
+    if method == "infoprune":
+        trial["title"] = "InfoPrune (reconstructed)"
+    metrics = changes.pop("metrics", None)
+    trial |= changes
+    id = record.trial_id(trial)
+    noise = random.Random(id)
+    if metrics is None:
+        depth = (1 - budget) ** 2 * {"vision": 1.6, "language": 1.2}.get(scope, 2.1)
+        loss = METHODS.get(method, 0) * depth + (noise.uniform(-3, 3) * depth if method == "random" else 0)
+        mean = max(0.92 - loss / 100 * 1.3, 0.41)
+        kept = budget * (1 + noise.uniform(-0.004, 0.004)) if method != "none" else 1.0
+        speedup = 1 + (1 / budget - 1) * (0.35 if method == "infoprune" else 0.45) + noise.uniform(-0.02, 0.02)
+        tasks = {
+            task: {
+                "accuracy": mean + shift,
+                "lo": mean + shift - 0.03,
+                "hi": mean + shift + 0.03,
+                "n": 600,
+                "images": 300,
+            }
+            for task, shift in zip(TASKS, (-0.02, 0.0, 0.02), strict=True)
+        }
+        metrics = {
+            "flops": {
+                "kept": kept,
+                "reduction": 1 / kept,
+                "total": {"kept": 0.2 + 0.8 * kept},
+                "params": {"kept": kept},
+            },
+            "latency": {"speedup": speedup, "speedup_lo": speedup - 0.03, "speedup_hi": speedup + 0.03},
+            "accuracy": {"mean": mean, "lo": mean - 0.018, "hi": mean + 0.018, "tasks": tasks},
+        }
+        if method == "none":
+            metrics["flops"] |= {"kept": 1.0, "reduction": 1.0}
+            metrics["latency"] = {"speedup": 1.0, "speedup_lo": 0.99, "speedup_hi": 1.01}
+            metrics["floors"] = {"blank": {"mean": 0.42}}
+    return {
+        "schema": 1, "id": id, "status": "ok", "error": None, "trial": trial, "plan": {}, "metrics": metrics,
+        "cost": {"ranking_s": 1.5}, "log": {}, "env": {"cpu": "Example CPU"}, "hashes": {},
+        "code": {"version": "0.1.0", "revision": "abc", "dirty": False},
+    }  # fmt: skip
+
+
+def failed(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    error = {"type": "OutOfMemory", "message": "no room\nfor | this", "phase": "metrics"}
+    # Left-overs that must not be counted.
+    return made(*args, **kwargs) | {"status": "failed", "error": error}
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    """Dense, 5 methods x 6 budgets x 3 scopes, 5 seeds for random; one of them failed."""
+    made_records = [made()]
+    for scope in ("vision", "language", "all"):
+        for method in METHODS:
+            for budget in BUDGETS:
+                for seed in range(5 if method == "random" else 1):
+                    make = failed if (scope, method, budget) == ("all", "taylor", 0.1) else made
+                    made_records.append(make(method, scope, budget, seed))
+    return made_records
+
+
+@pytest.fixture(scope="module")
+def results(records: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    for item in records:
+        record.write(folder / "made", item)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a Markdown table's line; an escaped bar does not end a cell."""
+    return [cell.strip() for cell in line.replace("\\|", "\0").strip().strip("|").split("|")]
+
+
+# --- the files ----------------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_each_time_and_in_any_process(results: Path, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    files = report(results, tmp_path / "a")
+    assert time.perf_counter() - started < 20
+    assert [path.relative_to(tmp_path / "a").as_posix() for path in files] == [f"made/{name}" for name in FILES]
+    first = digests(tmp_path / "a")
+    assert set(first) == {f"made/{name}" for name in FILES}, "nothing else is left behind"
+    report(results, tmp_path / "a")
+    assert digests(tmp_path / "a") == first
+    script = "import sys; from pathlib import Path; from harness.report import report; report(*map(Path, sys.argv[1:]))"
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(results), str(tmp_path / "b")],
+        env={**os.environ, "PYTHONHASHSEED": "7", "MPLBACKEND": "svg", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
+        check=True,
+    )
+    assert digests(tmp_path / "b") == first
+
+
+def test_no_path_of_this_machine_is_in_a_report(results: Path, tmp_path: Path) -> None:
+    for path in report(results, tmp_path):
+        assert str(results).encode() not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_csv_and_json_have_one_row_per_trial(results: Path, records: list[dict[str, Any]], tmp_path: Path) -> None:
+    report(results, tmp_path)
+    table = pd.read_csv(tmp_path / "made" / "board.csv", keep_default_na=False)
+    assert sorted(table["trial"]) == sorted(item["id"] for item in records)
+    required = (
+        "board model method variant role regime tuning units scope budget seed flops_kept flops_reduction params_kept "
+        "latency_speedup speedup_lo speedup_hi accuracy accuracy_lo accuracy_hi total_flops_kept ranking_s "
+        "blank_accuracy trial status"
+    )
+    assert set(required.split()) | set(TASKS) <= set(table.columns)
+    data = json.loads((tmp_path / "made" / "board.json").read_text(encoding="utf-8"))
+    assert [row["trial"] for row in data["trials"]] == list(table["trial"])
+    by_id = {item["id"]: item for item in records}
+    for row, shown in zip(data["trials"], table.to_dict("records"), strict=True):
+        item = by_id[row["trial"]]
+        if item["status"] == "ok":
+            assert row["accuracy"] == pytest.approx(item["metrics"]["accuracy"]["mean"], rel=1e-5)
+            assert float(shown["latency_speedup"]) == row["latency_speedup"]
+        else:
+            assert row["accuracy"] is None and row["flops_kept"] is None and shown["accuracy"] == ""
+            assert row["status"] == shown["status"] == "failed: OutOfMemory: no room for | this"
+
+
+def test_the_order_of_records_does_not_matter(records: list[dict[str, Any]]) -> None:
+    shuffled = random.Random(0).sample(records, len(records))
+    pd.testing.assert_frame_equal(board_frame(records), board_frame(shuffled))
+
+
+def test_boards_are_apart_and_other_files_stay(results: Path, tmp_path: Path) -> None:
+    record.write(tmp_path / "in" / "one", made())
+    record.write(tmp_path / "in" / "two", made("random", budget=0.5))
+    (tmp_path / "out" / "one").mkdir(parents=True)
+    (tmp_path / "out" / "one" / "index.html").write_text("kept", encoding="utf-8")
+    report(tmp_path / "in", tmp_path / "out")
+    assert set(digests(tmp_path / "out")) == {f"{b}/{n}" for b in ("one", "two") for n in FILES} | {"one/index.html"}
+
+
+def test_an_unreadable_record_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record.write(tmp_path / "in" / "made", made())
+    (tmp_path / "in" / "made" / "broken.json").write_text("{", encoding="utf-8")
+    report(tmp_path / "in", tmp_path / "out")
+    assert "broken.json: not a record" in caplog.text
+    page = (tmp_path / "out" / "made" / "README.md").read_text(encoding="utf-8")
+    assert "1 file beside them could not be read" in page
+
+
+def test_nothing_to_report_and_nowhere_to_write_are_bad_input(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no board there"):
+        report(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write the report there"):
+        report(results, tmp_path / "file")
+
+
+def test_a_board_of_failures_alone_is_reported(tmp_path: Path) -> None:
+    record.write(tmp_path / "in" / "made", failed())
+    record.write(tmp_path / "in" / "made", failed("random", budget=0.5))
+    report(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "made" / "README.md").read_text(encoding="utf-8")
+    assert "2 trials, 2 failed" in page and "Dense: not measured" in page
+
+
+def test_neither_report_nor_record_needs_torch() -> None:
+    script = "import harness.report, harness.record, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+# --- what the page says -------------------------------------------------------------------------------------
+
+
+def accuracy(mean: float) -> dict[str, Any]:
+    return {"flops": {"kept": 0.5}, "accuracy": {"mean": mean}}
+
+
+def test_summary_averages_seeds_marks_the_best_and_never_counts_a_failure() -> None:
+    items = [
+        made(metrics=accuracy(0.9) | {"floors": {"blank": {"mean": 0.4}}}),
+        made("random", "vision", 0.5, 0, metrics=accuracy(0.60)),
+        made("random", "vision", 0.5, 1, metrics=accuracy(0.64)),
+        failed("random", "vision", 0.5, 2, metrics=accuracy(0.0)),
+        made("infoprune", "vision", 0.5, metrics=accuracy(0.7)),
+        made("taylor", "vision", 0.5, metrics=accuracy(0.70004)),
+        failed("magnitude", "vision", 0.5),
+        made("magnitude", "vision", 0.25, metrics=accuracy(0.5)),
+    ]
+    (panel,) = panels(board_frame(items))
+    assert panel.level("accuracy") == 0.9 and panel.level("blank_accuracy") == 0.4
+    lines = summary(panel).splitlines()
+    assert lines[0] == "Dense **90.0** · blind floor (image blanked) **40.0**"
+    assert cells(lines[2]) == ["method", "0.5 (2×)", "0.25 (4×)"]
+    assert [cells(line) for line in lines[4:]] == [
+        ["◆ infoprune", "**70.0**", "–"],  # a tie as shown is a tie
+        ["magnitude", "failed", "**50.0**"],
+        ["taylor", "**70.0**", "–"],
+        ["random", "62.0 ± 2.0 (1 failed)", "–"],
+    ]
+
+
+def test_dense_counts_for_every_scope_and_settings_stay_apart() -> None:
+    items = [
+        made(metrics=accuracy(0.9)),
+        made(limit=50, metrics=accuracy(0.8)),
+        made("random", "vision", 0.5),
+        made("random", "language", 0.5),
+        made("random", "language", 0.5, units="ffn"),
+        made("random", "language", 0.5, limit=50),
+    ]
+    levels = {panel.title: panel.level("accuracy") for panel in panels(board_frame(items))}
+    assert sorted(levels.values(), key=str) == [0.8, 0.9, 0.9, 0.9]
+    assert all(("limit=50" in title) == (level == 0.8) for title, level in levels.items())
+
+
+def test_variants_tunings_and_calibrations_are_curves_of_their_own() -> None:
+    items = [
+        made("random", "vision", 0.5),
+        made("taylor", "vision", 0.5),
+        made("taylor", "vision", 0.5, variant="norm=l1", options={"norm": "l1"}),
+        made("taylor", "vision", 0.5, tuning="lora"),
+        made("taylor", "vision", 0.5, calibration={"samples": 32}),
+    ]
+    (panel,) = panels(board_frame(items))
+    assert {curve for curve, _ in panel.groups} == {
+        "random",
+        "taylor samples=128",
+        "taylor norm=l1 samples=128",
+        "taylor lora samples=128",
+        "taylor samples=32",
+    }
+
+
+def test_a_reconstruction_is_named_one(results: Path, tmp_path: Path) -> None:
+    report(results, tmp_path)
+    page = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert "InfoPrune (reconstructed)" in page and "not its authors' work" in page
+    assert "163 trials, 1 failed" in page and "infoprune sweep made" in page and "Example CPU" in page
+    assert "mini_gqa (600 questions, 300 images)" in page
+
+
+HOSTILE = "a|b</td><script>alert(1)</script> `x` **y** $z$ [l](http://h)\n# \x1b[31m 日本 __m__ " + "w" * 200
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "made"
+    for item in (
+        made(title=HOSTILE, model=HOSTILE),
+        made(HOSTILE, "vision", 0.5, title=HOSTILE, variant=HOSTILE, model=HOSTILE, tasks=[HOSTILE]),
+        made(HOSTILE, "vision", 0.25) | {"env": {"cpu": HOSTILE}, "code": {"version": HOSTILE, "revision": HOSTILE}},
+        failed("=cmd()", "vision", 0.5, regime=HOSTILE),
+    ):
+        record.write(folder, item)
+    report(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "made" / "README.md").read_text(encoding="utf-8")
+    assert "<" not in page and "\x1b" not in page and "\n# " not in page[1:]
+    width = 0
+    for line in page.splitlines():
+        if not line.startswith("|"):
+            width = 0
+            continue
+        assert width in (0, len(cells(line))), "every row of a table has the cells of its head"
+        width = len(cells(line))
+    assert len((tmp_path / "out" / "made" / "board.csv").read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_escape_leaves_plain_names_alone_and_disarms_the_rest() -> None:
+    assert escape("mini_vqav2 l1-norm (x2), 3.2") == "mini_vqav2 l1-norm (x2), 3.2"
+    assert escape("a|b\n<i>&_c_*`[") == r"a\|b &lt;i&gt;&amp;\_c\_\*\`\["
