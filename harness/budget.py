@@ -1,4 +1,4 @@
-"""What a plan costs, and the solver: a ranking and a budget in, the plan that lands on the budget out. Pure, milliseconds.
+"""The solver: a ranking and a budget in, the plan that lands on the budget out. Pure, milliseconds.
 
     plan = solve(vlm, ranking, Budget("vision", keep=0.5), extents)
 
@@ -84,7 +84,11 @@ def solve(
     achieved = sum(_macs(item, parts.get(item.key)) for item in items) / total
     if abs(achieved / budget.keep - 1) > tolerance:
         least = sum(_least(item) for item in items) / total
-        why = f"the smallest reachable is {least:.4f}" if least > budget.keep else f"the nearest plan keeps {achieved:.4f}"
+        why = (
+            f"the smallest reachable is {least:.4f}"
+            if least > budget.keep
+            else f"the nearest plan keeps {achieved:.4f}"
+        )
         raise InputError(f"budget: {budget.keep:g} of the FLOPs of {budget.units} in scope {budget.scope}: {why}")
     return Plan(parts, budget.keep, achieved)
 
@@ -123,7 +127,7 @@ def _best(values: tuple[float, ...], number: int) -> Keep:
 
 
 def _share(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
-    """Every item keeps the same share of its units; what one rounds off is spread over those that follow, finest last."""
+    """Every item keeps the same share of its units; what one rounds off is spread over the finer ones."""
     parts: dict[tuple[str, Kind], Keep | Choice] = {}
     left, rest = target, float(sum(item.full for item in items))
     for item in sorted(items, key=lambda item: -item.unit):
@@ -158,7 +162,7 @@ def _trade(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | C
     steps = []
     for place, ladder in enumerate(ladders):
         corners = hull(ladder)
-        for n, (a, b) in enumerate(zip(corners, corners[1:], strict=False)):
+        for n, (a, b) in enumerate(itertools.pairwise(corners)):
             slope = (ladder[b][1] - ladder[a][1]) / (ladder[a][0] - ladder[b][0])
             steps.append((slope, place, n, b))
     for _, place, _, rung in sorted(steps):
@@ -187,7 +191,7 @@ def _reach(ladder: list[tuple[float, float]], cost: float) -> int:
 
 
 def _fit(ladders: list[list[tuple[float, float]]], at: list[int], target: float, total: float) -> None:
-    """Where the steps are so coarse that a gap remains: the exchange between two items that closes it at the least loss."""
+    """Where coarse steps leave a gap: the exchange between two items that closes it at the least loss."""
     slack = TOLERANCE / 2 * target
     if target - total <= slack:
         return
@@ -208,7 +212,7 @@ def _fit(ladders: list[list[tuple[float, float]]], at: list[int], target: float,
 
 
 def _order(item: _Item) -> list[int]:
-    """Units or options in the order in which they are taken: units by damage (ties: lower index), options by falling cost."""
+    """Units or options in the order they are taken: units by damage (ties: lower index), options by falling cost."""
     if isinstance(item.score, Options):
         points = item.score.points
         best: list[int] = []  # options that cost less than every one that loses less or as much

@@ -1,6 +1,6 @@
 """Questions about images as model inputs: the one place where a chat prompt is rendered and padded.
 
-    inputs = encode(vlm.processor, [[image]], ["What colour is the star?"])
+inputs = encode(vlm.processor, [[image]], ["What colour is the star?"])
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ class Method:
             try:
                 TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
             except ValidationError as error:
-                raise InputError(f"{where}option {key!r} of method {self.name!r}: {error.errors()[0]['msg']}") from error
+                raise InputError(
+                    f"{where}option {key!r} of method {self.name!r}: {error.errors()[0]['msg']}"
+                ) from error
         return {key: value for key, value in options.items() if value != self.options[key]}
 
 

@@ -71,35 +71,16 @@ class Worker:
         """The record of a trial and its samples. A failure of the trial is a record too; an interrupt is passed on."""
         watch = _Watch(self.progress)
         method = registry.method(trial.method)
-        described = {
-            **asdict(trial),
-            "title": method.title,
-            "variant": trial.variant,
-            "role": method.role,
-            "regime": method.regime,
-        }
-        made: dict[str, Any] = {
-            "schema": record.SCHEMA,
-            "id": spec.trial_id(trial),
-            "status": "ok",
-            "error": None,
-            "trial": described,
-            "plan": None,
-            "metrics": {},
-            "cost": {},
-            "log": {},
-            "env": facts(self.device),
-            "code": code(),
-            "hashes": {},
-        }
+        made = blank(trial, self.device)
         context = Context(trial, self.progress)
         try:
             self._measure(trial, method, made, context, watch)
         except Exception as error:  # the sweep goes on; the record says what happened
-            made.update(status="failed", metrics={}, plan=None)
-            made["error"] = {"type": type(error).__name__, "message": str(error)[:2000], "phase": watch.phase}
+            fail(made, type(error).__name__, str(error), watch.phase)
             context.samples = None
-        made["cost"].update(watch.seconds, total_s=time.perf_counter() - watch.start, peak_memory_bytes=peak(self.device))
+        made["cost"].update(
+            watch.seconds, total_s=time.perf_counter() - watch.start, peak_memory_bytes=peak(self.device)
+        )
         return made, context.samples
 
     def _measure(
@@ -130,7 +111,9 @@ class Worker:
     def _load(self, model: str, dtype: str) -> VLM:
         return families.load(registry.model(model), dtype=dtype, device=self.device, name=model)
 
-    def _calibrate(self, model: str, dtype: str, drawn: tuple[str, ...], split: str, number: int, seed: int) -> Calibration:
+    def _calibrate(
+        self, model: str, dtype: str, drawn: tuple[str, ...], split: str, number: int, seed: int
+    ) -> Calibration:
         return Calibration(self._dense(model, dtype), tasks.samples(drawn, split, number, seed))
 
     def _rank(self, dense: VLM, trial: Trial, method: registry.Method, watch: _Watch) -> tuple[Ranking, float]:
@@ -140,12 +123,37 @@ class Worker:
         key = (method.name, repr(sorted(trial.options.items())), trial.seed, draw)
         if self._ranking is None or self._ranking[0] != key:
             with watch("calibration"):
-                calibration = self._calibration(*draw) if method.name != "none" else Calibration(dense, [])
+                calibration = self._calibration(*draw)
             with watch("ranking"):
                 start = time.perf_counter()
                 ranking = method.rank(dense, calibration, seed=trial.seed, **trial.options)
                 self._ranking = (key, ranking, time.perf_counter() - start)
         return self._ranking[1], self._ranking[2]
+
+
+def blank(trial: Trial, device: str) -> dict[str, Any]:
+    """A record with everything that is known before a trial runs."""
+    method = registry.method(trial.method)
+    described = {"title": method.title, "variant": trial.variant, "role": method.role, "regime": method.regime}
+    return {
+        "schema": record.SCHEMA,
+        "id": spec.trial_id(trial),
+        "status": "ok",
+        "error": None,
+        "trial": {**asdict(trial), **described},
+        "plan": None,
+        "metrics": {},
+        "cost": {},
+        "log": {},
+        "env": facts(device),
+        "code": code(),
+        "hashes": {},
+    }
+
+
+def fail(made: dict[str, Any], kind: str, message: str, phase: str) -> None:
+    """Turn a record into a failure record: no figures, but what went wrong and where."""
+    made.update(status="failed", metrics={}, plan=None, error={"type": kind, "message": message[:2000], "phase": phase})
 
 
 class _Watch:
@@ -210,7 +218,9 @@ def code() -> dict[str, Any]:
     if (root / ".git").exists():
 
         def git(*words: str) -> str:
-            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
 
         found["revision"] = git("rev-parse", "HEAD")
         found["dirty"] = bool(git("status", "--porcelain", "--", "harness", "baselines"))

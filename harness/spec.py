@@ -1,6 +1,6 @@
 """A board file, validated, and the trials it stands for: pure data.
 
-    board = read("demo"); [trial.method for trial in board.trials()]
+board = read("demo"); [trial.method for trial in board.trials()]
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class Board(_Strict):
     @classmethod
     def _names(cls, value: Any) -> Any:
         """A bare name is an entry without options."""
-        return [{"method": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        return (
+            [{"method": item} if isinstance(item, str) else item for item in value]
+            if isinstance(value, list)
+            else value
+        )
 
     def trials(self) -> list[Trial]:
         """All trials in the order in which they run: one ranking's budgets stay together, dense comes first."""
@@ -93,7 +97,9 @@ class Board(_Strict):
         }
         dense = (*self.metrics, "floors") if self.floors and "accuracy" in self.metrics else self.metrics
         made = [
-            Trial(method="none", options={}, scope="all", budget=1.0, seed=0, metrics=dense, **{**common, "units": "both"})
+            Trial(
+                method="none", options={}, scope="all", budget=1.0, seed=0, metrics=dense, **{**common, "units": "both"}
+            )
         ]
         for entry in self.methods:
             if entry.method == "none":
@@ -133,7 +139,9 @@ def read(name: str, **overrides: Any) -> Board:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"board {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"board {path}: {'empty' if content is None else 'not a mapping of keys'}; see `infoprune list boards`")
+        raise InputError(
+            f"board {path}: {'empty' if content is None else 'not a mapping of keys'}; see `infoprune list boards`"
+        )
     return check({**content, **overrides}, path)
 
 

@@ -41,7 +41,7 @@ class InputError(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """Output rows of the Linear at `module` made by units: unit i owns rows offset + i*width to offset + (i+1)*width."""
+    """Output rows of the Linear `module` that units make: unit i owns rows offset + i*width to offset + (i+1)*width."""
 
     module: str
     offset: int
@@ -163,7 +163,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Options:
-    """Cost and loss points for one block, dense included (loss 0, make None); factors are made when the plan is applied."""
+    """Cost and loss points for one block, dense included (loss 0, make None); factors are made when applied."""
 
     points: tuple[Option, ...]
 

@@ -48,6 +48,7 @@ def run(
 class _Process:
     def __init__(self, device: str) -> None:
         context = multiprocessing.get_context("spawn")
+        self.device = device
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, device), daemon=True)
         self.process.start()
@@ -59,20 +60,20 @@ class _Process:
             kind, content = self.pipe.recv()
             if kind == "progress":
                 progress(content)
-            elif kind == "error":
-                raise content
             else:
                 made, samples = content
                 return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
 
     def obituary(self, trial: Trial) -> dict[str, Any]:
         """A failure record for the trial during which the worker died."""
-        from harness.runner import failed
+        from harness.runner import blank, fail
 
         self.process.join()
         code = self.process.exitcode
         reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
-        return failed(trial, "WorkerDied", f"the worker process was {reason}; out of memory is a common cause", "worker")
+        made = blank(trial, self.device)
+        fail(made, "WorkerDied", f"the worker process was {reason}; out of memory is a common cause", "worker")
+        return made
 
     def stop(self) -> None:
         self.pipe.close()

@@ -2,7 +2,8 @@
 
     vlm = load("path/to/checkpoint")           # or a hub id
 
-A family file says where the blocks of its architecture are: `blocks(model)`, `extents(model, inputs)`, `stages(model, inputs)`.
+A family file says where the blocks of its architecture are: `blocks(model)`, `extents(model, inputs)` and
+`stages(model, inputs)`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def load(
     Raises InputError naming what is missing: the folder, its config, its processor, or a supported model type.
     """
     import torch
+    import transformers
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
@@ -53,7 +55,8 @@ def load(
         _check_folder(folder)
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
         raise InputError(f"model {source}: no such folder, and not a hub id of the form owner/name")
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    transformers.utils.logging.disable_progress_bar()
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
         made = family(config.model_type)

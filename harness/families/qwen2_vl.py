@@ -1,6 +1,6 @@
-"""Qwen2-VL: a ViT with a fused qkv and a plain two-layer MLP, a merger, and a Qwen2 language model with grouped queries.
+"""Qwen2-VL: a ViT with fused qkv and a plain two-layer MLP, a merger, a Qwen2 language model with grouped queries.
 
-    from harness.families import load; load("Qwen/Qwen2-VL-2B-Instruct").blocks
+from harness.families import load; load("Qwen/Qwen2-VL-2B-Instruct").blocks
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _language_block(index: int, layer: Any) -> Block:
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
-    """Tokens and (query, key) pairs of one encoded batch: patches attend within their image, text to the whole sequence."""
+    """Tokens and (query, key) pairs of one encoded batch: patches attend within their image, text to its sequence."""
     patches = [int(t * h * w) for t, h, w in inputs["image_grid_thw"].tolist()]
     rows, length = inputs["input_ids"].shape
     return {
@@ -97,7 +97,10 @@ def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable
     with torch.no_grad():
         embedded = core.get_input_embeddings()(inputs["input_ids"])
         places, _ = core.get_rope_index(
-            inputs["input_ids"], inputs["mm_token_type_ids"], inputs["image_grid_thw"], attention_mask=inputs["attention_mask"]
+            inputs["input_ids"],
+            inputs["mm_token_type_ids"],
+            inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
         )
         cache = core.language_model(inputs_embeds=embedded, position_ids=places, use_cache=True).past_key_values
         step, after = embedded[:, -1:], places[..., -1:] + 1
@@ -109,9 +112,9 @@ def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable
 
     return {
         "vision": lambda: core.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output,
-        "language": lambda: core.language_model(
-            inputs_embeds=embedded, position_ids=places, use_cache=False
-        ).last_hidden_state,
+        "language": lambda: (
+            core.language_model(inputs_embeds=embedded, position_ids=places, use_cache=False).last_hidden_state
+        ),
         "all": lambda: model(**inputs, use_cache=False, logits_to_keep=1).logits,
         "decode": decode,
     }

@@ -1,1 +1,1 @@
-"""Metrics, one file each: `measure(pruned, dense, trial, context) -> dict`, stored under the file's name in the record."""
+"""Metrics, one file each: `measure(pruned, dense, trial, context) -> dict`, recorded under the file's name."""

@@ -25,11 +25,13 @@ NORMS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")  # fvcore w
 # Elementwise work: cheap beside the products, and not part of a budget.
 NOT_COUNTED_ON_PURPOSE = frozenset(
     f"aten::{name}"
-    for name in "meshgrid resolve_conj resolve_neg mul mul_ add add_ sub rsub neg div div_ pow mean sum rsqrt sqrt silu gelu sigmoid tanh "
-    "softmax cos sin exp cumsum embedding masked_scatter masked_scatter_ masked_fill masked_fill_ where eq ne lt gt le ge "
-    "bitwise_and bitwise_or bitwise_and_ bitwise_or_ bitwise_not logical_and logical_or logical_not all any "
-    "floor_divide remainder repeat_interleave repeat diff pad max min prod clamp abs index_put index_put_ new_ones ones_like "
-    "zeros_like full_like fill_ triu tril sort argsort scatter gather stack unflatten lift_fresh".split()
+    for name in """
+    meshgrid resolve_conj resolve_neg mul mul_ add add_ sub rsub neg div div_ pow mean sum rsqrt sqrt silu gelu sigmoid
+    tanh softmax cos sin exp cumsum embedding masked_scatter masked_scatter_ masked_fill masked_fill_ where eq ne lt gt
+    le ge bitwise_and bitwise_or bitwise_and_ bitwise_or_ bitwise_not logical_and logical_or logical_not all any
+    floor_divide remainder repeat_interleave repeat diff pad max min prod clamp abs index_put index_put_ new_ones
+    ones_like zeros_like full_like fill_ triu tril sort argsort scatter gather stack unflatten lift_fresh
+    """.split()  # noqa: SIM905
 )
 
 

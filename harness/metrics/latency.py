@@ -1,4 +1,4 @@
-"""Wall-clock time of pruned against dense, interleaved in one process: vision encode, language prefill, all, one decode step.
+"""Wall-clock time of pruned against dense, interleaved: vision encode, language prefill, both, one decode step.
 
     infoprune sweep BOARD, with `metrics: [latency]` and `latency: {batches: [1, 8], repeats: 20}`
 
@@ -50,7 +50,7 @@ def _milliseconds(seconds: np.ndarray) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, Any]:
-    """Per stage and batch size: p10, p50, p90 of dense and pruned in ms, and their ratio; `speedup` is the scope's own."""
+    """Per stage and batch size: p10, p50, p90 of dense and pruned in ms, and their ratio; `speedup` is the scope's."""
     device = next(dense.model.parameters()).device
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     batches, repeats = [int(b) for b in trial.latency["batches"]], int(trial.latency["repeats"])

@@ -19,7 +19,7 @@ NAME = "packed_flash"  # the vision tower passes all images in one call to imple
 
 @dataclass(frozen=True)
 class Layout:
-    """A row is `start` shared tokens, of which `valid` (n, start) are real, then `count` questions of `size` tokens each."""
+    """A row is `start` shared tokens, of which `valid` (n, start) are real, then `count` questions of `size` tokens."""
 
     start: int
     count: int
@@ -50,7 +50,7 @@ def _questions(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
 
 
 def _images(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """q (scaled), k, v: (1, heads, patches of all images, head width); images of one size are attended to as one batch."""
+    """q (scaled), k, v: (1, heads, patches of all images, head width); images of one size are computed as one batch."""
     lengths = ends.diff().tolist()
     if len(set(lengths)) == 1:
         q, k, v = (t[0].unflatten(1, (len(lengths), lengths[0])).transpose(0, 1) for t in (q, k, v))
@@ -60,7 +60,13 @@ def _images(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tenso
 
 
 def _attend(
-    module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention_mask: Layout | None, scaling: float, **kwargs: Any
+    module: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention_mask: Layout | None,
+    scaling: float,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     q, k = (q * scaling).to(v.dtype), k.to(v.dtype)  # the rotation leaves them in float32
     if attention_mask is None:

@@ -20,7 +20,15 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from harness.reference.questions import FORMS, ask
 from harness.reference.scenes import SIDE, WORDS, objects_scene, text_scene
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 SUFFIX = "\nAnswer the question using a single word or phrase."
 PATCH, MERGE = 8, 2
 
@@ -47,7 +55,7 @@ SIZES: dict[str, Any] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the questions' own words, one token a word; any other text falls back to bytes. Digits stand alone."""
+    """Byte-level BPE over the questions' own words, one token a word; any other text as bytes. Digits stand alone."""
     core = Tokenizer(models.BPE())
     pattern = Regex(r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -98,7 +106,11 @@ def config(vocabulary: PreTrainedTokenizerFast, vision: dict[str, Any], text: di
     ids = {token: vocabulary.convert_tokens_to_ids(token) for token in SPECIAL}
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     section = [half - 2 * (half // 3), half // 3, half // 3]  # frequencies for time, height, width
-    ends = {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    ends = {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
     return Qwen2VLConfig(
         vision_config={
             "patch_size": PATCH,
@@ -137,7 +149,12 @@ def initialise(model: torch.nn.Module, seed: int) -> None:
 
 
 def build(
-    folder: Path, *, seed: int = 0, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, side: int = SIDE
+    folder: Path,
+    *,
+    seed: int = 0,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    side: int = SIDE,
 ) -> Path:
     """Write an untrained checkpoint of these sizes (default: the embedded model's) to `folder` and return it."""
     made = processor(side)

@@ -6,6 +6,7 @@ confined (attention.py), so a packed question is computed exactly as if it were 
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 
 from harness.reference.model import MERGE, PATCH, SUFFIX
 from harness.reference.questions import ask
-from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, objects_scene, render, text_scene
+from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg, objects_scene, render, text_scene
 
 IGNORED = -100
 # What the trainer's own read-outs are asked about every merged patch: what is centred in it, and where it is.
@@ -43,7 +44,7 @@ class Example:
 
 
 def draw_example(seed: str, difficulty: float = 1.0, number: int = 10) -> Example:
-    """The example of a seed: half are shapes (questions of two tasks), half signs. `difficulty` 0 to 1 crowds the scene."""
+    """The example of a seed: shapes (questions of two tasks) or signs. `difficulty`, 0 to 1, crowds the scene."""
     rng = random.Random(seed)
     if rng.random() < 0.6:
         scene = objects_scene(rng, least=2 + round(difficulty), most=3 + round(5 * difficulty))
@@ -51,8 +52,8 @@ def draw_example(seed: str, difficulty: float = 1.0, number: int = 10) -> Exampl
     else:
         scene = text_scene(rng, signs=1 + round(2 * difficulty), distractors=round(2 * difficulty))
         tasks = {"mini_textvqa": number // 2}
-    questions = [(f"{t}.{q.form}", q.text, q.answer) for t, n in tasks.items() for q in ask(scene, t, rng, n)]
-    return Example(render(scene), tuple(questions), scene)
+    questions = [(f"{t}.{q.form}", q.text, q.answer) for t, n in tasks.items() if n for q in ask(scene, t, rng, n)]
+    return Example(Image.open(io.BytesIO(jpeg(render(scene)))), tuple(questions), scene)
 
 
 def _cells(scene: Scene | None, rows: int, columns: int) -> torch.Tensor:
@@ -100,7 +101,7 @@ class Packer:
         return self._cache[text]
 
     def pack(self, examples: Sequence[Example], suffix: Sequence[bool]) -> dict[str, Any]:
-        """A batch: ids, labels (n, length), positions (3, n, length), valid starts, patches, grid, cell targets, shape, forms."""
+        """A batch: ids, labels (n, length), positions (3, n, length), patches, grid, cell targets and the layout."""
         images = self.processor.image_processor(images=[e.image.convert("RGB") for e in examples], return_tensors="pt")
         tokenizer = self.processor.tokenizer
         starts, cells, replies = [], [], []
@@ -114,7 +115,9 @@ class Packer:
             starts.append((ids, torch.cat([torch.arange(begin).expand(3, -1), picture, after], 1)))
             cells.append(_cells(example.scene, high, wide))
             end = (SUFFIX if suffixed else "") + self.tail
-            replies.append([(self._cached(q + end), self._cached(a + tokenizer.eos_token)) for _, q, a in example.questions])
+            replies.append(
+                [(self._cached(q + end), self._cached(a + tokenizer.eos_token)) for _, q, a in example.questions]
+            )
         start = max(len(ids) for ids, _ in starts)
         count = max(len(own) for own in replies)
         size = max((len(prompt) + len(reply) for own in replies for prompt, reply in own), default=0)
@@ -147,14 +150,18 @@ class Packer:
 class SceneBatches(Dataset):
     """Batch i of the endless stream of a seed; difficulty grows over the first `ramp` images."""
 
-    def __init__(self, packer: Packer, size: int, seed: str, ramp: int, suffix: float) -> None:
-        self.packer, self.size, self.seed, self.ramp, self.suffix = packer, size, seed, ramp, suffix
+    def __init__(
+        self, packer: Packer, size: int, seed: str, *, questions: int = 10, ramp: int = 0, suffix: float = 1
+    ) -> None:
+        self.packer, self.size, self.seed = packer, size, seed
+        self.questions, self.ramp, self.suffix = questions, ramp, suffix
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         difficulty = min(1.0, index * self.size / self.ramp) if self.ramp else 1.0
-        examples = [draw_example(f"{self.seed}/{index}/{i}", difficulty) for i in range(self.size)]
-        rng = random.Random(f"{self.seed}/{index}")
-        return self.packer.pack(examples, [rng.random() < self.suffix] * self.size)
+        names = [f"{self.seed}/{index}/{i}" for i in range(self.size)]
+        examples = [draw_example(name, difficulty, self.questions) for name in names]
+        suffixed = random.Random(f"{self.seed}/{index}").random() < self.suffix
+        return self.packer.pack(examples, [suffixed] * self.size)
 
 
 class ExampleBatches(Dataset):

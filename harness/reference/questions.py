@@ -8,6 +8,7 @@ truthfully give and one is drawn per answer first, so that inside a form no answ
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ def _count(scene: Scene, rng: random.Random) -> Proposals:
 
 
 def _exists(scene: Scene, rng: random.Random) -> Proposals:
-    """The wrong pairs are made of a colour and a shape that are both in the picture: each has to be bound to the other."""
+    """The wrong pairs are made of a colour and a shape that are both there: each has to be bound to the other."""
     pairs = {(t.colour, t.shape) for t in scene.things}
     colours, shapes = sorted({c for c, _ in pairs}), sorted({s for _, s in pairs})
     for colour in colours:
@@ -109,7 +110,7 @@ def _exists(scene: Scene, rng: random.Random) -> Proposals:
 def _relation(scene: Scene, rng: random.Random) -> Proposals:
     references = _references(scene.things)
     rng.shuffle(references)
-    for (words_a, a), (words_b, b) in zip(references, references[1:], strict=False):
+    for (words_a, a), (words_b, b) in itertools.pairwise(references):
         if a is b:
             continue
         for side in _side(a, b):
@@ -150,14 +151,14 @@ def _same(scene: Scene, rng: random.Random) -> Proposals:
     for attribute, word in (("colour", "color"), ("shape", "shape"), ("size", "size")):
         references = _references(scene.things, hide=attribute)
         rng.shuffle(references)
-        for (words_a, a), (words_b, b) in zip(references, references[1:], strict=False):
+        for (words_a, a), (words_b, b) in itertools.pairwise(references):
             if a is not b:
                 same = getattr(a, attribute) == getattr(b, attribute)
                 yield f"Do the {words_a} and the {words_b} have the same {word}?", "yes" if same else "no"
 
 
 def _two_hop(scene: Scene, rng: random.Random) -> Proposals:
-    """One of several like things, singled out by where it stands to another; every candidate stands clearly on a side."""
+    """One of several like things, singled out by where it stands to another; each stands clearly on a side."""
     for words, anchor in _references(scene.things):
         for shape in sorted({t.shape for t in scene.things}):
             like = [t for t in scene.things if t.shape == shape and t is not anchor]

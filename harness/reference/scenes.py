@@ -9,6 +9,7 @@ have such cues too, and a vision tower without absolute position embeddings need
 from __future__ import annotations
 
 import functools
+import io
 import math
 import random
 from dataclasses import dataclass, field
@@ -32,10 +33,10 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 SIZES = {"small": (6.0, 7.5), "large": (10.5, 12.5)}  # half extent in pixels
-WORDS = (
-    "stop exit open taxi cafe bank park shop hotel milk bread fish cake salt soup tea pizza book music film news art zoo gym "
-    "bus train ship plane road north south east west river lake sun moon rain snow fire"
-).split()
+WORDS = """
+stop exit open taxi cafe bank park shop hotel milk bread fish cake salt soup tea pizza book music film news art zoo gym
+bus train ship plane road north south east west river lake sun moon rain snow fire
+""".split()  # noqa: SIM905
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "STIXGeneralBol")
 
 
@@ -72,7 +73,9 @@ class Scene:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def _place(rng: random.Random, things: list[Thing], half: tuple[float, float], overlap: float) -> tuple[float, float] | None:
+def _place(
+    rng: random.Random, things: list[Thing], half: tuple[float, float], overlap: float
+) -> tuple[float, float] | None:
     """A free centre for a box of this half extent; neighbours may cover `overlap` of the distance at most."""
     for _ in range(40):
         x = rng.uniform(half[0] + 1, SIDE - half[0] - 1)
@@ -115,11 +118,17 @@ def text_scene(rng: random.Random, signs: int = 3, distractors: int = 2) -> Scen
         kind = rng.random()
         text = rng.choice(WORDS) if kind < 0.6 else str(rng.randint(10, 99))
         if kind > 0.8:  # a number on a shape; shapes that leave room for it
-            shape, radius, points = rng.choice(("circle", "square", "diamond")), rng.uniform(13, 16), rng.randint(13, 15)
+            shape, radius, points = (
+                rng.choice(("circle", "square", "diamond")),
+                rng.uniform(13, 16),
+                rng.randint(13, 15),
+            )
             radius += 3 if shape == "diamond" else 0
             thing = Thing(shape, colour, "large", 0, 0, radius, text=text, font=rng.choice(FONTS), points=points)
         else:
-            thing = Thing("sign", colour, "large", 0, 0, 0, text=text, font=rng.choice(FONTS), points=rng.randint(13, 17))
+            thing = Thing(
+                "sign", colour, "large", 0, 0, 0, text=text, font=rng.choice(FONTS), points=rng.randint(13, 17)
+            )
         spot = _place(rng, things, thing.half, overlap=0.0)
         if spot is not None:
             turn = rng.uniform(-10, 10)
@@ -157,12 +166,16 @@ def _background(seed: int) -> np.ndarray:
     strength = rng.uniform(5, 14)
     if kind == 1:
         angle, pitch = rng.uniform(0, math.pi), rng.uniform(4, 12)
-        ground += strength * np.sign(np.sin((x * math.cos(angle) + y * math.sin(angle)) * SIDE * 6.28 / pitch))[..., None]
+        ground += (
+            strength * np.sign(np.sin((x * math.cos(angle) + y * math.sin(angle)) * SIDE * 6.28 / pitch))[..., None]
+        )
     elif kind == 2:
         cell = int(rng.integers(6, 16))
         ground += strength * ((x * SIDE // cell + y * SIDE // cell) % 2 * 2 - 1)[..., None]
     elif kind == 3:
-        coarse = Image.fromarray(rng.uniform(0, 255, (8, 8)).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.uniform(0, 255, (8, 8)).astype(np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
         ground += strength * (np.asarray(coarse, np.float32)[..., None] / 127.5 - 1)
     ground += 26 * (0.5 - y)[..., None]  # brighter towards the top
     ground[..., 0] += 30 * (0.5 - x)  # warm from the left
@@ -181,10 +194,25 @@ def _outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
         corners = [(0, -1.05), (0.8, 0), (0, 1.05), (-0.8, 0)]
     elif thing.shape == "cross":
         a = 0.34
-        corners = [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
+        corners = [
+            (-a, -1),
+            (a, -1),
+            (a, -a),
+            (1, -a),
+            (1, a),
+            (a, a),
+            (a, 1),
+            (-a, 1),
+            (-a, a),
+            (-1, a),
+            (-1, -a),
+            (-a, -a),
+        ]
     elif thing.shape == "star":
         corners = [
-            (s * math.sin(k * math.pi / 5), -s * math.cos(k * math.pi / 5)) for k in range(10) for s in (1.08 if k % 2 == 0 else 0.45,)
+            (s * math.sin(k * math.pi / 5), -s * math.cos(k * math.pi / 5))
+            for k in range(10)
+            for s in (1.08 if k % 2 == 0 else 0.45,)
         ]
     elif thing.shape == "sign":
         w, h = thing.half
@@ -209,11 +237,15 @@ def render(scene: Scene) -> Image.Image:
             draw.ellipse([k * (thing.x - r), k * (thing.y - r), k * (thing.x + r), k * (thing.y + r)], fill, edge, k)
         else:
             cos, sin = math.cos(math.radians(thing.turn)), math.sin(math.radians(thing.turn))
-            corners = [(k * thing.x + a * cos - b * sin, k * thing.y + a * sin + b * cos) for a, b in _outline(thing, k)]
+            corners = [
+                (k * thing.x + a * cos - b * sin, k * thing.y + a * sin + b * cos) for a, b in _outline(thing, k)
+            ]
             draw.polygon(corners, fill, edge, k)
         if thing.text:
             mask = Image.new("L", (120 * k, 40 * k))
-            ImageDraw.Draw(mask).text((60 * k, 20 * k), thing.text, 255, _font(thing.font, thing.points * k), anchor="mm")
+            ImageDraw.Draw(mask).text(
+                (60 * k, 20 * k), thing.text, 255, _font(thing.font, thing.points * k), anchor="mm"
+            )
             mask = mask.rotate(-thing.turn, Image.Resampling.BILINEAR)
             ink = (15, 15, 15) if sum(fill) > 380 else (245, 245, 245)
             image.paste(ink, (round(k * thing.x) - 60 * k, round(k * thing.y) - 20 * k), mask)
@@ -222,3 +254,10 @@ def render(scene: Scene) -> Image.Image:
         grain = np.random.default_rng(scene.backdrop + 1).normal(0, scene.noise, (SIDE, SIDE, 1)).astype(np.float32)
         small = Image.fromarray(np.clip(np.asarray(small, np.float32) + grain, 0, 255).astype(np.uint8))
     return small
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """The picture as it is stored, and as the model is trained on it."""
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=88, subsampling=0)
+    return sink.getvalue()

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,30 +32,37 @@ from harness.reference.packing import CELL_CLASSES, IGNORED, Example, ExampleBat
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the training run. `images` may be raised later: the run goes on."""
+    """Every number of the training run, counted in images. `images` may be raised later: the run goes on."""
 
-    images: int = 300_000
+    look: int = 192_000  # first the tower alone, on the read-outs: four times as many images a second
+    images: int = 400_000  # all in all
+    look_batch: int = 64
     batch: int = 32
-    rate: float = 2e-3
-    warmup: int = 3_200  # images
-    decay: float = 0.35  # share of the run over which the rate falls linearly to zero, at its end
-    ramp: int = 20_000  # images over which scenes grow to full difficulty
-    suffix: float = 0.25  # share of images whose questions carry the short-answer instruction
-    cells: float = 0.5  # weight of the read-outs
+    rate: float = 3e-3
+    warmup: int = 4_000
+    decay: float = 0.4  # share of the questions' phase over which the rate falls linearly to zero, at its end
+    ramp: int = 20_000  # over which the questions' scenes grow to full difficulty
+    suffix: float = 0.3  # share of batches whose questions carry the short-answer instruction
+    cells: float = 0.5  # weight of the read-outs beside the answers
     weight_decay: float = 0.02
     seed: str = "train"
-    every: int = 6_400  # images between saves and measurements
+    every: int = 12_800  # between saves and measurements
 
-    def rate_at(self, images: int) -> float:
-        rise = min(1.0, (images + self.batch) / self.warmup)
-        fall = min(1.0, (self.images - images) / max(1.0, self.decay * self.images))
+    def rate_at(self, done: int) -> float:
+        begun = done - (self.look if done >= self.look else 0)
+        rise = min(1.0, (begun + self.batch) / self.warmup)
+        fall = min(1.0, (self.images - done) / max(1.0, self.decay * (self.images - self.look)))
         return self.rate * rise * max(0.0, fall)
 
 
-def forward(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits at the places that predict an answer token, those tokens, and the projected image tokens."""
+def look(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """The projected image tokens of all images, (tokens, width)."""
+    return model.model.visual(batch["patches"], grid_thw=batch["grid"]).pooler_output
+
+
+def answer(model: Any, batch: dict[str, Any], seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the places that predict an answer token, and those tokens."""
     core = model.model
-    seen = core.visual(batch["patches"], grid_thw=batch["grid"]).pooler_output
     embedded = core.get_input_embeddings()(batch["ids"])
     places = (batch["ids"] == model.config.image_token_id)[..., None]
     embedded = embedded.masked_scatter(places, seen.to(embedded.dtype))
@@ -64,7 +71,7 @@ def forward(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tens
         inputs_embeds=embedded, attention_mask=layout, position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
     wanted = batch["labels"][:, 1:] != IGNORED
-    return model.lm_head(hidden[:, :-1][wanted]), batch["labels"][:, 1:][wanted], seen
+    return model.lm_head(hidden[:, :-1][wanted]), batch["labels"][:, 1:][wanted]
 
 
 class Readouts(torch.nn.Module):
@@ -73,6 +80,16 @@ class Readouts(torch.nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = torch.nn.ModuleList(torch.nn.Linear(width, classes) for classes in CELL_CLASSES.values())
+
+    def accuracy(self, seen: torch.Tensor, cells: torch.Tensor) -> dict[str, float]:
+        """Share of filled cells read right, per question about them."""
+        seen = functional.layer_norm(seen, seen.shape[-1:])
+        found = {}
+        for column, (name, head) in enumerate(zip(CELL_CLASSES, self.heads, strict=True)):
+            filled = cells[:, column] > (0 if column < 6 else IGNORED)
+            if bool(filled.any()):
+                found[name] = float((head(seen[filled]).argmax(-1) == cells[filled, column]).float().mean())
+        return found
 
     def loss(self, seen: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         seen = functional.layer_norm(seen, seen.shape[-1:])
@@ -117,13 +134,18 @@ def _restore(opts: Sequence[torch.optim.Optimizer], flat: dict[str, torch.Tensor
 
 
 @torch.no_grad()
-def measure(model: Any, batches: Sequence[dict[str, Any]], device: str) -> dict[str, float]:
-    """Exact-match accuracy per question form, teacher forced: right when every token of the answer would be chosen."""
+def measure(
+    model: Any, readouts: Readouts, batches: Sequence[dict[str, Any]], device: str
+) -> dict[str, dict[str, float]]:
+    """Accuracy of the read-outs and, per question form, of the answers (teacher forced, every token must be right)."""
     right: dict[str, list[bool]] = defaultdict(list)
-    for batch in batches:
-        logits, targets, _ = forward(model, _to(batch, device))
+    cells: dict[str, list[float]] = defaultdict(list)
+    for batch in (_to(batch, device) for batch in batches):
+        seen = look(model, batch)
+        for name, value in readouts.accuracy(seen, batch["cells"]).items():
+            cells[name].append(value)
+        logits, targets = answer(model, batch, seen)
         hits = (logits.argmax(-1) == targets).tolist()
-        wanted = batch["labels"][:, 1:] != IGNORED
         rows, places = (t.tolist() for t in (batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True))
         start, _, size = batch["shape"]
         whole: dict[tuple[int, int], bool] = {}
@@ -132,7 +154,10 @@ def measure(model: Any, batches: Sequence[dict[str, Any]], device: str) -> dict[
             whole[question] = whole.get(question, True) and hit
         for (row, number), hit in whole.items():
             right[batch["forms"][row][number]].append(hit)
-    return {form: sum(hits) / len(hits) for form, hits in sorted(right.items())}
+    return {
+        "accuracy": {form: round(sum(hits) / len(hits), 3) for form, hits in sorted(right.items())},
+        "cells": {name: round(sum(values) / len(values), 3) for name, values in cells.items()},
+    }
 
 
 def _to(batch: dict[str, Any], device: str) -> dict[str, Any]:
@@ -148,17 +173,19 @@ def train(
     held_out: Sequence[Example] | None = None,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda row: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Train until `recipe.images`, saving to `out` as it goes; returns `out`.
 
     `start` is a checkpoint folder to begin from (default: freshly built). `examples` replaces the generated scenes,
-    `held_out` what the curve is measured on. `report` is called with each row of the curve.
+    `held_out` what the curve is measured on. `report` is called with each row of the curve,
+    `progress` with the images done after each step.
     """
     state = out / "state"
     done, curve = 0, []
     if (state / "progress.json").is_file():
-        progress = json.loads((state / "progress.json").read_text())
-        done, curve = progress["images"], progress["curve"]
+        saved = json.loads((state / "progress.json").read_text())
+        done, curve = saved["images"], saved["curve"]
     else:
         state.mkdir(parents=True, exist_ok=True)
         (build(out) if start is None else start)
@@ -174,16 +201,7 @@ def train(
         _restore(opts, saved)
 
     packer = Packer(processor)
-    if examples is None:
-        stream: Any = SceneBatches(packer, recipe.batch, recipe.seed, recipe.ramp, recipe.suffix)
-        judge: Any = SceneBatches(packer, recipe.batch, "held out", 0, recipe.suffix)
-        judged = [judge[i] for i in range(6)]
-    else:
-        stream = ExampleBatches(packer, recipe.batch, recipe.seed, examples)
-        judge = ExampleBatches(packer, recipe.batch, "held out", held_out or examples)
-        judged = [judge[i] for i in range(max(1, min(6, len(held_out or examples) // recipe.batch)))]
-    steps = range(done // recipe.batch, math.ceil(recipe.images / recipe.batch))
-    loader = DataLoader(stream, batch_size=None, sampler=list(steps), num_workers=1, prefetch_factor=6)
+    judged = _judged(packer, recipe, held_out or examples)
 
     def save() -> None:
         model.save_pretrained(out)
@@ -194,39 +212,63 @@ def train(
         (state / "progress.json.part").write_text(text)
         (state / "progress.json.part").replace(state / "progress.json")
 
-    clock, sums, last = time.perf_counter(), torch.zeros(2), done
-    for step, batch in zip(steps, loader, strict=True):
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = recipe.rate_at(done)
+    clock, losses, last = time.perf_counter(), [], done
+    for batch, size in _batches(packer, recipe, done, examples):
+        for group in (group for opt in opts for group in opt.param_groups):
+            group["lr"] = recipe.rate_at(done)
         batch = _to(batch, device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            logits, targets, seen = forward(model, batch)
-        answer = functional.cross_entropy(logits.float(), targets)
+            seen = look(model, batch)
+            answers = answer(model, batch, seen) if done >= recipe.look else None
         cells = readouts.loss(seen.float(), batch["cells"])
-        (answer + recipe.cells * cells).backward()
+        asked = functional.cross_entropy(answers[0].float(), answers[1]) if answers else torch.zeros(())
+        (asked + recipe.cells * cells).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        done = (step + 1) * recipe.batch
-        sums += torch.tensor([answer.item(), cells.item()])
-        if not math.isfinite(sums.sum().item()):
+        losses.append((asked.item(), cells.item()))
+        if not math.isfinite(sum(losses[-1])):
             raise FloatingPointError(f"the loss is no longer finite after {done} images")
-        if done // recipe.every != (done - recipe.batch) // recipe.every or step == steps[-1]:
-            taken = (done - last) / recipe.batch
-            forms = measure(model.eval(), judged, device)
-            model.train()
+        done += size
+        progress(done)
+        if done // recipe.every != (done - size) // recipe.every or done >= recipe.images:
             row = {
                 "images": done,
                 "images_per_s": round((done - last) / (time.perf_counter() - clock), 1),
-                "loss": round(sums[0].item() / taken, 4),
-                "cells": round(sums[1].item() / taken, 4),
+                "loss": round(sum(a for a, _ in losses) / len(losses), 4),
+                "cells_loss": round(sum(c for _, c in losses) / len(losses), 4),
                 "rate": recipe.rate_at(done),
-                "accuracy": {form: round(value, 3) for form, value in forms.items()},
+                **measure(model.eval(), readouts, judged, device),
             }
+            model.train()
             curve.append(row)
             save()
             report(row)
-            clock, sums, last = time.perf_counter(), torch.zeros(2), done
+            clock, losses, last = time.perf_counter(), [], done
     return out
+
+
+def _judged(packer: Packer, recipe: Recipe, examples: Sequence[Example] | None) -> list[dict[str, Any]]:
+    """The batches on which the curve is measured."""
+    if examples is None:
+        scenes = SceneBatches(packer, 2 * recipe.batch, "held out")
+        return [scenes[i] for i in range(8)]
+    fixed = ExampleBatches(packer, recipe.batch, "held out", examples)
+    return [fixed[i] for i in range(max(1, min(16, len(examples) // recipe.batch)))]
+
+
+def _batches(
+    packer: Packer, recipe: Recipe, done: int, examples: Sequence[Example] | None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Training batches with their sizes, from where the run stands: the tower's phase, then the questions'."""
+    if examples is not None:
+        questions: Any = ExampleBatches(packer, recipe.batch, recipe.seed, examples)
+    else:
+        questions = SceneBatches(packer, recipe.batch, recipe.seed, ramp=recipe.ramp, suffix=recipe.suffix)
+    towers = SceneBatches(packer, recipe.look_batch, f"{recipe.seed}/look", questions=0)
+    for begin, end, stream in ((0, recipe.look, towers), (recipe.look, recipe.images, questions)):
+        steps = range(max(0, done - begin) // stream.size, math.ceil((end - begin) / stream.size))
+        if len(steps):
+            loader = DataLoader(stream, batch_size=None, sampler=list(steps), num_workers=1, prefetch_factor=6)
+            yield from ((batch, stream.size) for batch in loader)

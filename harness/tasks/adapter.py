@@ -179,7 +179,7 @@ class Adapter(lmms):
             return Batch(inputs)
         # Sameness is decided by the pixels; ids only bring candidates together.
         pixels = [(image.mode, image.size, image.tobytes()) for image in flat]
-        first = {content: image for content, image in zip(pixels, flat, strict=True)}
+        first = dict(zip(pixels, flat, strict=True))
         places = {content: i for i, content in enumerate(first)}
         distinct = pictures(self.vlm, [[image] for image in first.values()])
         inputs.pop("pixel_values")

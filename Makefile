@@ -1,0 +1,27 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow lint clean
+
+demo: .venv/installed ## install and run the quick board on the embedded model
+	$(BIN)/infoprune demo
+
+test: .venv/installed ## install and run the tests
+	$(BIN)/python -m pytest -q
+
+slow: .venv/installed ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+
+lint: .venv/installed ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean: ## remove the virtual environment
+	rm -rf .venv

@@ -1,0 +1,97 @@
+"""`infoprune reference check`: every bar the embedded model has to meet, measured by the harness itself.
+
+    for bar in check(limit=150): print(bar["name"], bar["measured"], bar["holds"])
+
+An exam that everyone passes ranks nobody: besides being good, and blind without its images, the model must lose
+accuracy when it is pruned at random, and methods must come out apart. The trials are two shipped boards.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harness import reference, spec
+from harness.types import Trial
+
+CONTROL = "random"  # what every bar on discrimination is about
+BOARDS = ("reference-check", "reference-check-heads")
+MEGABYTES = 16
+
+
+def check(*, limit: int | None = None, device: str = "cpu", console: Console | None = None) -> list[dict[str, Any]]:
+    """Run the boards and hold the figures against the bars: a dict each with name, measured, goal, holds.
+
+    Raises RuntimeError when a trial fails.
+    """
+    from harness.runner import Worker
+
+    boards = [spec.read(name, **({"limit": limit} if limit else {})) for name in BOARDS]
+    trials = [
+        trial for place, board in enumerate(boards) for trial in board.trials() if trial.method != "none" or place == 0
+    ]
+    worker = Worker(device)
+    results: list[tuple[Trial, dict[str, Any]]] = []
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console or Console(stderr=True)) as bar:
+        task = bar.add_task("", total=len(trials))
+        for trial in trials:
+            bar.update(task, description=f"{trial.method} {trial.scope} {trial.budget:g}")
+            made, _ = worker.run(trial)
+            if made["status"] != "ok":
+                raise RuntimeError(f"{trial.method} {trial.scope} {trial.budget:g}: {made['error']['message']}")
+            results.append((trial, made["metrics"]))
+            bar.advance(task)
+    return bars(results)
+
+
+def bars(results: list[tuple[Trial, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The bars from each trial's metrics; accuracies as fractions, losses in points."""
+    dense = next(metrics for trial, metrics in results if trial.method == "none")
+    scores: dict[tuple[str, str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for trial, metrics in results:
+        if trial.method != "none":
+            scores[trial.units, trial.scope, trial.budget][trial.method].append(metrics["accuracy"]["mean"])
+    found = []
+
+    def add(name: str, measured: float, goal: float, at_least: bool = True) -> None:
+        holds = measured >= goal if at_least else measured <= goal
+        found.append(
+            {"name": name, "measured": measured, "goal": f"{'>=' if at_least else '<='} {goal:g}", "holds": holds}
+        )
+
+    for name, own in dense["accuracy"]["tasks"].items():
+        add(f"accuracy, {name}", own["accuracy"], 0.90)
+    for name, own in dense["floors"]["blank"]["tasks"].items():
+        add(f"accuracy with the image blanked, {name}", own["accuracy"], 0.50, at_least=False)
+    add(
+        "weights, MB",
+        sum(f.stat().st_size for f in reference.MODEL.glob("*.safetensors")) / 1e6,
+        MEGABYTES,
+        at_least=False,
+    )
+
+    def loss(units: str, scope: str, budget: float) -> float:
+        return 100 * (dense["accuracy"]["mean"] - mean(scores[units, scope, budget][CONTROL]))
+
+    for scope in ("vision", "language"):
+        add(f"points lost, {CONTROL} at 0.5 of {scope}", loss("both", scope, 0.5), 5)
+        add(f"points lost, {CONTROL} at 0.3125 of {scope}", loss("both", scope, 0.3125), 15)
+        spread = [
+            max(means) - min(means)
+            for (units, own, _), methods in scores.items()
+            if units == "both" and own == scope and (means := [mean(values) for values in methods.values()])
+        ]
+        add(f"points between best and worst method, {scope}", 100 * max(spread), 15)
+    add(f"points lost, {CONTROL} at a quarter of the heads, vision", loss("heads", "vision", 0.25), 5)
+    return found

@@ -1,0 +1,119 @@
+"""`infoprune reference train`: the recipe under a progress bar, its curve as a figure, other people's data.
+
+run(Path("runs/mine"), images=None, data=Path("mine.parquet"), start=None, device="cpu", console=Console())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harness import families, registry, tasks
+from harness.reference.packing import Example
+from harness.reference.train import Recipe, train
+from harness.types import InputError
+
+EPOCHS = 20  # over a parquet file, unless --images says otherwise
+
+
+def run(out: Path, *, images: int | None, data: Path | None, start: Path | None, device: str, console: Console) -> Path:
+    """Train into `out`, resuming what is there; writes the curve to OUT/state/curve.png.
+
+    Raises InputError for unusable data, a `start` that is no supported checkpoint, or an `out` that is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; name a folder")
+    if start is not None:
+        start = Path(registry.model(str(start)))
+        if families.load(start).family != "qwen2_vl":
+            raise InputError(f"--start {start}: only qwen2_vl checkpoints can be trained here")
+    recipe, kept, held = Recipe(), None, None
+    if data is not None:
+        kept, held = split(read(data))
+        recipe = dataclasses.replace(recipe, look=0, cells=0.0, images=EPOCHS * len(kept), every=max(320, len(kept)))
+        recipe = dataclasses.replace(
+            recipe, warmup=min(recipe.warmup, recipe.images // 10), rate=1e-3 if start else recipe.rate
+        )
+    if images is not None:
+        recipe = dataclasses.replace(recipe, images=images)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=recipe.images)
+
+        def report(row: dict[str, Any]) -> None:
+            mean = sum(row["accuracy"].values()) / len(row["accuracy"])
+            text = f"loss {row['loss']:.3f}, accuracy {mean:.3f}, {row['images_per_s']:.0f} images/s"
+            bar.update(task, completed=row["images"], description=text)
+            console.print(f"{row['images']:>8} images: {text}")
+
+        train(
+            out,
+            recipe,
+            start=start,
+            examples=kept,
+            held_out=held,
+            device=device,
+            report=report,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    figure(out / "state" / "progress.json", out / "state" / "curve.png")
+    return out
+
+
+def read(path: Path) -> list[Example]:
+    """The examples of a parquet file in the columns question_id, image, question, answers; one example an image."""
+    tasks.check(path)
+    grouped: dict[bytes, list[tuple[str, str, str]]] = {}
+    for row in pyarrow.parquet.read_table(path, columns=["image", "question", "answers"]).to_pylist():
+        answers = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+        asked = (path.stem, row["question"], Counter(answers).most_common(1)[0][0])
+        grouped.setdefault(row["image"]["bytes"], []).append(asked)
+    return [Example(Image.open(io.BytesIO(content)), tuple(asked)) for content, asked in grouped.items()]
+
+
+def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Every tenth image is held out; with fewer than ten, all are used for both."""
+    held = list(examples[::10]) if len(examples) >= 10 else list(examples)
+    return [e for i, e in enumerate(examples) if i % 10 or len(examples) < 10], held
+
+
+def figure(progress: Path, target: Path) -> Path:
+    """The curve of a run: accuracy of answers per set, and of the read-outs, over images seen."""
+    from matplotlib.figure import Figure
+
+    saved = json.loads(progress.read_text(encoding="utf-8"))
+    curve, recipe = saved["curve"], saved["recipe"]
+    seen = [row["images"] / 1000 for row in curve]
+    drawing = Figure(figsize=(10, 4), layout="constrained")
+    left, right = drawing.subplots(1, 2, sharex=True)
+    for name in dict.fromkeys(form.split(".")[0] for row in curve for form in row["accuracy"]):
+        means = []
+        for row in curve:
+            own = [value for form, value in row["accuracy"].items() if form.split(".")[0] == name]
+            means.append(sum(own) / len(own))
+        left.plot(seen, means, label=name)
+    for name in dict.fromkeys(key for row in curve for key in row["cells"]):
+        right.plot(seen, [row["cells"].get(name) for row in curve], label=name)
+    for axis, title in ((left, "answers, mean over question forms"), (right, "read-outs of merged patches")):
+        axis.axvline(recipe["look"] / 1000, color="0.7", linestyle=":")
+        axis.set(title=title, xlabel="images seen (thousands)", ylabel="accuracy on held-out scenes", ylim=(0, 1.02))
+        if axis.lines[:-1]:
+            axis.legend(fontsize=8)
+    drawing.savefig(target, dpi=120, metadata={"Software": None})
+    return target

@@ -1,0 +1,87 @@
+"""Runs a board: what is done is skipped, what finishes is written at once, so that any stop loses one trial at most.
+
+outcome = sweep(board, Path("results"), device="cpu")
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import record, spec
+from harness.executors import local
+from harness.types import InputError, Trial
+
+Progress = Callable[[int, str], None]  # (trials finished, what is going on)
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What a sweep would do: trials still to run, how many are done, and the estimated seconds (None: unknown)."""
+
+    trials: tuple[Trial, ...]
+    done: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    folder: Path
+    ran: int
+    skipped: int
+    failed: tuple[str, ...]  # one line per failed trial
+
+
+def plan(board: spec.Board, results: Path) -> Todo:
+    """The trials without a good record yet, and an estimate from the records that there are."""
+    folder = results / board.name
+    done: dict[str, float] = {}
+    if folder.is_dir():
+        for found in record.load(folder)[0]:
+            if found["status"] == "ok":
+                done[found["id"]] = float(found["cost"].get("total_s") or 0.0)
+    trials = board.trials()
+    todo = tuple(trial for trial in trials if spec.trial_id(trial) not in done)
+    each = statistics.median(done.values()) if done else None
+    return Todo(todo, len(trials) - len(todo), None if each is None else each * len(todo))
+
+
+def check_writable(results: Path) -> None:
+    """Raise InputError unless files can be made under `results`, which is created if missing."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results):
+            pass
+    except OSError as error:
+        raise InputError(f"results folder {results}: not writable: {os.strerror(error.errno or 0)}") from error
+
+
+def sweep(
+    board: spec.Board,
+    results: Path,
+    *,
+    device: str = "cpu",
+    inline: bool = False,
+    progress: Progress = lambda finished, text: None,
+) -> Outcome:
+    """Run what is missing of a board, one record a trial under `results/<board>/`.
+
+    Raises InputError when the results folder cannot be written.
+    """
+    check_writable(results)
+    todo = plan(board, results)
+    folder, failed = results / board.name, []
+    finished = 0
+    runs = local.run(todo.trials, device=device, inline=inline, progress=lambda text: progress(finished, text))
+    for trial, (made, samples) in zip(todo.trials, runs, strict=True):
+        record.write(folder, made, samples)
+        finished += 1
+        progress(finished, "")
+        if made["status"] != "ok":
+            reason = record.plain(f"{made['error']['phase']}: {made['error']['type']}: {made['error']['message']}")
+            failed.append(f"{trial.method} {trial.variant} {trial.scope} {trial.budget:g} seed {trial.seed}: {reason}")
+    return Outcome(folder, finished, todo.done, tuple(failed))
