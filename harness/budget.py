@@ -32,6 +32,7 @@ from harness.types import (
 )
 
 TOLERANCE = 0.01  # relative distance from the requested budget at which every plan lands
+Ladder = list[tuple[float, float]]  # (cost, loss) of an item from whole to its least, the cost falling
 
 
 @dataclass
@@ -94,11 +95,17 @@ def solve(
 
 
 def _check(block: str, kind: Kind, count: int, score: Score) -> None:
-    values = score.damage if isinstance(score, Additive) else score.order if isinstance(score, Ordinal) else None
-    if values is not None and len(values) != count:
-        raise InputError(f"ranking: {len(values)} scores for {count} units ({kind} of {block})")
-    numbers = values if values is not None else [p.loss for p in score.points]  # type: ignore[union-attr]
-    if any(value != value or abs(value) == float("inf") for value in numbers):
+    if isinstance(score, Options):
+        if kind != "ffn" or not any(point.make is None for point in score.points):
+            raise InputError(
+                f"ranking: options are for FFNs and include the dense one, unlike those of {kind} of {block}"
+            )
+        values = tuple(point.loss for point in score.points)
+    else:
+        values = score.damage if isinstance(score, Additive) else score.order
+        if len(values) != count:
+            raise InputError(f"ranking: {len(values)} scores for {count} units ({kind} of {block})")
+    if not all(math.isfinite(value) for value in values):
         raise InputError(f"ranking: a score of the {kind} of {block} is not finite")
 
 
@@ -128,13 +135,21 @@ def _best(values: tuple[float, ...], number: int) -> Keep:
 
 def _share(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
     """Every item keeps the same share of its units; what one rounds off is spread over the finer ones."""
-    parts: dict[tuple[str, Kind], Keep | Choice] = {}
     left, rest = target, float(sum(item.full for item in items))
-    for item in sorted(items, key=lambda item: -item.unit):
+    items = sorted(items, key=lambda item: -item.unit)
+    counts, ladders = [], []
+    for item in items:
         kept = min(item.count, max(1, round(item.count * left / rest)))
         left, rest = left - kept * item.unit, rest - item.full
+        counts.append(kept)
+        # Away from the common share costs more the further: where all is coarse, a few items give or take a unit.
+        ladders.append([(n * item.unit, item.full * ((n - kept) / item.count) ** 2) for n in range(item.count, 0, -1)])
+    at = [item.count - kept for item, kept in zip(items, counts, strict=True)]
+    _fit(ladders, at, target)
+    parts: dict[tuple[str, Kind], Keep | Choice] = {}
+    for item, rung in zip(items, at, strict=True):
         assert isinstance(item.score, Ordinal)
-        parts[item.key] = _best(item.score.order, kept)
+        parts[item.key] = _best(item.score.order, item.count - rung)
     return parts
 
 
@@ -181,50 +196,55 @@ def _trade(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | C
         _, place, rung = max(moves)
         total += ladders[place][rung][0] - ladders[place][at[place]][0]
         at[place] = rung
-    _fit(ladders, at, target, total)
+    _fit(ladders, at, target)
     return {item.key: _part(item, rung) for item, rung in zip(items, at, strict=True)}
 
 
-def _reach(ladder: list[tuple[float, float]], cost: float) -> int:
+def _reach(ladder: Ladder, cost: float) -> int:
     """The highest rung that costs at most `cost`."""
     return bisect.bisect_left(ladder, -cost, key=lambda rung: -rung[0])
 
 
-def _fit(ladders: list[list[tuple[float, float]]], at: list[int], target: float, total: float) -> None:
-    """Where coarse steps leave a gap: the exchange between two items that closes it at the least loss."""
-    slack = TOLERANCE / 2 * target
-    if target - total <= slack:
-        return
-    best: tuple[float, int, int, int, int] | None = None
-    for giver, lower in enumerate(ladders):
-        for rung in range(at[giver], len(lower)):
-            freed = target - total + slack + lower[at[giver]][0] - lower[rung][0]
-            for taker, ladder in enumerate(ladders):
-                cost, loss = ladder[at[taker]]
-                up = _reach(ladder, cost + freed)
-                if taker == giver or up > at[taker] or freed - (ladder[up][0] - cost) > 2 * slack:
-                    continue
-                change = lower[rung][1] - lower[at[giver]][1] + ladder[up][1] - loss
-                best = min(best or (math.inf, 0, 0, 0, 0), (change, giver, rung, taker, up))
-    if best:
-        _, giver, at_giver, taker, at_taker = best
-        at[giver], at[taker] = at_giver, at_taker
+def _fit(ladders: list[Ladder], at: list[int], target: float) -> None:
+    """Where coarse steps miss the target: exchanges between two items that close the gap, each at the least loss."""
+    slack = 0.999 * TOLERANCE * target
+    while True:
+        gap = target - sum(ladder[rung][0] for ladder, rung in zip(ladders, at, strict=True))
+        off = abs(gap) - slack
+        if off <= 0:
+            return
+        best = (off, 0.0, 0, 0, 0, 0)
+        for giver, lower in enumerate(ladders):
+            for rung in range(at[giver], len(lower)):
+                freed = gap + lower[at[giver]][0] - lower[rung][0]
+                for taker, ladder in enumerate(ladders):
+                    cost, loss = ladder[at[taker]]
+                    up = min(at[taker], _reach(ladder, cost + freed + slack))
+                    if taker != giver:
+                        change = lower[rung][1] - lower[at[giver]][1] + ladder[up][1] - loss
+                        left = max(0.0, abs(freed - (ladder[up][0] - cost)) - slack)
+                        best = min(best, (left, change, giver, rung, taker, up))
+        if best[0] >= off:
+            return
+        _, _, giver, rung, taker, up = best
+        at[giver], at[taker] = rung, up
 
 
 def _order(item: _Item) -> list[int]:
     """Units or options in the order they are taken: units by damage (ties: lower index), options by falling cost."""
-    if isinstance(item.score, Options):
-        points = item.score.points
+    score = item.score
+    if isinstance(score, Options):
+        points = score.points
         best: list[int] = []  # options that cost less than every one that loses less or as much
         for i in sorted(range(len(points)), key=lambda i: (points[i].token_macs, points[i].loss)):
             if not best or points[i].loss < points[best[-1]].loss:
                 best.append(i)
         return best[::-1]
-    assert isinstance(item.score, Additive)
-    return sorted(range(item.count), key=lambda i: (item.score.damage[i], i))  # type: ignore[union-attr]
+    assert isinstance(score, Additive)
+    return sorted(range(item.count), key=lambda i: (score.damage[i], i))
 
 
-def _ladder(item: _Item) -> list[tuple[float, float]]:
+def _ladder(item: _Item) -> Ladder:
     """(cost, loss) of an item from whole to its least, one rung a unit or option; its last unit stays."""
     order = _order(item)
     if isinstance(item.score, Options):

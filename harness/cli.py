@@ -55,9 +55,11 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # what typer makes of an interrupt
+            raise
         err.print("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(130)
 
@@ -74,8 +76,10 @@ def demo(
     """The quick board on the embedded model; prints the table and where the plot is."""
     from harness import record, spec
     from harness.report import report, tables
+    from harness.sweep import check_writable
 
     board = spec.read("demo")
+    check_writable(out_dir, "--out")
     _sweep(board, results, device, inline=False)
     files = report(results, out_dir)
     frame = tables.board_frame(record.load(results / board.name)[0])
@@ -130,11 +134,10 @@ def _sweep(board: Any, results: Path, device: str, inline: bool) -> Any:
         TimeRemainingColumn,
     )
 
-    from harness.sweep import check_writable, plan
+    from harness.sweep import plan
     from harness.sweep import sweep as run
 
     _check_device(device)
-    check_writable(results)
     todo = plan(board, results)
     err.print(f"{board.name}: {len(todo.trials)} trials to run, {todo.done} done; {_duration(todo.seconds)}")
     columns = (
@@ -255,10 +258,11 @@ def list_(thing: Thing, json_: Json = False) -> None:
     if json_:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*(key for key in rows[0]))
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
-    out.print(table)
+        name, title, *rest = row
+        out.print(f"[bold]{escape(row[name])}[/bold]  {escape(row[title])}")
+        if details := "; ".join(f"{key}: {_cell(row[key])}" for key in rest if row[key]):
+            out.print(f"    [dim]{escape(details)}[/dim]")
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from harness import families, reference, registry
+from harness import families, registry
 from harness.prompts import encode
 
 
@@ -41,13 +41,13 @@ def examine() -> list[Finding]:
     found.append(Finding("free disk", free > 1, f"{free:.0f} GB here"))
     methods = [registry.method(name).name for name in registry.methods()]
     found.append(Finding("methods", bool(methods), ", ".join(methods)))
-    vlm = families.load(reference.MODEL)
-    inputs = encode(vlm.processor, [[Image.new("RGB", (96, 96), "red")]], ["What color is the circle?"])
-    with torch.no_grad():
-        logits = vlm.model(**inputs).logits
-    found.append(
-        Finding("embedded model", bool(torch.isfinite(logits).all()), f"{vlm.family}, weights {vlm.weights_hash}")
-    )
+    for name, folder in registry.MODELS.items():
+        vlm = families.load(folder)
+        inputs = encode(vlm.processor, [[Image.new("RGB", (96, 96), "red")]], ["What color is the circle?"])
+        with torch.no_grad():
+            logits = vlm.model(**inputs).logits
+        detail = f"{vlm.family}, weights {vlm.weights_hash}"
+        found.append(Finding(f"model {name}", bool(torch.isfinite(logits).all()), detail))
     return found
 
 

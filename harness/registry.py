@@ -21,15 +21,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness import reference
 from harness.types import InputError, Ranking
 
 BUILT_IN = "baselines"
 GROUP = "infoprune.methods"
-MODELS = {"mini-qwen2-vl": reference.MODEL}
-BOARDS = Path(__file__).parent / "boards"
+HERE = Path(__file__).parent
+MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
+BOARDS = HERE / "boards"
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,21 @@ class Method:
     def check(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The options, validated against the signature; those equal to their default are dropped.
 
-        Raises InputError for an unknown option or a value of the wrong type.
+        Raises InputError for an unknown option, a value of the wrong type, NaN or infinity.
         """
         hints = typing.get_type_hints(self.rank)
+        checked = {}
         for key, value in options.items():
             if key not in self.options:
                 raise InputError.unknown(f"option of method {self.name!r}", key, self.options, where)
             try:
-                TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
+                adapter = TypeAdapter(hints.get(key, Any), config=ConfigDict(allow_inf_nan=False))
+                checked[key] = adapter.validate_python(value, strict=True)
             except ValidationError as error:
                 raise InputError(
                     f"{where}option {key!r} of method {self.name!r}: {error.errors()[0]['msg']}"
                 ) from error
-        return {key: value for key, value in options.items() if value != self.options[key]}
+        return {key: value for key, value in checked.items() if value != self.options[key]}
 
 
 @functools.cache
@@ -90,7 +92,7 @@ def method(name: str) -> Method:
     if name not in _modules():
         raise InputError.unknown("method", name, _modules())
     module = importlib.import_module(_modules()[name].partition(":")[0])
-    parameters = inspect.signature(module.rank).parameters.values()
+    parameters = [p for p in inspect.signature(module.rank).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return Method(
         name=name,
         rank=module.rank,
@@ -98,7 +100,7 @@ def method(name: str) -> Method:
         regime=getattr(module, "REGIME", "training-free"),
         role=getattr(module, "ROLE", "reference"),
         units=getattr(module, "UNITS", "both"),
-        options={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty},
+        options={p.name: p.default for p in parameters if p.default is not p.empty and p.name != "seed"},
     )
 
 
@@ -123,7 +125,10 @@ def model(name: str) -> str:
     """
     if name in MODELS:
         return str(MODELS[name])
-    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if Path(name).is_dir():
+        return name
+    # What begins with a folder that is there is meant as a path, not as a hub id.
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir():
         return name
     if "/" in name:
         raise InputError(f"model {name}: no such folder")

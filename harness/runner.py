@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import resource
@@ -75,6 +76,8 @@ class Worker:
         context = Context(trial, self.progress)
         try:
             self._measure(trial, method, made, context, watch)
+            with watch("record"):
+                json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
         except Exception as error:  # the sweep goes on; the record says what happened
             fail(made, type(error).__name__, str(error), watch.phase)
             context.samples = None
@@ -153,7 +156,8 @@ def blank(trial: Trial, device: str) -> dict[str, Any]:
 
 def fail(made: dict[str, Any], kind: str, message: str, phase: str) -> None:
     """Turn a record into a failure record: no figures, but what went wrong and where."""
-    made.update(status="failed", metrics={}, plan=None, error={"type": kind, "message": message[:2000], "phase": phase})
+    error = {"type": kind, "message": message[:2000], "phase": phase}
+    made.update(status="failed", metrics={}, log={}, plan=None, error=error)
 
 
 class _Watch:
@@ -223,5 +227,5 @@ def code() -> dict[str, Any]:
             ).stdout.strip()
 
         found["revision"] = git("rev-parse", "HEAD")
-        found["dirty"] = bool(git("status", "--porcelain", "--", "harness", "baselines"))
+        found["dirty"] = bool(git("status", "--porcelain", "--", "harness", registry.BUILT_IN))
     return found

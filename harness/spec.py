@@ -6,14 +6,15 @@ board = read("demo"); [trial.method for trial in board.trials()]
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness import record, registry, tasks
+from harness import families, record, registry, tasks
 from harness.types import InputError, Scope, Trial, UnitKinds
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -41,7 +42,7 @@ class Calibration(_Strict):
 
 
 class Latency(_Strict):
-    batches: tuple[Count, ...] = (1, 8)
+    batches: tuple[Count, ...] = Field(default=(1, 8), min_length=1)
     repeats: Annotated[int, Field(ge=3)] = 20
 
 
@@ -59,7 +60,7 @@ class Board(_Strict):
     model: str
     methods: tuple[Entry, ...] = Field(min_length=1)
     budgets: tuple[Fraction, ...] = Field(min_length=1)
-    scopes: tuple[Scope, ...] = ("vision",)
+    scopes: tuple[Scope, ...] = Field(default=("vision",), min_length=1)
     units: UnitKinds = "both"
     tasks: tuple[str, ...] = Field(min_length=1)
     split: str = "validation"
@@ -69,7 +70,7 @@ class Board(_Strict):
     calibration: Calibration = Calibration()
     latency: Latency = Latency()
     reference_input: ReferenceInput = ReferenceInput()
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -95,7 +96,8 @@ class Board(_Strict):
             "reference_input": self.reference_input.model_dump(),
             "dtype": self.dtype,
         }
-        dense = (*self.metrics, "floors") if self.floors and "accuracy" in self.metrics else self.metrics
+        floors = self.floors and "accuracy" in self.metrics and "floors" not in self.metrics
+        dense = (*self.metrics, "floors") if floors else self.metrics
         made = [
             Trial(
                 method="none", options={}, scope="all", budget=1.0, seed=0, metrics=dense, **{**common, "units": "both"}
@@ -130,13 +132,15 @@ def trial_id(trial: Trial) -> str:
 def read(name: str, **overrides: Any) -> Board:
     """A shipped board or a YAML file, with top-level keys overridden (`limit=50`).
 
-    Raises InputError naming the file and key: not YAML, not a mapping, empty, an unknown key, method, task, metric or
-    model, a budget outside (0, 1].
+    Raises InputError naming the file and key: not YAML, not a mapping, empty, an unknown key, method, option, task,
+    split, metric, scope or model, a model folder that cannot be loaded, a budget outside (0, 1], anything named twice.
     """
     path = registry.board(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"board {path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise InputError(f"board {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(
@@ -153,10 +157,7 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
     try:
         board = Board.model_validate(dict(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] == "missing" else f" (given: {first['input']!r:.80})"
-        raise InputError(f"board {path}: {key}: {first['msg']}{given}") from error
+        raise _explain(error, path) from error
     where = f"board {path}: "
     for entry in board.methods:
         if entry.method not in registry.methods():
@@ -164,9 +165,39 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
     for metric in board.metrics:
         if metric not in registry.metrics():
             raise InputError.unknown("metric", metric, registry.metrics(), where + "metrics: ")
+    for key in ("budgets", "scopes", "tasks", "metrics"):
+        values = getattr(board, key)
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise InputError(f"{where}{key}: {twice[0]} is named twice")
     try:
-        registry.model(board.model)
-        tasks.require([*board.tasks, *board.calibration.tasks])
+        source = Path(registry.model(board.model))
+        if source.is_dir():
+            families.check_folder(source)
+        tasks.require(board.tasks, board.split)
+        drawn = board.calibration
+        tasks.require(drawn.tasks or board.tasks, drawn.split, drawn.samples)
+        contestants = [(e.method, registry.method(e.method).check(e.options, "methods: ")) for e in board.methods]
     except InputError as error:
         raise InputError(f"{where}{error}") from error
+    for method, options in contestants:
+        if contestants.count((method, options)) > 1:
+            raise InputError(f"{where}methods: {method} is named twice with the same options")
     return board
+
+
+def _explain(error: ValidationError, path: Path) -> InputError:
+    """The first fault of a board in its own terms: the key, what is wrong with it, the nearest choice."""
+    first = error.errors()[0]
+    loc, kind = [str(part) for part in first["loc"]], first["type"]
+    where = f"board {path}: {'.'.join(loc)}: "
+    if kind == "missing":
+        return InputError(f"{where}is missing")
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+        return InputError.unknown("value", first["input"], choices, where)
+    if kind == "extra_forbidden":
+        known = {"methods": Entry, "calibration": Calibration, "latency": Latency, "reference_input": ReferenceInput}
+        return InputError.unknown("key", loc[-1], known[loc[0]].model_fields, f"board {path}: {'.'.join(loc[:-1])}: ")
+    text = re.sub(r"a valid dictionary.*", "a mapping of keys", first["msg"]).replace("a valid tuple", "a list")
+    text = text.replace("Tuple", "List")
+    return InputError(f"{where}{text} (given: {first['input']!r:.80})")

@@ -57,6 +57,12 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     return made
 
 
+def _get(model: nn.Module, path: str) -> nn.Linear:
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear), f"{path} is a {type(linear).__name__}, not a Linear"
+    return linear
+
+
 def _set(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
@@ -71,11 +77,11 @@ def _keep(model: nn.Module, units: Units, kept: Sequence[int]) -> None:
         return (starts[:, None] + torch.arange(width, device=device)).flatten()
 
     for path in dict.fromkeys(rows.module for rows in units.producers):
-        linear = model.get_submodule(path)
+        linear = _get(model, path)
         index = torch.cat([spread(rows.offset, rows.width) for rows in units.producers if rows.module == path])
         bias = None if linear.bias is None else linear.bias[index]
         _set(model, path, _linear(linear.weight[index], bias))
-    linear = model.get_submodule(units.consumer)
+    linear = _get(model, units.consumer)
     _set(model, units.consumer, _linear(linear.weight[:, spread(0, units.width)], linear.bias))
     for path, attribute, amount in units.sizes:
         setattr(model.get_submodule(path), attribute, amount * len(kept))
@@ -87,4 +93,4 @@ def _replace(model: nn.Module, block: Block, choice: Choice, ranking: Ranking) -
         raise KeyError(f"the plan chooses an option for {block.name}, the ranking offers none")
     make = score.points[choice.position].make
     for path, factors in (make() if make else {}).items():
-        _set(model, path, LowRankLinear(factors, model.get_submodule(path)))
+        _set(model, path, LowRankLinear(factors, _get(model, path)))

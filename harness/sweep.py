@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import record, spec
+from harness import families, record, registry, spec
 from harness.executors import local
 from harness.types import InputError, Trial
 
@@ -50,14 +50,14 @@ def plan(board: spec.Board, results: Path) -> Todo:
     return Todo(todo, len(trials) - len(todo), None if each is None else each * len(todo))
 
 
-def check_writable(results: Path) -> None:
-    """Raise InputError unless files can be made under `results`, which is created if missing."""
+def check_writable(folder: Path, what: str = "results folder") -> None:
+    """Raise InputError unless files can be made in `folder`, which is created if missing."""
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=results):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"results folder {results}: not writable: {os.strerror(error.errno or 0)}") from error
+        raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
 
 
 def sweep(
@@ -70,11 +70,13 @@ def sweep(
 ) -> Outcome:
     """Run what is missing of a board, one record a trial under `results/<board>/`.
 
-    Raises InputError when the results folder cannot be written.
+    Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written.
     """
-    check_writable(results)
     todo = plan(board, results)
+    if todo.trials:
+        families.check(registry.model(board.model))
     folder, failed = results / board.name, []
+    check_writable(folder)
     finished = 0
     runs = local.run(todo.trials, device=device, inline=inline, progress=lambda text: progress(finished, text))
     for trial, (made, samples) in zip(todo.trials, runs, strict=True):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from commands import Call, Done
 
 from harness.types import VLM
 
@@ -34,3 +37,46 @@ def tiny(tiny_folder: Path) -> VLM:
     from harness.families import load
 
     return load(tiny_folder, name="tiny")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """The console script's function in this process and in an empty folder."""
+    from harness import cli
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*words: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["infoprune", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        shown = capsys.readouterr()
+        return Done(code, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from test_tasks import rows, write
+
+    return write(tmp_path_factory.mktemp("questions") / "mine.parquet", rows("mini_vqav2", 10))
+
+
+@pytest.fixture
+def board(tiny_folder: Path, questions: Path) -> dict[str, Any]:
+    """A board that would run: two methods on a tiny model and a made parquet file."""
+    return {
+        "name": "small",
+        "model": str(tiny_folder),
+        "methods": ["random", "magnitude"],
+        "budgets": [0.5],
+        "tasks": [str(questions)],
+        "calibration": {"samples": 4},
+        "reference_input": {"image": [64, 64]},
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,7 +38,7 @@ def run(
             process = process or _Process(device)
             try:
                 yield process.run(trial, progress)
-            except EOFError:
+            except (EOFError, ConnectionError):
                 yield process.obituary(trial), None
                 process = None
     finally:
@@ -76,20 +77,22 @@ class _Process:
         return made
 
     def stop(self) -> None:
-        self.pipe.close()
-        self.process.join(timeout=5)
+        """End the worker; idle or in a trial that nobody waits for, it has nothing to lose."""
         self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
 
 def _serve(pipe: Connection, device: str) -> None:
     """The worker process: trials in, records out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     from harness.runner import Worker
 
     worker = Worker(device, lambda text: pipe.send(("progress", text)))
     while True:
         try:
             trial = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         made, samples = worker.run(trial)
         buffer = None

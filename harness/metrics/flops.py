@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.types import VLM, Trial
+
+with warnings.catch_warnings():  # fvcore scripts a function when imported, which newer torch deprecates
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 DISAGREEMENT = 0.01
 ATTENTION = "aten::scaled_dot_product_attention"
@@ -76,7 +79,7 @@ def count(model: torch.nn.Module, call: Callable[[], torch.Tensor]) -> tuple[dic
         warnings.simplefilter("ignore")  # tracing warns about every Python number
         analysis = FlopCountAnalysis(_Stage(model, call), torch.zeros(()))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        skip = {name: lambda inputs, outputs: 0 for name in NORMS}
+        skip: Any = {name: lambda inputs, outputs: 0 for name in NORMS}
         analysis.set_op_handle(ATTENTION, attention_macs, **skip)
         by_module = {path.removeprefix("inner."): int(macs) for path, macs in analysis.by_module().items()}
         missed: Counter[str] = Counter(analysis.unsupported_ops())

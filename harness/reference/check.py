@@ -9,13 +9,14 @@ accuracy when it is pruned at random, and methods must come out apart. The trial
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from harness import reference, spec
+from harness import registry, spec
 from harness.types import Trial
 
 CONTROL = "random"  # what every bar on discrimination is about
@@ -52,10 +53,10 @@ def check(*, limit: int | None = None, device: str = "cpu", console: Console | N
                 raise RuntimeError(f"{trial.method} {trial.scope} {trial.budget:g}: {made['error']['message']}")
             results.append((trial, made["metrics"]))
             bar.advance(task)
-    return bars(results)
+    return bars(results, Path(registry.model(boards[0].model)))
 
 
-def bars(results: list[tuple[Trial, dict[str, Any]]]) -> list[dict[str, Any]]:
+def bars(results: list[tuple[Trial, dict[str, Any]]], model: Path) -> list[dict[str, Any]]:
     """The bars from each trial's metrics; accuracies as fractions, losses in points."""
     dense = next(metrics for trial, metrics in results if trial.method == "none")
     scores: dict[tuple[str, str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -76,7 +77,7 @@ def bars(results: list[tuple[Trial, dict[str, Any]]]) -> list[dict[str, Any]]:
         add(f"accuracy with the image blanked, {name}", own["accuracy"], 0.50, at_least=False)
     add(
         "weights, MB",
-        sum(f.stat().st_size for f in reference.MODEL.glob("*.safetensors")) / 1e6,
+        sum(f.stat().st_size for f in model.glob("*.safetensors")) / 1e6,
         MEGABYTES,
         at_least=False,
     )

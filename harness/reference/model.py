@@ -91,7 +91,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def processor(side: int = SIDE) -> Qwen2VLProcessor:
     """Qwen2-VL's own processor at patches of 8 pixels; images are scaled to about `side` x `side` pixels at most."""
-    sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     pixels = {"shortest_edge": (4 * PATCH) ** 2, "longest_edge": side * side}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, **sizes),
@@ -103,10 +103,10 @@ def processor(side: int = SIDE) -> Qwen2VLProcessor:
 
 def config(vocabulary: PreTrainedTokenizerFast, vision: dict[str, Any], text: dict[str, Any]) -> Qwen2VLConfig:
     """The configuration of these sizes, special tokens taken from the tokenizer."""
-    ids = {token: vocabulary.convert_tokens_to_ids(token) for token in SPECIAL}
+    ids: dict[str, Any] = {token: vocabulary.convert_tokens_to_ids(token) for token in SPECIAL}
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     section = [half - 2 * (half // 3), half // 3, half // 3]  # frequencies for time, height, width
-    ends = {
+    ends: dict[str, Any] = {
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],

@@ -21,6 +21,7 @@ from harness.reference.questions import ask
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg, objects_scene, render, text_scene
 
 IGNORED = -100
+WRITING = 0.4  # share of batches with signs
 # What the trainer's own read-outs are asked about every merged patch: what is centred in it, and where it is.
 CELL_CLASSES = {
     "shape": len(SHAPES) + 2,
@@ -43,15 +44,15 @@ class Example:
     scene: Scene | None = None
 
 
-def draw_example(seed: str, difficulty: float = 1.0, number: int = 10) -> Example:
-    """The example of a seed: shapes (questions of two tasks) or signs. `difficulty`, 0 to 1, crowds the scene."""
+def draw_example(seed: str, writing: bool, difficulty: float = 1.0, number: int = 10) -> Example:
+    """The example of a seed: signs if `writing`, else shapes (two sets). `difficulty`, 0 to 1, crowds the scene."""
     rng = random.Random(seed)
-    if rng.random() < 0.6:
+    if writing:
+        scene = text_scene(rng, signs=1 + round(2 * difficulty), distractors=round(2 * difficulty))
+        tasks = {"mini_textvqa": number}
+    else:
         scene = objects_scene(rng, least=2 + round(difficulty), most=3 + round(5 * difficulty))
         tasks = {"mini_gqa": number - number // 3, "mini_vqav2": number // 3}
-    else:
-        scene = text_scene(rng, signs=1 + round(2 * difficulty), distractors=round(2 * difficulty))
-        tasks = {"mini_textvqa": number // 2}
     questions = [(f"{t}.{q.form}", q.text, q.answer) for t, n in tasks.items() if n for q in ask(scene, t, rng, n)]
     return Example(Image.open(io.BytesIO(jpeg(render(scene)))), tuple(questions), scene)
 
@@ -148,7 +149,10 @@ class Packer:
 
 
 class SceneBatches(Dataset):
-    """Batch i of the endless stream of a seed; difficulty grows over the first `ramp` images."""
+    """Batch i of the endless stream of a seed; difficulty grows over the first `ramp` images.
+
+    A batch is all shapes or all signs, with the short-answer instruction throughout or nowhere: little padding.
+    """
 
     def __init__(
         self, packer: Packer, size: int, seed: str, *, questions: int = 10, ramp: int = 0, suffix: float = 1
@@ -158,9 +162,10 @@ class SceneBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         difficulty = min(1.0, index * self.size / self.ramp) if self.ramp else 1.0
+        rng = random.Random(f"{self.seed}/{index}")
+        writing, suffixed = rng.random() < WRITING, rng.random() < self.suffix
         names = [f"{self.seed}/{index}/{i}" for i in range(self.size)]
-        examples = [draw_example(name, difficulty, self.questions) for name in names]
-        suffixed = random.Random(f"{self.seed}/{index}").random() < self.suffix
+        examples = [draw_example(name, writing, difficulty, self.questions) for name in names]
         return self.packer.pack(examples, [suffixed] * self.size)
 
 

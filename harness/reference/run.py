@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from harness import families, registry, tasks
 from harness.reference.packing import Example
 from harness.reference.train import Recipe, train
+from harness.sweep import check_writable
 from harness.types import InputError
 
 EPOCHS = 20  # over a parquet file, unless --images says otherwise
@@ -29,10 +30,8 @@ EPOCHS = 20  # over a parquet file, unless --images says otherwise
 def run(out: Path, *, images: int | None, data: Path | None, start: Path | None, device: str, console: Console) -> Path:
     """Train into `out`, resuming what is there; writes the curve to OUT/state/curve.png.
 
-    Raises InputError for unusable data, a `start` that is no supported checkpoint, or an `out` that is a file.
+    Raises InputError for unusable data, a `start` that is no supported checkpoint, or an `out` that cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; name a folder")
     if start is not None:
         start = Path(registry.model(str(start)))
         if families.load(start).family != "qwen2_vl":
@@ -46,6 +45,7 @@ def run(out: Path, *, images: int | None, data: Path | None, start: Path | None,
         )
     if images is not None:
         recipe = dataclasses.replace(recipe, images=images)
+    check_writable(out, "--out")
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -77,11 +77,17 @@ def run(out: Path, *, images: int | None, data: Path | None, start: Path | None,
 
 
 def read(path: Path) -> list[Example]:
-    """The examples of a parquet file in the columns question_id, image, question, answers; one example an image."""
-    tasks.check(path)
+    """The examples of a parquet file in the official columns, one example an image with its most common answers.
+
+    Raises InputError naming file, row and column for data that cannot be used.
+    """
+    if not path.is_file():
+        raise InputError(f"--data {path}: no such file; training reads one parquet file")
+    target = "answer" if tasks.check(path)["form"] == "mini_gqa" else "answers"
     grouped: dict[bytes, list[tuple[str, str, str]]] = {}
-    for row in pyarrow.parquet.read_table(path, columns=["image", "question", "answers"]).to_pylist():
-        answers = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+    for row in pyarrow.parquet.read_table(path, columns=["image", "question", target]).to_pylist():
+        given = [row["answer"]] if target == "answer" else row["answers"]
+        answers = [a["answer"] if isinstance(a, dict) else a for a in given]
         asked = (path.stem, row["question"], Counter(answers).most_common(1)[0][0])
         grouped.setdefault(row["image"]["bytes"], []).append(asked)
     return [Example(Image.open(io.BytesIO(content)), tuple(asked)) for content, asked in grouped.items()]

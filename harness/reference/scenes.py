@@ -31,7 +31,7 @@ COLOURS = {
     "white": (245, 245, 245),
     "black": (25, 25, 25),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "diamond")
 SIZES = {"small": (6.0, 7.5), "large": (10.5, 12.5)}  # half extent in pixels
 WORDS = """
 stop exit open taxi cafe bank park shop hotel milk bread fish cake salt soup tea pizza book music film news art zoo gym

@@ -42,7 +42,7 @@ class Recipe:
     warmup: int = 4_000
     decay: float = 0.4  # share of the questions' phase over which the rate falls linearly to zero, at its end
     ramp: int = 20_000  # over which the questions' scenes grow to full difficulty
-    suffix: float = 0.3  # share of batches whose questions carry the short-answer instruction
+    suffix: float = 0.2  # share of batches whose questions carry the short-answer instruction
     cells: float = 0.5  # weight of the read-outs beside the answers
     weight_decay: float = 0.02
     seed: str = "train"
@@ -66,7 +66,8 @@ def answer(model: Any, batch: dict[str, Any], seen: torch.Tensor) -> tuple[torch
     embedded = core.get_input_embeddings()(batch["ids"])
     places = (batch["ids"] == model.config.image_token_id)[..., None]
     embedded = embedded.masked_scatter(places, seen.to(embedded.dtype))
-    layout = {"full_attention": Layout(*batch["shape"], batch["valid"])}
+    start, count, size = batch["shape"]
+    layout = {"full_attention": Layout(start, count, size, batch["valid"])}
     hidden = core.language_model(
         inputs_embeds=embedded, attention_mask=layout, position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
@@ -191,7 +192,8 @@ def train(
         (build(out) if start is None else start)
     source = out if done or start is None else start
     processor: Any = AutoProcessor.from_pretrained(source)
-    model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).to(device).train()
+    loader: Any = AutoModelForImageTextToText  # its decorators hide the signature
+    model: Any = loader.from_pretrained(source, dtype=torch.float32).to(device).train()
     enable(model)
     readouts = Readouts(model.config.text_config.hidden_size).to(device)
     opts = optimisers(model, readouts, recipe)

@@ -41,7 +41,7 @@ STYLE: Any = {
     "grid.color": "#eeeeee",
     "legend.frameon": False,
     "svg.fonttype": "path",
-    "svg.hashsalt": "infoprune",
+    "svg.hashsalt": "infoprune-bench",
     "text.parse_math": False,
 }
 # Okabe and Ito's palette, safe for colour-blind eyes; vermilion is kept for the studied method.

@@ -44,12 +44,18 @@ def describe() -> dict[str, str]:
     return {name: _definition(name)["metadata"]["description"] for name in names()}
 
 
-def require(tasks: Sequence[str]) -> None:
-    """Raise InputError unless every task exists and, for a parquet file or folder, every row of it is sound."""
-    for task in tasks:
+def require(tasks: Sequence[str], split: str | None = None, n: int = 0) -> None:
+    """Raise InputError unless every task exists and, for a parquet file or folder, every row of it is sound.
+
+    With a `split`, that is there too, with enough questions for `samples` to draw `n` (lmms-eval's own tasks say so
+    only when they are loaded).
+    """
+    for place, task in enumerate(tasks):
         path = _path(task)
         if path is not None and task not in names():
             check(path)
+        if path is not None and split is not None:
+            _share(n, tasks, place, split, len(data.source(task, path, split, None).indices))
 
 
 def subset(task: str, split: str, limit: int | None) -> list[int]:
@@ -78,14 +84,22 @@ def samples(tasks: Sequence[str], split: str, n: int, seed: int) -> list[Sample]
     suite = _suite(tuple(tasks), split, None, _stamps(tasks, split))
     turns: list[list[tuple[str, int]]] = []
     for place, task in enumerate(tasks):
-        share = n // len(tasks) + (place < n % len(tasks))
         ids = list(zip(suite.image_ids[task], suite.question_ids[task], strict=True))
-        if share > len(ids):
-            raise InputError(f"calibration.samples: {share} of {n} fall to task {task}, whose '{split}' has {len(ids)}")
+        share = _share(n, tasks, place, split, len(ids))
         order = sorted(range(len(ids)), key=lambda i: (sha256(repr((seed, *ids[i])).encode()).digest(), i))
         turns.append([(task, i) for i in order[:share]])
     drawn = [turn[i] for i in range(max(map(len, turns))) for turn in turns if i < len(turn)]
     return [_sample(suite, task, i) for task, i in drawn]
+
+
+def _share(n: int, tasks: Sequence[str], place: int, split: str, there: int) -> int:
+    """How many of `n` questions the task at this place gives; raises InputError if it has fewer."""
+    share = n // len(tasks) + (place < n % len(tasks))
+    if share > there:
+        raise InputError(
+            f"calibration.samples: {share} of {n} fall to task {tasks[place]}, whose '{split}' has {there}"
+        )
+    return share
 
 
 def evaluate(

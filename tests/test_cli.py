@@ -1,0 +1,170 @@
+"""The command line as a user meets it: what it prints, its exit codes, and that bad input leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Call, Done, put, refused
+
+from harness import registry, sweep, tasks
+
+SCRIPT = Path(sys.executable).with_name("infoprune")
+
+
+def test_data_check(call: Call, questions: Path) -> None:
+    done = call("data", "check", questions, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == {"path": str(questions), "rows": 30, "images": 10, "form": "mini_vqav2"}
+    assert "rows=30" in call("data", "check", questions).out
+
+
+# --- folders, devices, options ------------------------------------------------------------------------------
+
+
+def test_folders_that_cannot_be_written(call: Call, tmp_path: Path, board: dict[str, Any]) -> None:
+    """Also for root, who may write anywhere but below a regular file."""
+    file, taken = put(tmp_path / "board.yaml", board), put(tmp_path / "taken", "a file")
+    for results in (taken, taken / "results", Path("/proc/none/results")):
+        done = call("sweep", file, "--results", results)
+        assert done.code == 2 and "Traceback" not in done.err and not list(Path().iterdir())
+        assert f"error: results folder {results}/small: not writable: " in done.err.splitlines()[-1]
+    folder = tmp_path / "results"
+    folder.mkdir()
+    put(folder / "small", "a file where the board's folder has to be")
+    assert f"{folder}/small: not writable" in call("sweep", file, "--results", folder).err
+    refused(call("demo", "--out", taken / "demo"), f"--out {taken}/demo: not writable")
+    refused(call("reference", "train", "--out", taken / "mine"), f"--out {taken}/mine: not writable")
+    assert taken.read_text() == "a file"
+
+
+def test_report_without_records(call: Call) -> None:
+    refused(call("report", "--results", "nowhere"), "nowhere", "no board there")
+
+
+def test_bad_devices(call: Call, tmp_path: Path, board: dict[str, Any]) -> None:
+    file = put(tmp_path / "board.yaml", board)
+    refused(call("sweep", file, "--device", "tpu"), "--device tpu", "cpu, cuda or cuda:N")
+    refused(call("sweep", file, "--device", "cuda:99"), "--device cuda:99", "CUDA devices")
+
+
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [
+        (["sweep"], "board"),
+        (["sweep", "demo", "--limti", "3"], "--limti"),
+        (["sweep", "demo", "--limit", "0"], "--limit"),
+        (["sweep", "demo", "--limit", "many"], "--limit"),
+        (["sewep", "demo"], "sewep"),
+        (["list", "method"], "method"),
+        (["reference", "train"], "--out"),
+        (["reference", "chekc"], "chekc"),
+        (["reference", "train", "--out", "x", "--images", "0"], "--images"),
+    ],
+)
+def test_usage_errors(call: Call, words: list[str], about: str) -> None:
+    done = call(*words)
+    assert done.code == 2 and done.out == ""
+    assert about in done.err.lower() and done.err.count("Usage:") == 1 and "Traceback" not in done.err
+    assert not list(Path().iterdir())
+
+
+def test_interrupt(call: Call, tmp_path: Path, board: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "sweep", stopped)
+    done = call("sweep", put(tmp_path / "board.yaml", board))
+    assert done.code == 130 and "the same command goes on" in done.err and "Traceback" not in done.err
+
+
+# --- what is there ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thing", ["methods", "models", "tasks", "metrics", "boards"])
+def test_list(call: Call, thing: str) -> None:
+    found = {"methods": registry.methods, "metrics": registry.metrics, "tasks": tasks.names, "boards": registry.boards}
+    done = call("list", thing, "--json")
+    assert (done.code, done.err) == (0, "")
+    listed = json.loads(done.out)
+    names = [row["name"] for row in listed]
+    if thing in found:
+        assert names == found[thing]()
+    assert all(row["title"].strip() and "\n" not in row["title"] for row in listed)
+    shown = call("list", thing)
+    assert shown.code == 0 and all(name in shown.out for name in names)
+
+
+def test_shipped_boards_are_sound(call: Call) -> None:
+    for name in registry.boards():
+        done = call("sweep", name, "--dry-run")
+        assert (done.code, done.err) == (0, ""), name
+    assert not list(Path().iterdir())
+
+
+def test_dry_run_counts_and_writes_nothing(call: Call, tmp_path: Path, board: dict[str, Any]) -> None:
+    methods = [{"method": "random", "seeds": 3}, "magnitude"]
+    file = put(tmp_path / "board.yaml", {**board, "methods": methods, "budgets": [0.5, 0.25]})
+    done = call("sweep", file, "--dry-run")
+    assert (done.code, done.err) == (0, "")
+    assert "9 trials to run, 0 done" in done.out  # dense, 3 seeds and 1 at two budgets
+    assert done.out.count("random") == 2 and done.out.count("magnitude") == 2
+    assert not list(Path().iterdir())
+
+
+def test_help(call: Call) -> None:
+    for words in ([], ["sweep"], ["report"], ["reference"], ["reference", "train"], ["list"], ["doctor"], ["data"]):
+        done = call(*words, "--help")
+        assert done.code == 0 and "Usage:" in done.out and done.err == ""
+
+
+def test_doctor(call: Call) -> None:
+    done = call("doctor", "--json")
+    checks = json.loads(done.out)
+    assert done.code == (0 if all(check["ok"] for check in checks) else 1)
+    assert {"Python", "packages", "torchvision matches torch", "methods"} <= {check["check"] for check in checks}
+    assert any("mini-qwen2-vl" in check["check"] and check["ok"] for check in checks)
+
+
+# --- as a process -------------------------------------------------------------------------------------------
+
+
+def _process(*words: object, cwd: Path) -> Done:
+    made = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True)
+    return Done(made.returncode, made.stdout, made.stderr)
+
+
+def test_console_script_refuses_in_one_line(tmp_path: Path, board: dict[str, Any]) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    file = put(tmp_path / "board.yaml", {**board, "scopes": ["langage"]})
+    refused(_process(SCRIPT, "sweep", file, cwd=here), str(file), "did you mean 'language'?", left=here)
+    file = put(tmp_path / "board.yaml", {**board, "budgets": [2]})
+    refused(_process(sys.executable, "-m", "harness.cli", "sweep", file, cwd=here), "budgets.0", left=here)
+    done = _process(SCRIPT, "sweep", "demo", "--no-such-flag", cwd=here)
+    assert done.code == 2 and "--no-such-flag" in done.err and "Traceback" not in done.err
+
+
+def test_json_alone_on_stdout(tmp_path: Path) -> None:
+    done = _process(SCRIPT, "list", "boards", "--json", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "") and "demo" in [row["name"] for row in json.loads(done.out)]
+
+
+def test_bad_models_and_help_need_no_torch(tmp_path: Path, board: dict[str, Any]) -> None:
+    (tmp_path / "empty").mkdir()
+    file = put(tmp_path / "board.yaml", {**board, "model": str(tmp_path / "empty")})
+    code = (
+        "import sys; from harness import cli, spec; from harness.types import InputError\n"
+        "try: spec.read(sys.argv[1])\n"
+        "except InputError as error: assert 'config.json is missing' in str(error)\n"
+        "else: raise SystemExit('accepted')\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try: cli.main()\n"
+        "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = _process(sys.executable, "-c", code, file, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")

@@ -1,0 +1,117 @@
+"""The clock is read around each call and in turns, and the interval of a ratio holds the truth."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.metrics import latency
+from harness.runner import Context
+from harness.types import VLM, Trial
+
+
+class Clock:
+    """A clock that only moves when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.calls = 0.0, []
+        monkeypatch.setattr(latency.time, "perf_counter", lambda: self.now)
+
+    def takes(self, name: str, seconds: float) -> Any:
+        def call() -> None:
+            self.calls.append(name)
+            self.now += seconds
+
+        return call
+
+
+def test_each_call_is_timed_alone_and_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    times = latency.interleave(clock.takes("a", 3.0), clock.takes("b", 1.5), repeats=4)
+    assert times.tolist() == [[3.0, 1.5]] * 4
+    assert "".join(clock.calls) == "abba" + "abba" * 2  # two rounds of warm-up, and who goes first alternates
+    assert latency.ratio(times) == (2.0, 2.0, 2.0)
+
+
+def test_waiting_for_the_device_belongs_to_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that is still queued when a call returns is finished before the clock is read, and before it starts."""
+    clock = Clock(monkeypatch)
+    queued = [0.0]
+
+    def launch() -> None:
+        queued[0] += 5.0
+
+    def wait() -> None:
+        clock.now += queued[0]
+        queued[0] = 0.0
+
+    assert latency.interleave(launch, clock.takes("b", 1.0), 3, wait).tolist() == [[5.0, 1.0]] * 3
+
+
+def test_a_sleep_is_measured() -> None:
+    times = latency.interleave(lambda: time.sleep(0.04), lambda: time.sleep(0.01), repeats=7)
+    assert times[:, 0].min() >= 0.04 and times[:, 1].min() >= 0.01
+    assert 1.5 < latency.ratio(times)[0] < 8
+
+
+@given(st.floats(0.2, 8), st.integers(0, 2**16))
+def test_the_interval_holds_the_median_and_scales(truth: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    second = rng.lognormal(0, 0.1, 30)
+    times = np.stack([truth * second * rng.lognormal(0, 0.1, 30), second], 1)
+    middle, low, high = latency.ratio(times)
+    assert low <= middle <= high
+    assert middle == pytest.approx(np.median(times[:, 0] / times[:, 1]))
+    assert latency.ratio(times * 1000) == pytest.approx((middle, low, high))  # units do not matter
+    assert latency.ratio(times) == (middle, low, high)
+    swapped = latency.ratio(times[:, ::-1])
+    assert swapped[0] == pytest.approx(1 / middle, rel=0.02)
+
+
+def test_the_interval_contains_the_truth_as_often_as_it_says() -> None:
+    """Common swings of the machine, which hit both calls of a round, cancel in the ratio."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        machine = rng.lognormal(0, 0.5, (25, 1))
+        times = machine * np.array([2.0, 1.0]) * rng.lognormal(0, 0.05, (25, 2))
+        _, low, high = latency.ratio(times)
+        held += low <= 2.0 <= high
+        assert high - low < 0.3
+    assert 0.90 <= held / 300 <= 0.995
+
+
+def test_every_stage_at_every_batch(tiny: VLM) -> None:
+    trial = Trial(
+        board="b",
+        model="tiny",
+        method="none",
+        options={},
+        scope="vision",
+        units="both",
+        budget=1.0,
+        seed=0,
+        tasks=(),
+        split="validation",
+        limit=None,
+        metrics=("latency",),
+        calibration={},
+        latency={"batches": [1, 2], "repeats": 3},
+        reference_input={"image": [64, 64], "text": "How many?"},
+    )
+    said: list[str] = []
+    found = latency.measure(tiny, tiny, trial, Context(trial, said.append))
+    assert set(found["stages"]) == {"vision", "language", "all", "decode"}
+    for own in found["stages"].values():
+        assert set(own) == {"1", "2"}
+        for figures in own.values():
+            for which in ("dense_ms", "pruned_ms"):
+                assert 0 < figures[which]["p10"] <= figures[which]["p50"] <= figures[which]["p90"]
+            assert 0 < figures["lo"] <= figures["ratio"] <= figures["hi"]
+    assert found["speedup"] == found["stages"]["vision"]["2"]["ratio"]  # the scope's, at the largest batch
+    assert len(said) == 8 and said[0] == "latency: vision, batch 1"

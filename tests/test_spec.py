@@ -1,0 +1,222 @@
+"""A board stands for its trials, whose ids depend on everything that decides a result and on nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_tasks import made_sets, sets
+
+from harness import registry, spec, tasks
+from harness.types import SCOPES, InputError, Trial
+
+__all__ = ["made_sets", "sets"]  # fixtures
+
+BOARD: dict[str, Any] = {
+    "name": "small",
+    "model": "mini-qwen2-vl",
+    "methods": [{"method": "random", "seeds": 3}, "magnitude", {"method": "magnitude", "options": {"norm": "l1"}}],
+    "budgets": [0.75, 0.5],
+    "scopes": ["vision", "all"],
+    "tasks": ["mini_gqa", "mini_vqav2"],
+    "calibration": {"samples": 8},
+    "limit": 7,
+}
+
+
+@pytest.fixture
+def read(sets: Path, tmp_path: Path) -> Any:
+    """Read a board made of BOARD with changes; None takes a key away."""
+
+    def run(**changes: Any) -> spec.Board:
+        path = tmp_path / "board.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in {**BOARD, **changes}.items() if v is not None}))
+        return spec.read(str(path))
+
+    return run
+
+
+# --- expansion --------------------------------------------------------------------------------------------
+
+
+def test_trials_are_every_method_seed_scope_and_budget_after_dense(read: Any) -> None:
+    trials = read().trials()
+    assert len(trials) == 1 + (3 + 1 + 1) * 2 * 2
+    assert (trials[0].method, trials[0].budget, trials[0].scope, trials[0].units) == ("none", 1.0, "all", "both")
+    rest = [(t.method, t.variant, t.seed, t.scope, t.budget) for t in trials[1:]]
+    expected = [("random", "", seed) for seed in range(3)] + [("magnitude", "", 0), ("magnitude", "norm=l1", 0)]
+    assert rest == [(*who, scope, keep) for who in expected for scope in ("vision", "all") for keep in (0.75, 0.5)]
+    for trial in trials:
+        assert (trial.board, trial.model, trial.limit, trial.split) == ("small", "mini-qwen2-vl", 7, "validation")
+        assert trial.tasks == ("mini_gqa", "mini_vqav2")
+        assert trial.calibration == {"samples": 8, "tasks": trial.tasks, "split": "calibration"}
+
+
+def test_trials_of_one_ranking_stay_together(read: Any) -> None:
+    """So that a worker ranks once per method, options and seed."""
+    keys = [(t.method, t.variant, t.seed) for t in read().trials()]
+    assert len([1 for a, b in itertools.pairwise(keys) if a != b]) + 1 == len(set(keys))
+
+
+def test_dense_also_measures_the_floor(read: Any) -> None:
+    dense, *rest = read().trials()
+    assert dense.metrics == ("flops", "latency", "accuracy", "floors")
+    assert all(trial.metrics == ("flops", "latency", "accuracy") for trial in rest)
+    assert read(floors=False).trials()[0].metrics == rest[0].metrics
+    assert read(metrics=["flops"]).trials()[0].metrics == ("flops",)
+
+
+def test_dense_is_there_once_whoever_names_it(read: Any) -> None:
+    trials = read(methods=["none", "random"]).trials()
+    assert [t.method for t in trials].count("none") == 1 and trials == read(methods=["random"]).trials()
+
+
+def test_calibration_may_use_other_tasks(read: Any) -> None:
+    trials = read(calibration={"samples": 4, "tasks": ["mini_textvqa"]}).trials()
+    assert trials[0].calibration == {"samples": 4, "tasks": ("mini_textvqa",), "split": "calibration"}
+
+
+def test_overrides_replace_top_level_keys(read: Any, tmp_path: Path) -> None:
+    read()
+    changed = spec.read(str(tmp_path / "board.yaml"), limit=3)
+    assert {trial.limit for trial in changed.trials()} == {3}
+    with pytest.raises(InputError, match="limit"):
+        spec.read(str(tmp_path / "board.yaml"), limit=0)
+
+
+@pytest.mark.parametrize("name", registry.boards())
+def test_shipped_boards(name: str) -> None:
+    board = spec.read(name)
+    assert board.name == name and board.model in registry.MODELS
+    trials = board.trials()
+    assert len({spec.trial_id(trial) for trial in trials}) == len(trials)
+
+
+def test_the_boards_the_issue_promises() -> None:
+    demo, reference = spec.read("demo"), spec.read("reference")
+    assert len(demo.trials()) == 1 + 4 * 3
+    assert reference.scopes == SCOPES and reference.budgets == (0.9, 0.75, 0.5, 0.3125, 0.2, 0.1)
+    assert set(reference.tasks) == set(tasks.names()) and reference.limit == 600
+
+
+# --- ids --------------------------------------------------------------------------------------------------
+
+
+def trial(**changes: Any) -> Trial:
+    plain: dict[str, Any] = {
+        "board": "b",
+        "model": "m",
+        "method": "random",
+        "options": {"alpha": 0.5, "beta": 1},
+        "scope": "vision",
+        "units": "both",
+        "budget": 0.5,
+        "seed": 0,
+        "tasks": ("t",),
+        "split": "validation",
+        "limit": None,
+        "metrics": ("accuracy",),
+        "calibration": {"samples": 8},
+        "latency": {"repeats": 3},
+        "reference_input": {"text": "?"},
+    }
+    return Trial(**{**plain, **changes})
+
+
+def test_an_id_is_stable() -> None:
+    """Records are found by it: if this changes, every record that was made before is orphaned."""
+    assert spec.trial_id(trial()) == "a40049e000e7dd8c"
+    assert spec.trial_id(trial(options={"beta": 1, "alpha": 0.5})) == spec.trial_id(trial())
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Trial)])
+def test_an_id_depends_on_every_field(field: str) -> None:
+    value = getattr(trial(), field)
+    other = {**value, "more": 1} if isinstance(value, dict) else (*value, "x") if isinstance(value, tuple) else "other"
+    assert spec.trial_id(trial(**{field: other})) != spec.trial_id(trial())
+
+
+def test_options_at_their_default_are_the_plain_method(read: Any) -> None:
+    plain = read(methods=["magnitude"]).trials()
+    spelled = read(methods=[{"method": "magnitude", "options": {"norm": "l2"}}]).trials()
+    assert [spec.trial_id(t) for t in plain] == [spec.trial_id(t) for t in spelled]
+    studied = [read(methods=[{"method": "infoprune", "options": {"alpha": alpha}}]).trials()[-1] for alpha in (2, 2.0)]
+    assert spec.trial_id(studied[0]) == spec.trial_id(studied[1])
+
+
+# --- bad boards -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["magnitud"]}, "methods: .*'magnitud'; did you mean 'magnitude'"),
+        ({"methods": ["random", {"method": "tailor"}]}, "methods: .*'tailor'; did you mean 'taylor'"),
+        ({"methods": [{"method": "magnitude", "options": {"nrm": "l1"}}]}, "methods: .*'nrm'; did you mean 'norm'"),
+        ({"methods": [{"method": "magnitude", "options": {"norm": "l3"}}]}, "option 'norm' of method 'magnitude'"),
+        ({"methods": [{"method": "infoprune", "options": {"alpha": float("nan")}}]}, "option 'alpha'.*finite"),
+        ({"methods": [{"method": "random", "seeds": 0}]}, "methods.0.seeds: "),
+        ({"methods": []}, "methods: "),
+        ({"model": "mini-qwen2-lv"}, "unknown model 'mini-qwen2-lv'; did you mean 'mini-qwen2-vl'"),
+        ({"model": "./nothere"}, "model ./nothere: no such folder"),
+        ({"model": None}, "model: "),
+        ({"tasks": ["mini_vqa2"]}, "task.*mini_vqa2.*did you mean .?mini_vqav2"),
+        ({"tasks": ["nothere.parquet"]}, "nothere.parquet: no such file"),
+        ({"tasks": []}, "tasks: "),
+        ({"metrics": ["latncy"]}, "metrics: unknown metric 'latncy'; did you mean 'latency'"),
+        ({"scopes": ["visoin"]}, "scopes.*'visoin'; did you mean 'vision'"),
+        ({"units": "head"}, "units.*'head'; did you mean 'heads'"),
+        ({"budgets": [0.5, 1.2]}, "budgets.1: .*1.2"),
+        ({"budgets": [0]}, "budgets.0: "),
+        ({"budgets": [-0.1]}, "budgets.0: "),
+        ({"budgets": [float("nan")]}, "budgets.0: "),
+        ({"budgets": []}, "budgets: "),
+        ({"budgets": 0.5}, "budgets: "),
+        ({"budget": [0.5]}, "unknown key 'budget'; did you mean 'budgets'"),
+        ({"calibration": {"sample": 3}}, "calibration.*'sample'.*samples"),
+        ({"limit": 0}, "limit: "),
+        ({"name": "../up"}, "name: "),
+        ({"dtype": "float23"}, "dtype: .*'float23'"),
+    ],
+)
+def test_a_bad_board_is_one_line_that_names_file_and_key(read: Any, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=rf"board.yaml: .*{words}") as error:
+        read(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("break_it", ["preprocessor_config.json", "config.json", "model.safetensors"])
+def test_a_model_folder_that_cannot_be_loaded(read: Any, tiny_folder: Path, tmp_path: Path, break_it: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in tiny_folder.iterdir():
+        if path.name != break_it and not (break_it.startswith("pre") and "processor" in path.name):
+            (folder / path.name).symlink_to(path)
+    with pytest.raises(InputError, match=r"board\.yaml: .*model") as error:
+        read(model=str(folder))
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"# nothing\n", "empty"),
+        (b"- a\n- b\n", "not a mapping"),
+        (b"just words", "not a mapping"),
+        (b"name: [1, 2", "not YAML"),
+        (b"a: b: c", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"name: !!python/object/apply:os.getcwd []", "not YAML"),
+        (b"1: 2", "unknown key '1'"),
+    ],
+)
+def test_a_file_that_is_no_board(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "board.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=rf"board.yaml: {words}") as error:
+        spec.read(str(tmp_path / "board.yaml"))
+    assert "\n" not in str(error.value)
