@@ -100,7 +100,7 @@ def sweep(
 ) -> None:
     """Run a board; what has a record already is skipped."""
     from harness import spec
-    from harness.sweep import plan
+    from harness.sweep import plan, probe
 
     read = spec.read(board, **({"limit": limit} if limit else {}))
     if dry_run:
@@ -113,7 +113,11 @@ def sweep(
         for key, seeds in rows.items():
             table.add_row(*(escape(cell) for cell in key), str(seeds))
         out.print(table)
-        out.print(f"{len(todo.trials)} trials to run, {todo.done} done; {_duration(todo.seconds)}")
+        seconds = todo.seconds
+        if seconds is None and todo.trials:
+            _check_device(device)
+            seconds = probe(read, todo, device)
+        out.print(f"{len(todo.trials)} trials to run, {todo.done} done; {_duration(seconds)}")
         return
     outcome = _sweep(read, results, device, inline)
     out.print(

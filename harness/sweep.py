@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import families, record, registry, spec
+from harness import families, record, registry, spec, tasks
 from harness.executors import local
 from harness.types import InputError, Trial
 
@@ -48,6 +49,24 @@ def plan(board: spec.Board, results: Path) -> Todo:
     todo = tuple(trial for trial in trials if spec.trial_id(trial) not in done)
     each = statistics.median(done.values()) if done else None
     return Todo(todo, len(trials) - len(todo), None if each is None else each * len(todo))
+
+
+def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
+    """Rough seconds that the trials will take, from one timed prefill: for a first run, when no record tells."""
+    from harness.runner import Context
+
+    vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device)
+    batch = max(board.latency.batches)
+    call = Context(todo.trials[0], lambda text: None).stages(vlm, batch)["all"]
+    call()
+    start = time.perf_counter()
+    call()
+    prefill = (time.perf_counter() - start) / batch
+    questions = sum(len(tasks.subset(task, board.split, board.limit)) for task in board.tasks)
+    # Each question is prefilled and decoded (about another prefill); each timed round runs both models' stages.
+    accuracy = 2 * questions * ("accuracy" in board.metrics)
+    latency = 4 * board.latency.repeats * sum(board.latency.batches) * ("latency" in board.metrics)
+    return len(todo.trials) * prefill * (accuracy + latency)
 
 
 def check_writable(folder: Path, what: str = "results folder") -> None:

@@ -10,10 +10,17 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import pytest
 from commands import Call, Done
 
 from harness.types import VLM
+
+# How long an example takes depends on what else the machine does, and is no verdict on the code.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 VISION = {"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
 TEXT = {

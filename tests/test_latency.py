@@ -54,9 +54,9 @@ def test_waiting_for_the_device_belongs_to_the_call(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_sleep_is_measured() -> None:
-    times = latency.interleave(lambda: time.sleep(0.04), lambda: time.sleep(0.01), repeats=7)
-    assert times[:, 0].min() >= 0.04 and times[:, 1].min() >= 0.01
-    assert 1.5 < latency.ratio(times)[0] < 8
+    times = latency.interleave(lambda: time.sleep(0.1), lambda: time.sleep(0.01), repeats=5)
+    assert times[:, 0].min() >= 0.1 and times[:, 1].min() >= 0.01
+    assert latency.ratio(times)[0] > 1.5  # 10, less what a busy machine adds to both
 
 
 @given(st.floats(0.2, 8), st.integers(0, 2**16))

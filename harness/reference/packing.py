@@ -22,6 +22,7 @@ from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg,
 
 IGNORED = -100
 WRITING = 0.4  # share of batches with signs
+EASY = 0.3  # share of training batches with two or three things only: equality is learned there first
 # What the trainer's own read-outs are asked about every merged patch: what is centred in it, and where it is.
 CELL_CLASSES = {
     "shape": len(SHAPES) + 2,
@@ -164,6 +165,8 @@ class SceneBatches(Dataset):
         difficulty = min(1.0, index * self.size / self.ramp) if self.ramp else 1.0
         rng = random.Random(f"{self.seed}/{index}")
         writing, suffixed = rng.random() < WRITING, rng.random() < self.suffix
+        if self.ramp and rng.random() < EASY:
+            difficulty = 0.0
         names = [f"{self.seed}/{index}/{i}" for i in range(self.size)]
         examples = [draw_example(name, writing, difficulty, self.questions) for name in names]
         return self.packer.pack(examples, [suffixed] * self.size)

@@ -231,6 +231,10 @@ def propose(scene: Scene, task: str, form: str, rng: random.Random) -> list[Ques
     return found
 
 
+# Forms that are learned last are asked more often in training: shares of a turn, 1 for the others.
+SLOW = {"count": 2, "relation": 2, "compare": 2, "read": 2, "same": 4}
+
+
 def ask(scene: Scene, task: str, rng: random.Random, number: int) -> list[Question]:
     """Up to `number` questions on a scene, spread over the forms of a task and over the answers within each form."""
     queues = {}
@@ -241,9 +245,10 @@ def ask(scene: Scene, task: str, rng: random.Random, number: int) -> list[Questi
             ranked.append((seen[question.answer], rng.random(), question))
             seen[question.answer] += 1
         queues[form] = [q for *_, q in sorted(ranked, key=lambda item: item[:2])]
+    turns = [form for form in queues for _ in range(SLOW.get(form, 1))]
     chosen: list[Question] = []
     while len(chosen) < number and any(queues.values()):
-        for form in rng.sample(list(queues), len(queues)):
+        for form in rng.sample(turns, len(turns)):
             if queues[form] and len(chosen) < number:
                 chosen.append(queues[form].pop(0))
     return chosen

@@ -195,6 +195,7 @@ def train(
     loader: Any = AutoModelForImageTextToText  # its decorators hide the signature
     model: Any = loader.from_pretrained(source, dtype=torch.float32).to(device).train()
     enable(model)
+    torch.manual_seed(0)  # the read-outs' first weights
     readouts = Readouts(model.config.text_config.hidden_size).to(device)
     opts = optimisers(model, readouts, recipe)
     if done:
