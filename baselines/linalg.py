@@ -1,11 +1,15 @@
-"""Low-rank approximation of a Linear, plain or whitened, shared by every low-rank method.
+"""Low-rank approximation of a Linear, plain or whitened, shared by every low-rank method; and SVD routes.
 
 down, up = decompose(linear.weight, moment.second).factors(linear.weight, rank=8)
+
+Gradients flow through singular values only: those of singular vectors hold 1 / (s_i^2 - s_j^2), endless where singular
+values repeat, so whatever returns vectors is cut from the graph.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,12 +58,116 @@ def decompose(weight: Tensor, second: Tensor | None = None) -> Decomposition:
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a positive semidefinite matrix (n, n), largest first, none below 0, and their eigenvectors."""
+    """Eigenvalues of positive semidefinite matrices (..., n, n), largest first, none below 0, and eigenvectors."""
     values, vectors = torch.linalg.eigh(symmetric)
-    return values.clamp(min=0).flip(0), vectors.flip(1)
+    return values.clamp(min=0).flip(-1), vectors.flip(-1)
 
 
 def whitener(second: Tensor) -> Tensor:
-    """The symmetric S with S S^T = X X^T / N, float64; it exists for singular moments too."""
+    """The symmetric S with S S^T = X X^T / N, (..., n, n), float64; it exists for singular moments too."""
     values, vectors = eigh(second.double())
-    return vectors * values.sqrt() @ vectors.T
+    return vectors * values.sqrt().unsqueeze(-2) @ vectors.mT
+
+
+def inverse_whitener(second: Tensor) -> Tensor:
+    """The pseudo-inverse of `whitener`, (..., n, n), float64: S^+ X has the identity for its moment, or the projector
+    on the directions that X has, the others being 0."""
+    values, vectors = eigh(second.double())
+    scales = roots(values, second.shape[-1])
+    inverse = torch.where(scales > 0, 1 / torch.where(scales > 0, scales, 1), 0)
+    return vectors * inverse.unsqueeze(-2) @ vectors.mT
+
+
+def roots(eigenvalues: Tensor, terms: int) -> Tensor:
+    """Square roots of the eigenvalues (..., n) of a Gram or covariance matrix, whose entries are sums of `terms` terms.
+
+    Eigenvalues within rounding of 0 have the root 0 and, instead of the infinite slope there, the gradient 0.
+    """
+    largest = eigenvalues.detach().amax(-1, keepdim=True).clamp(min=0)
+    floor = max(terms, eigenvalues.shape[-1]) * torch.finfo(eigenvalues.dtype).eps * largest
+    # NaN is not within rounding of 0 and stays.
+    small = eigenvalues <= floor
+    return torch.where(small, 0, torch.where(small, 1, eigenvalues).sqrt())
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values (..., min(m, n)) of matrices (..., m, n), largest first, float64; differentiable.
+
+    From the Gram matrix of the smaller side, so those below about 1e-8 sqrt(max(m, n)) of the largest are 0.
+    """
+    unit, scale = _unit(matrix.double())
+    rows, columns = matrix.shape[-2:]
+    gram = unit @ unit.mT if rows <= columns else unit.mT @ unit
+    return roots(torch.linalg.eigvalsh(gram).flip(-1), max(rows, columns)) * scale.squeeze(-1)
+
+
+def row_reduced(matrix: Tensor) -> Tensor:
+    """The R with R^T R = M^T M that has no more rows than M (..., m, n) has columns: M itself, or its triangle."""
+    return torch.linalg.qr(matrix, mode="r").R if matrix.shape[-2] > matrix.shape[-1] else matrix
+
+
+class Svd(NamedTuple):
+    """left * singular.unsqueeze(-2) @ right: (..., m, k) orthonormal columns, (..., k) largest first, (..., k, n)."""
+
+    left: Tensor
+    singular: Tensor
+    right: Tensor
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> Svd:
+    """The first `rank` singular values and vectors of matrices (..., m, n), by the Gram matrix of the smaller side.
+
+    In float32, or float64 for float64: singular values below about 3e-4 or 1e-8 of the largest are rounding.
+    """
+    _check(matrix, rank)
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return _transposed(truncated_svd(matrix.mT, rank))
+    unit, scale = _unit(_working(matrix))
+    values, vectors = eigh(unit @ unit.mT)
+    left = vectors[..., :rank]
+    # The rows of U^T M are the right vectors times the singular values; QR normalises them, also those of value 0.
+    q, r = torch.linalg.qr(unit.mT @ left)
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).to(q)
+    return Svd(left, values[..., :rank].sqrt() * scale.squeeze(-1), (q * sign.unsqueeze(-2)).mT)
+
+
+def randomized_svd(matrix: Tensor, rank: int, *, seed: int = 0, oversample: int = 10, iterations: int = 2) -> Svd:
+    """About the first `rank` singular values and vectors of matrices (..., m, n), from a random sketch of their range.
+
+    Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1: a Gaussian sketch of rank + oversample columns, power
+    iterations with a QR after each product, then the SVD of the matrix in that basis. Slowly decaying spectra need more
+    iterations. In float32, or float64 for float64.
+    """
+    _check(matrix, rank)
+    unit, scale = _unit(_working(matrix))
+    width = min(rank + oversample, *matrix.shape[-2:])
+    # Drawn on the CPU: one seed then means one sketch on every device.
+    sketch = torch.randn(matrix.shape[-1], width, generator=torch.Generator().manual_seed(seed), dtype=unit.dtype)
+    basis = torch.linalg.qr(unit @ sketch.to(unit.device)).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(unit @ torch.linalg.qr(unit.mT @ basis).Q).Q
+    q, r = torch.linalg.qr(unit.mT @ basis)
+    u, s, vt = torch.linalg.svd(r.mT)
+    return Svd(basis @ u[..., :rank], s[..., :rank] * scale.squeeze(-1), vt[..., :rank, :] @ q.mT)
+
+
+def _transposed(svd: Svd) -> Svd:
+    return Svd(svd.right.mT, svd.singular, svd.left.mT)
+
+
+def _check(matrix: Tensor, rank: int) -> None:
+    most = min(matrix.shape[-2:])
+    if not 0 <= rank <= most:
+        raise ValueError(f"rank: {rank} should be from 0 to {most} for a matrix {tuple(matrix.shape)}")
+
+
+def _working(matrix: Tensor) -> Tensor:
+    matrix = matrix.detach()
+    return matrix if matrix.dtype == torch.float64 else matrix.float()
+
+
+def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix (..., m, n) over its largest entry, so that no square overflows or vanishes, and that entry."""
+    largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(largest == 0, 1, largest)
+    return matrix / scale, scale

@@ -1,14 +1,20 @@
-"""Effective rank of a spectrum and distance between two: pure functions of singular values.
+"""Effective rank of a spectrum and distance between two, exact and smooth: pure functions, over batches.
 
-ks_distance(original, pruned), effective_rank(pruned) / effective_rank(original)
+    ks_distance(original, pruned), effective_rank(pruned) / effective_rank(original)
+    masked_information_loss(covariance, weight, gates, k=0.99).mean().backward()
+
+Nothing here centres: whoever has layer outputs centres them first, or takes their covariance.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from baselines.linalg import roots, row_reduced, singular_values
 
 Distribution = Literal["amplitude", "energy"]
 Over = Literal["cumulative", "values"]
@@ -18,12 +24,19 @@ def effective_rank(singular: Tensor, distribution: Distribution = "amplitude") -
     """exp of the entropy of p = s / sum(s) (Roy & Vetterli 2007), or of p = s^2 / sum(s^2) (energy, Diff-eRank).
 
     singular: (..., n), not negative, in any order; returns (...), between 1 and the rank; a zero matrix has 0.
+    Differentiable; a singular value of 0, where the entropy's slope is infinite, acts through the sum alone.
     """
+    singular = _wide(singular)
     mass = singular.square() if distribution == "energy" else singular
     total = mass.sum(-1, keepdim=True)
-    share = mass / torch.where(total > 0, total, 1)
-    rank = torch.special.entr(share).sum(-1).exp()
-    return torch.where(total.squeeze(-1) > 0, rank, 0)
+    share = mass / torch.where(total == 0, 1, total)
+    rank = torch.special.entr(torch.where(share == 0, 1, share)).sum(-1).exp()
+    return torch.where(total.squeeze(-1) == 0, 0, rank)
+
+
+def matrix_effective_rank(matrix: Tensor, distribution: Distribution = "amplitude") -> Tensor:
+    """The effective rank of matrices (..., m, n), float64, (...); differentiable, also where singular values repeat."""
+    return effective_rank(singular_values(matrix), distribution)
 
 
 def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> Tensor:
@@ -33,6 +46,7 @@ def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> 
     an output that merely shrinks is seen, and a zero output has distance 1 (two zero outputs have 0).
     values: F and G are the empirical distributions of the values (scipy's `ks_2samp` statistic).
     """
+    original, pruned = _alike(original, pruned)
     if over == "values":
         return _two_sample(original, pruned)
     longest = max(original.shape[-1], pruned.shape[-1])
@@ -40,16 +54,116 @@ def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> 
     first, second = (_descending(spectrum, longest) for spectrum in (original, pruned))
     gap = (first - second).cumsum(-1).abs().amax(-1, keepdim=True)
     either = torch.where(second.sum(-1, keepdim=True) > 0, torch.ones_like(gap), torch.zeros_like(gap))
-    return torch.where(total > 0, gap / torch.where(total > 0, total, 1), either).squeeze(-1)
+    return torch.where(total == 0, either, gap / torch.where(total == 0, 1, total)).squeeze(-1)
+
+
+def smooth_ks_distance(
+    original: Tensor,
+    pruned: Tensor,
+    over: Over = "cumulative",
+    temperature: float = 0.01,
+    counts: Tensor | int | None = None,
+) -> Tensor:
+    """A surrogate of `ks_distance` to train with: tends to it as the temperature T falls, and is 0 for equal spectra.
+
+    The gaps F - G enter as softmax(h / T) . h with h = gap tanh(gap / T), at most T (ln n + 0.28) below the largest.
+    values: F and G are sums of sigmoids of width w = T * mean value, taken w ln(1 / T) right of each value, where its
+    own step is 1 / (1 + T) complete. That is smooth everywhere. Cumulative, a sum of the k largest values is continuous
+    but has a kink where the k-th and the next are equal; the gradient there is a subgradient.
+
+    counts: how many of the largest values of both are compared, a number or (...) (see `leading_counts`).
+    """
+    if not 0 < temperature < 1:
+        raise ValueError(f"temperature: {temperature} should be in (0, 1)")
+    original, pruned = _alike(original, pruned)
+    if counts is not None:
+        counts = torch.as_tensor(counts, device=original.device)
+        most = int(counts.max())
+        original, pruned = (spectrum.sort(-1, descending=True).values[..., :most] for spectrum in (original, pruned))
+    gaps, there = (_sigmoid_gaps if over == "values" else _cumulative_gaps)(original, pruned, temperature, counts)
+    heights = gaps * torch.tanh(gaps / temperature)
+    logits = (heights / temperature).masked_fill(~there, -torch.inf)
+    return (logits.softmax(-1) * heights).sum(-1)
 
 
 def leading(singular: Tensor, k: float) -> int:
     """How many of the largest singular values (n,) the distance looks at: the fewest that hold the share k < 1 of the
     energy, or k itself, at most n."""
+    return int(leading_counts(singular, k))
+
+
+def leading_counts(singular: Tensor, k: float) -> Tensor:
+    """`leading` of every spectrum of a batch (..., n): whole numbers (...)."""
+    singular = _wide(singular.detach())
+    size = singular.shape[-1]
     if k >= 1:
-        return min(int(k), len(singular))
-    energy = singular.sort(descending=True).values.square().cumsum(0)
-    return min(int((energy < k * energy[-1]).sum()) + 1, len(singular))
+        return torch.full(singular.shape[:-1], min(int(k), size), device=singular.device)
+    energy = singular.sort(dim=-1, descending=True).values.square().cumsum(-1)
+    return ((energy < k * energy[..., -1:]).sum(-1) + 1).clamp(max=size)
+
+
+def masked_spectrum(covariance: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """Singular values (..., min(out, columns)) of Z = (A * m) W^T, over sqrt(N), largest first, float64.
+
+    covariance: of A, (..., columns, columns). weight: of the Linear that reads A, (..., out, columns), a constant, or
+    any matrix with the same W^T W: `row_reduced` saves time if many masks follow; see `side_by_side`. mask: (...,
+    heads), one factor for each run of columns / heads columns. All broadcast: layers of one shape make a batch.
+    Differentiable; directions that a factor of 0 removes have gradient 0.
+    """
+    columns, heads = covariance.shape[-1], mask.shape[-1]
+    if columns % heads or weight.shape[-1] != columns:
+        raise ValueError(f"{heads} heads and a weight {tuple(weight.shape)} do not fit {columns} columns")
+    gates = mask.double().repeat_interleave(columns // heads, -1)
+    gated = row_reduced(weight.detach().double()) * gates.unsqueeze(-2)
+    return roots(torch.linalg.eigvalsh(gated @ covariance.double() @ gated.mT).flip(-1), columns)
+
+
+def side_by_side(weight: Tensor, heads: int) -> Tensor:
+    """The weight (..., columns, columns) at most for which Z has the heads' contributions A_h W_h side by side, not
+    added up: the blocks of the Linear's weight (..., out, columns), each reduced, on the diagonal."""
+    blocks = row_reduced(weight.unflatten(-1, (heads, -1)).movedim(-2, -3))
+    rows, width = blocks.shape[-2:]
+    wide = blocks.new_zeros(*blocks.shape[:-3], heads, rows, heads, width)
+    places = torch.arange(heads, device=weight.device)
+    wide[..., places, :, places, :] = blocks.movedim(-3, 0)
+    return wide.flatten(-4, -3).flatten(-2, -1)
+
+
+def masked_information_loss(
+    covariance: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    *,
+    alpha: float = 0.5,
+    beta: float = 1.0,
+    distribution: Distribution = "amplitude",
+    over: Over = "cumulative",
+    k: float = 0.99,
+    temperature: float = 0.01,
+    original: Tensor | None = None,
+) -> Tensor:
+    """J = alpha * eRank(Z_m) / eRank(Z) + beta * smooth KS_k(Z, Z_m) of layers with soft masks (..., heads): (...).
+
+    original: the spectra of the unmasked layers, if known; they do not change in training.
+    """
+    if original is None:
+        original = masked_spectrum(covariance, weight, torch.ones_like(mask[..., :1])).detach()
+    pruned = masked_spectrum(covariance, weight, mask)
+    full = effective_rank(original, distribution)
+    ratio = effective_rank(pruned, distribution) / torch.where(full == 0, 1, full)
+    distance = smooth_ks_distance(original, pruned, over, temperature, leading_counts(original, k))
+    return alpha * ratio + beta * distance
+
+
+def _wide(spectrum: Tensor) -> Tensor:
+    """Half precision as float64: neither its sums nor its squares would be worth much."""
+    return spectrum.double() if spectrum.dtype in (torch.float16, torch.bfloat16) else spectrum
+
+
+def _alike(original: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    original, pruned = _wide(original), _wide(pruned)
+    dtype = torch.promote_types(original.dtype, pruned.dtype)
+    return original.to(dtype), pruned.to(dtype)
 
 
 def _descending(spectrum: Tensor, length: int) -> Tensor:
@@ -64,3 +178,42 @@ def _two_sample(original: Tensor, pruned: Tensor) -> Tensor:
     steps = torch.cat([first, second], -1)
     below = [torch.searchsorted(values, steps, right=True).to(steps) / values.shape[-1] for values in (first, second)]
     return (below[0] - below[1]).abs().amax(-1)
+
+
+def _there(spectrum: Tensor, counts: Tensor | None) -> Tensor:
+    """Which places of descending spectra (..., n) are compared; all without counts."""
+    places = torch.arange(spectrum.shape[-1], device=spectrum.device)
+    return torch.ones_like(places, dtype=torch.bool) if counts is None else places < counts.unsqueeze(-1)
+
+
+def _cumulative_gaps(
+    original: Tensor, pruned: Tensor, temperature: float, counts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    longest = max(original.shape[-1], pruned.shape[-1])
+    first, second = (_descending(spectrum, longest) for spectrum in (original, pruned))
+    there = _there(first, counts)
+    first, second = first * there, second * there
+    total, other = first.sum(-1, keepdim=True), second.sum(-1, keepdim=True)
+    # A zero original is at distance 1 from all but another.
+    total = torch.where(total == 0, torch.where(other == 0, 1, other), total)
+    return (first - second).cumsum(-1) / total, there
+
+
+def _sigmoid_gaps(original: Tensor, pruned: Tensor, temperature: float, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+    shape = torch.broadcast_shapes(
+        original.shape[:-1], pruned.shape[:-1], torch.Size() if counts is None else counts.shape
+    )
+    spectra = [spectrum.expand(*shape, -1) for spectrum in (original, pruned)]
+    weights = [_there(spectrum, counts).to(spectrum).expand_as(spectrum) for spectrum in spectra]
+    points, weight = torch.cat(spectra, -1), torch.cat(weights, -1)
+    mean = (points * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+    width = temperature * torch.where(mean == 0, 1, mean)
+    places = points - width * math.log(temperature)
+    below = [
+        (torch.sigmoid((places.unsqueeze(-1) - values.unsqueeze(-2)) / width.unsqueeze(-1)) * mass.unsqueeze(-2)).sum(
+            -1
+        )
+        / mass.sum(-1, keepdim=True)
+        for values, mass in zip(spectra, weights, strict=True)
+    ]
+    return below[0] - below[1], weight > 0

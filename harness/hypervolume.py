@@ -1,0 +1,75 @@
+"""Hypervolume of a Pareto front: one number for a method's accuracies at several budgets.
+
+hypervolume([1 / 3.2, 0.5, 0.75], [0.41, 0.52, 0.55], reference=(1.0, 0.35))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.bootstrap import quantile, resample
+
+
+class Hypervolume(NamedTuple):
+    """An area (FLOPs kept x accuracy, both fractions) with its confidence interval."""
+
+    estimate: float
+    lo: float
+    hi: float
+
+
+def hypervolume(
+    flops_kept: Sequence[float] | np.ndarray,
+    accuracy: Sequence[float] | np.ndarray,
+    reference: tuple[float, float],
+) -> np.ndarray:
+    """Area between a front and a reference point (most FLOPs kept, least accuracy); other points add nothing.
+
+    `flops_kept`: (points,), less is better; `accuracy`: (..., points), more is better; the areas have shape (...).
+    Raises ValueError for shapes that do not fit and for what is not a number.
+    Source: Zitzler and Thiele, IEEE Transactions on Evolutionary Computation 3 (1999).
+    """
+    x, y = np.asarray(flops_kept, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    if x.ndim != 1 or y.shape[-1:] != x.shape:
+        raise ValueError(f"FLOPs of shape {x.shape} and accuracies of shape {y.shape} do not fit")
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(reference).all()):
+        raise ValueError("a hypervolume needs finite FLOPs, accuracies and reference")
+    order = np.argsort(x)
+    edges = np.minimum(np.append(x[order], reference[0]), reference[0])
+    best = np.maximum.accumulate(y[..., order], axis=-1)  # up to these FLOPs
+    return (np.maximum(best - reference[1], 0) * np.diff(edges)).sum(axis=-1)
+
+
+def hypervolume_interval(
+    flops_kept: Sequence[float] | np.ndarray,
+    scores: np.ndarray,
+    clusters: Sequence[Hashable],
+    strata: Sequence[Hashable],
+    reference: tuple[float, float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Hypervolume:
+    """Hypervolume of mean scores over tasks, with a bootstrap over images that all points share.
+
+    `flops_kept`: (points,); `scores`: (questions, points), fractions; `clusters` (images) and `strata` (tasks):
+    (questions,). Points that tie within their error leave the best of them a little too high, in the estimate as in
+    the interval. A task with one image makes the interval infinite. Raises ValueError as `hypervolume` does.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim != 2 or not len(table):
+        raise ValueError(f"scores of shape {table.shape}: they must be (questions, points), with a question at least")
+    sampled = resample(table, clusters, strata, resamples, np.random.default_rng(seed))
+    rows = [[task == name for task in strata] for name in dict.fromkeys(strata)]
+    means = np.mean([table[inside].mean(axis=0) for inside in rows], axis=0)
+    areas = hypervolume(flops_kept, sampled.draws, reference)
+    tail = (1 - confidence) / 2
+    return Hypervolume(
+        float(hypervolume(flops_kept, means, reference)),
+        quantile(areas, tail, sampled.freedom),
+        quantile(areas, 1 - tail, sampled.freedom),
+    )
