@@ -35,7 +35,7 @@ class Recipe:
     """Every number of the training run, counted in images. `images` may be raised later: the run goes on."""
 
     look: int = 192_000  # first the tower alone, on the read-outs: four times as many images a second
-    images: int = 400_000  # all in all
+    images: int = 406_400  # all in all
     look_batch: int = 64
     batch: int = 32
     rate: float = 3e-3
