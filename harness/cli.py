@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import rich.box
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -199,25 +200,19 @@ def report(
 
 def _frame_table(frame: Any) -> Table:
     """The board as a terminal table, dense first, one row a trial."""
-    table = Table(
-        "method", "scope", "budget", "FLOPs kept", "x fewer", "params kept", "speedup", "accuracy", "95 % interval"
-    )
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("method", "scope", "budget", "FLOPs", "params", "speedup", "accuracy (95 %)"):
+        table.add_column(head, no_wrap=True, justify="left" if head in ("method", "scope") else "right")
     for row in frame.to_dict("records"):
+        cells = [escape(f"{row['method']} {row['variant']}".strip()), row["scope"], f"{row['budget']:g}"]
         if row["status"] != "ok":
-            table.add_row(escape(row["method"]), row["scope"], f"{row['budget']:g}", escape(row["status"]))
+            table.add_row(*cells, escape(row["status"]))
             continue
-        cells = [
-            escape(f"{row['method']} {row['variant']}".strip()),
-            row["scope"],
-            f"{row['budget']:g}",
-            f"{row['flops_kept']:.4f}",
-            f"{row['flops_reduction']:.2f}",
-            f"{row['params_kept']:.3f}",
-            f"{row['latency_speedup']:.2f}",
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['accuracy_lo']:.1f} to {100 * row['accuracy_hi']:.1f}",
-        ]
-        table.add_row(*cells, style="bold" if row["role"] == "studied" else None)
+        low, middle, high = (100 * row[key] for key in ("accuracy_lo", "accuracy", "accuracy_hi"))
+        cells += [f"{row['flops_kept']:.4f}", f"{row['params_kept']:.3f}", f"{row['latency_speedup']:.2f}x"]
+        table.add_row(
+            *cells, f"{middle:.1f} ({low:.1f}-{high:.1f})", style="bold" if row["role"] == "studied" else None
+        )
     return table
 
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.bootstrap import quantile, resample
 
@@ -22,8 +23,8 @@ class Hypervolume(NamedTuple):
 
 
 def hypervolume(
-    flops_kept: Sequence[float] | np.ndarray,
-    accuracy: Sequence[float] | np.ndarray,
+    flops_kept: npt.ArrayLike,
+    accuracy: npt.ArrayLike,
     reference: tuple[float, float],
 ) -> np.ndarray:
     """Area between a front and a reference point (most FLOPs kept, least accuracy); other points add nothing.
@@ -44,7 +45,7 @@ def hypervolume(
 
 
 def hypervolume_interval(
-    flops_kept: Sequence[float] | np.ndarray,
+    flops_kept: npt.ArrayLike,
     scores: np.ndarray,
     clusters: Sequence[Hashable],
     strata: Sequence[Hashable],

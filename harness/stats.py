@@ -70,9 +70,9 @@ class Answers(Protocol):
 class Pairs:
     """The scores of two models on the same questions, (n,) each; a row per question, in one order for all."""
 
-    tasks: list[Hashable]
-    questions: list[Hashable]
-    images: list[Hashable]
+    tasks: Sequence[Hashable]
+    questions: Sequence[Hashable]
+    images: Sequence[Hashable]
     first: np.ndarray
     second: np.ndarray
 
