@@ -246,6 +246,8 @@ def test_interrupt_ends_quickly_and_cleanly(package: Path, tiny_folder: Path, da
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A background job's children inherit that interrupts are ignored; a user's terminal does not ignore them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 120
     while not list(tmp_path.glob("results/small/*.json")) and time.monotonic() < until and running.poll() is None:
