@@ -1,6 +1,7 @@
 """Model families, one file each under transformers' model-type name, and the one way to load any of them.
 
     vlm = load("path/to/checkpoint")           # or a hub id
+    vlm = load("Qwen/Qwen2-VL-7B-Instruct", device="cuda", dtype="bfloat16", random_weights=True)    # its geometry
 
 A family file says where the blocks of its architecture are: `blocks(model)`, `extents(model, inputs)` and
 `stages(model, inputs)`.
@@ -12,6 +13,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from harness.types import VLM, InputError
 
 def names() -> list[str]:
     """The supported model types."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def family(model_type: str) -> Any:
@@ -37,72 +39,98 @@ def load(
     *,
     dtype: str = "float32",
     device: str = "cpu",
+    device_map: str | Mapping[str, str | int] | None = None,
     attention: str = "sdpa",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    random_weights: bool = False,
+    seed: int = 0,
     name: str | None = None,
 ) -> VLM:
     """Load a checkpoint folder or hub id as a VLM in evaluation mode.
 
-    Raises InputError naming what is missing: the folder, its config, its processor, or a supported model type.
+    `device_map` ("auto", or modules to devices) spreads the model by accelerate; `device` is then not asked.
+    `random_weights` reads config and processor only, draws the weights by `seed`, and says so in `weights_hash`.
+    Raises InputError naming what is missing: the folder, its config, its processor, or a supported model type; for
+    another type, what its modules are and how a family is written.
     """
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
         raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
+    if random_weights and device_map is not None:
+        raise InputError("device_map: random weights are made on one device; leave it out")
     folder = Path(source)
     if folder.is_dir():
-        check_folder(folder)
+        _check_files(folder, random_weights)
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
         raise InputError(f"model {source}: no such folder, and not a hub id of the form owner/name")
     transformers.utils.logging.disable_progress_bar()
     loader: Any = AutoModelForImageTextToText  # its decorators hide the signature
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     try:
-        config = AutoConfig.from_pretrained(source, **hub)
-        made = family(config.model_type)
-        model = loader.from_pretrained(source, dtype=getattr(torch, dtype), attn_implementation=attention, **hub)
+        config = _config(source, hub)
+        if config.model_type not in names():
+            raise _unknown(config, source)
         processor = AutoProcessor.from_pretrained(source, **hub)
+        if random_weights:
+            with torch.random.fork_rng([device] if device.startswith("cuda") else []), torch.device(device):
+                torch.manual_seed(seed)
+                model = loader.from_config(config, trust_remote_code=trust_remote_code, **how)
+        else:
+            model = loader.from_pretrained(source, device_map=device_map, **how, **hub)
     except OSError as error:
         raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
-    model = model.to(device).eval().requires_grad_(False)
+    if device_map is None:
+        model = model.to(device)
+    elif any(weight.is_meta for weight in model.parameters()):
+        raise InputError(
+            f"model {source}: device_map {device_map!r} leaves weights behind; they must fit on its devices"
+        )
+    model = model.eval().requires_grad_(False)
     return VLM(
         name=name or str(source),
         family=config.model_type,
         model=model,
         processor=processor,
-        blocks=made.blocks(model),
-        weights_hash=weights_hash(model),
+        blocks=family(config.model_type).blocks(model),
+        weights_hash=f"random:{seed}" if random_weights else weights_hash(model),
     )
 
 
-def check(source: str) -> None:
+def check(source: str, *, revision: str | None = None, random_weights: bool = False) -> None:
     """Raise InputError unless a folder, or the config of a hub id, can be loaded; imports no torch."""
     if Path(source).is_dir():
-        return check_folder(Path(source))
+        return check_folder(Path(source), random_weights=random_weights)
     import huggingface_hub
 
     try:
-        path = huggingface_hub.hf_hub_download(source, "config.json")
+        path = huggingface_hub.hf_hub_download(source, "config.json", revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(f"model {source}: no such folder, nor on the hub: {str(error).splitlines()[0]}") from error
     _check_type(Path(path))
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, random_weights: bool = False) -> None:
     """Raise InputError naming what a checkpoint folder lacks, without loading it or importing torch."""
+    _check_files(folder, random_weights)
+    _check_type(folder / "config.json")
+
+
+def _check_files(folder: Path, random_weights: bool) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"model {folder}: config.json is missing; a transformers checkpoint folder has one")
-    _check_type(path)
+    _model_type(path)
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise InputError(f"model {folder}: no processor (preprocessor_config.json or processor_config.json is missing)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise InputError(f"model {folder}: no tokenizer (tokenizer.json is missing)")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    weights = [] if random_weights else sorted(folder.glob("*.safetensors"))
+    if not weights and not random_weights:
         raise InputError(f"model {folder}: no *.safetensors weights; other formats are not read")
     for file in weights:
         try:
@@ -112,13 +140,48 @@ def check_folder(folder: Path) -> None:
             raise InputError(f"model {file}: not whole weights in safetensors format ({error})") from error
 
 
-def _check_type(path: Path) -> None:
+def _model_type(path: Path) -> str:
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        return json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a transformers config with a model_type") from error
+
+
+def _check_type(path: Path) -> None:
+    model_type = _model_type(path)
     if model_type not in names():
         raise InputError.unknown("model_type", model_type, names(), f"model {path}: ")
+
+
+def _config(source: str | Path, hub: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, **hub)
+    except ValueError as error:  # a type that transformers does not know, or code that may not run
+        if Path(source).is_dir():
+            _check_type(Path(source) / "config.json")
+        raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
+
+
+def _unknown(config: Any, source: str | Path) -> InputError:
+    """What a model of a type without a family is made of, from its config alone, and what a family has to say."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from harness.families._parts import linears
+
+    where = f"model {source}{'/config.json' if Path(source).is_dir() else ''}: "
+    known = InputError.unknown("model_type", config.model_type, names(), where)
+    loader: Any = AutoModelForImageTextToText
+    if type(config) not in loader._model_mapping:
+        return InputError(f"{known}; transformers has no image-text-to-text model of this type")
+    with torch.device("meta"):
+        model = loader.from_config(config)
+    return InputError(
+        f"{known}; or write harness/families/{config.model_type}.py with blocks, extents and stages, as qwen2_vl.py "
+        f"does, around the blocks of Linear layers found in it: {linears(model)}"
+    )
 
 
 def weights_hash(model: Any) -> str:

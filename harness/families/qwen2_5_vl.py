@@ -1,0 +1,66 @@
+"""Qwen2.5-VL: a ViT with fused qkv, SwiGLU and windowed attention in all but a few blocks, a Qwen2 language model.
+
+from harness.families import load; load("Qwen/Qwen2.5-VL-3B-Instruct").blocks
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers.vision_utils import get_vision_window_index
+
+from harness.families import _parts, qwen2_vl
+from harness.types import Block, Component, Extent, Units
+
+VISION, LANGUAGE = qwen2_vl.VISION, qwen2_vl.LANGUAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows(Extent):
+    """The extent of a tower whose blocks attend to the whole image, or within windows only."""
+
+    window_pairs: int
+
+
+class Windowed(Units):
+    """Heads that attend within windows."""
+
+    def macs(self, extent: Extent) -> int:
+        assert isinstance(extent, Windows)
+        return extent.tokens * self.token_macs + extent.window_pairs * self.pair_macs
+
+
+def blocks(model: Any) -> tuple[Block, ...]:
+    """The blocks as they now are, read from the modules; those of the tower that attend to windows have `Windowed`."""
+    tower = model.model.visual
+    vision = []
+    for i, path, layer in _parts.layers(model, VISION):
+        heads = _parts.fused_attention(f"{path}.attn", layer.attn)
+        if i not in tower.fullatt_block_indexes:
+            heads = Windowed(**vars(heads))
+        vision.append(_parts.block("vision", i, path, heads, _parts.gated_mlp(f"{path}.mlp", layer.mlp)))
+    return (*vision, *_parts.decoder(model, LANGUAGE))
+
+
+def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
+    """Tokens and (query, key) pairs of one encoded batch, of whole images and of the windows that the tower makes."""
+    grid, tower = inputs["image_grid_thw"], model.model.visual
+    frames = _parts.frames(grid)
+    _, ends = get_vision_window_index(
+        grid,
+        spatial_merge_size=tower.spatial_merge_size,
+        window_size=tower.window_size,
+        patch_size=tower.patch_size,
+    )
+    return {
+        "vision": Windows(sum(frames), sum(n * n for n in frames), sum(n * n for n in ends.diff().tolist())),
+        "language": _parts.prompt(inputs),
+    }
+
+
+def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
+    """What is timed and counted apart, as for Qwen2-VL."""
+    return qwen2_vl.stages(model, inputs)

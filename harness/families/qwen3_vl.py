@@ -1,0 +1,50 @@
+"""Qwen3-VL: a ViT with fused qkv whose features enter the language model at several depths, and a Qwen3 language model.
+
+from harness.families import load; load("Qwen/Qwen3-VL-2B-Instruct").blocks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from harness.families import _parts, qwen2_vl
+from harness.types import Block, Component, Extent
+
+VISION, LANGUAGE = qwen2_vl.VISION, qwen2_vl.LANGUAGE
+
+
+def blocks(model: Any) -> tuple[Block, ...]:
+    """The blocks as they now are, read from the modules; the norms of queries and keys are per head and stay."""
+    vision = []
+    for i, path, layer in _parts.layers(model, VISION):
+        heads = _parts.fused_attention(f"{path}.attn", layer.attn)
+        ffn = _parts.mlp(f"{path}.mlp", layer.mlp, "linear_fc1", "linear_fc2", "act_fn")
+        vision.append(_parts.block("vision", i, path, heads, ffn))
+    return (*vision, *_parts.decoder(model, LANGUAGE))
+
+
+def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
+    """Tokens and (query, key) pairs of one encoded batch, as for Qwen2-VL."""
+    return qwen2_vl.extents(model, inputs)
+
+
+def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
+    """What is timed and counted apart: see `_parts.stages`. The language model gets zeros as its deeper features."""
+    core, seen = model.model, inputs["input_ids"] == model.config.image_token_id
+    empty = core.get_input_embeddings().weight.new_zeros(int(seen.sum()), model.config.text_config.hidden_size)
+    given = _parts.places(core, inputs)
+    given["prefill"] |= {
+        "visual_pos_masks": seen,
+        "deepstack_visual_embeds": [empty] * len(core.visual.deepstack_merger_list),
+    }
+    return _parts.stages(
+        model,
+        inputs,
+        core.language_model,
+        vision=lambda: core.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output,
+        unread=core.visual.deepstack_merger_list,  # of what the vision stage returns, no part
+        **given,
+    )
