@@ -1,6 +1,7 @@
 """Low-rank approximation of a Linear, plain or whitened, shared by every low-rank method; and SVD routes.
 
 down, up = decompose(linear.weight, moment.second).factors(linear.weight, rank=8)
+found = factorables(vlm.model, block.ffn); low_rank(block.ffn, found, map(equal_shares, found))  # points of an FFN
 
 Gradients flow through singular values only: those of singular vectors hold 1 / (s_i^2 - s_j^2), endless where singular
 values repeat, so whatever returns vectors is cut from the graph.
@@ -8,11 +9,16 @@ values repeat, so whatever returns vectors is cut from the graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from harness.types import LowRank, Option, Options, Units
 
 
 @dataclass(frozen=True)
@@ -171,3 +177,132 @@ def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
     largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
     scale = torch.where(largest == 0, 1, largest)
     return matrix / scale, scale
+
+
+def least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight (out, in) and bias (out,) that map inputs (n, in) nearest to outputs (n, out), in float64.
+
+    The least of all solutions where inputs are dependent or fewer than needed.
+    """
+    inputs, outputs = inputs.double(), outputs.double()
+    mean, target = inputs.mean(0), outputs.mean(0)
+    centred = inputs - mean
+    weight = (outputs - target).T @ centred @ pseudo_inverse(centred.T @ centred)
+    return weight, target - weight @ mean
+
+
+def conditional(covariance: Tensor, kept: Tensor) -> Tensor:
+    """C[:, S] C[S, S]^+, (n, |S|): what the variables S say of all n by linear regression; float64.
+
+    A weight W on all becomes W @ conditional on those kept, the least-squares repair of a cut.
+    """
+    covariance = covariance.double()
+    return covariance[:, kept] @ pseudo_inverse(covariance[kept][:, kept])
+
+
+def pseudo_inverse(symmetric: Tensor) -> Tensor:
+    """Of a positive semidefinite matrix (n, n); directions within rounding of nothing have none."""
+    values, vectors = eigh(symmetric)
+    floor = values[0] * len(values) * torch.finfo(values.dtype).eps if len(values) else 0
+    return vectors * torch.where(values > floor, 1 / torch.where(values > floor, values, 1), 0) @ vectors.T
+
+
+# --- an FFN whose Linears become low-rank pairs -----------------------------------------------------------
+
+POINTS = 512  # about the most points of one FFN: ranks of a large one are finer than any budget needs
+
+
+@dataclass(frozen=True)
+class Factorable:
+    """A Linear as found, whatever becomes of the model since; `second` whitens its input.
+
+    second: uncentred moment (in, in), or its diagonal (in,) where features count as uncorrelated; none: plain SVD.
+    """
+
+    path: str
+    weight: Tensor = field(repr=False)
+    bias: Tensor | None = field(repr=False)
+    second: Tensor | None = field(repr=False)
+
+    @property
+    def rank_macs(self) -> int:
+        """Multiply-adds per token and rank of a pair."""
+        return sum(self.weight.shape)
+
+    @property
+    def limit(self) -> int:
+        """The largest rank whose pair costs less than the Linear."""
+        return (self.weight.numel() - 1) // self.rank_macs
+
+    def share(self, rank: int) -> float:
+        """What a pair costs of what the Linear costs."""
+        return rank * self.rank_macs / self.weight.numel()
+
+    def decompose(self) -> Decomposition:
+        diagonal = self.second is not None and self.second.dim() == 1
+        return decompose(self.weight, self.second.diag() if self.second is not None and diagonal else self.second)
+
+
+def factorables(model: nn.Module, units: Units, second: Mapping[str, Tensor] | None = None) -> tuple[Factorable, ...]:
+    """The Linears of an FFN, producers first; second: by path, what whitens their inputs."""
+    found = []
+    for path in dict.fromkeys([*(rows.module for rows in units.producers), units.consumer]):
+        weight, bias = (model.get_submodule(path)._parameters[name] for name in ("weight", "bias"))
+        assert weight is not None
+        found.append(
+            Factorable(
+                path, weight.detach(), None if bias is None else bias.detach(), None if second is None else second[path]
+            )
+        )
+    return tuple(found)
+
+
+def equal_shares(linear: Factorable) -> Callable[[float], float]:
+    """A loss that makes the solver keep the same share of every Linear: its slope follows from the share alone.
+
+    It is exponential: per multiply-add of a whole input a slope also holds the component's number of tokens, but a
+    factor t between those moves a share by ln(t) / 500 only.
+    """
+    return lambda share: linear.weight.numel() * math.expm1(500 * (1 - share))
+
+
+def low_rank(units: Units, linears: Sequence[Factorable], losses: Iterable[Callable[[float], float]]) -> Options:
+    """Cost and loss points of an FFN from dense down to rank 1 everywhere, one rank less at each; factors are lazy.
+
+    losses: of each Linear, from the share of its cost that is kept, in (0, 1]; convex, falling, 0 at 1. The rank that
+    saves most for its loss goes first.
+    """
+    losses = tuple(losses)
+    ranks: list[int | None] = [None] * len(linears)  # None: as found
+    macs = [linear.weight.numel() for linear in linears]
+    lost = [0.0] * len(linears)
+    steps = []
+    for place, linear in enumerate(linears):
+        cost, before = linear.weight.numel(), 0.0
+        for rank in range(linear.limit, 0, -1):
+            after = losses[place](linear.share(rank))
+            steps.append(((after - before) / (cost - rank * linear.rank_macs), place, -rank))
+            cost, before = rank * linear.rank_macs, after
+    found = [Option("dense", units.count * units.token_macs, 0.0)]
+    for _, place, _ in sorted(steps):
+        last, linear = ranks[place], linears[place]
+        rank = linear.limit if last is None else last - 1
+        ranks[place], macs[place], lost[place] = rank, rank * linear.rank_macs, losses[place](linear.share(rank))
+        label = "rank " + "/".join("dense" if rank is None else str(rank) for rank in ranks)
+        found.append(Option(label, sum(macs), sum(lost), partial(_low_rank_pairs, linears, tuple(ranks))))
+    return thinned(found)
+
+
+def thinned(points: Sequence[Option]) -> Options:
+    """About POINTS of these at most, the first and the last among them."""
+    stride = -(-len(points) // POINTS)
+    return Options((*points[:-1:stride], points[-1]))
+
+
+def _low_rank_pairs(linears: Sequence[Factorable], ranks: Sequence[int | None]) -> dict[str, LowRank]:
+    made = {}
+    for linear, rank in zip(linears, ranks, strict=True):
+        if rank is not None:
+            down, up = linear.decompose().factors(linear.weight, rank)
+            made[linear.path] = LowRank(down, up, None if linear.bias is None else linear.bias.clone())
+    return made

@@ -1,39 +1,44 @@
 """Magnitude: the norm of a unit's weights, in and out (Li et al. 2017, arXiv 1608.08710).
 
-rank(vlm, calibration, seed=0, norm="l1")
+rank(vlm, calibration, seed=0, norm="l1", allocation="normalised")
+
+Departures: the paper takes a filter's own weights only; here all weights that leave with a unit count, biases do not.
+The paper fixes each layer's share by hand; here it is the same everywhere, or the norms of all layers compete, each
+weighed against what its unit costs.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
 
-from harness.calibration import Calibration
-from harness.types import VLM, Ordinal, Ranking, Units
+from harness.calibration import Calibration, unit_sums
+from harness.types import VLM, Additive, Kind, Ordinal, Ranking, Score
+
+Norm = Annotated[Literal["l2", "l1"], "of the weights; l1 is the paper's (1608.08710), l2 the common choice since"]
+Allocation = Annotated[
+    Literal["uniform", "global", "normalised"],
+    "the same share from every layer; norms of all layers compete; or each over the L2 norm of its layer's "
+    "(Molchanov et al. 2017, 1611.06440)",
+]
 
 
-def rank(vlm: VLM, calibration: Calibration, *, seed: int, norm: Literal["l2", "l1"] = "l2") -> Ranking:
-    """Order the units of a block by the norm of all weights that leave with them; biases do not count."""
+def rank(
+    vlm: VLM, calibration: Calibration, *, seed: int, norm: Norm = "l2", allocation: Allocation = "uniform"
+) -> Ranking:
+    """Order, or damage, of a unit: the norm of all weights that leave with it."""
     degree = {"l2": 2, "l1": 1}[norm]
-    return Ranking(
-        {
-            (block.name, kind): Ordinal(tuple(_norms(vlm.model, block.units(kind), degree).tolist()))
-            for block, kind in vlm.select("all")
-        }
-    )
 
+    def powers(path: str, dim: int) -> torch.Tensor:
+        return vlm.model.get_parameter(f"{path}.weight").detach().double().abs().pow(degree).sum(dim)
 
-def _norms(model: nn.Module, units: Units, degree: int) -> Tensor:
-    total = torch.zeros(units.count, dtype=torch.float64)
-    for rows in units.producers:
-        weight = _weight(model, rows.module)[rows.offset : rows.offset + units.count * rows.width]
-        total += weight.abs().pow(degree).reshape(units.count, -1).sum(1)
-    columns = _weight(model, units.consumer).T
-    total += columns.abs().pow(degree).reshape(units.count, -1).sum(1)
-    return total.pow(1 / degree)
-
-
-def _weight(model: nn.Module, path: str) -> Tensor:
-    return model.get_parameter(f"{path}.weight").detach().double().cpu()
+    scores: dict[tuple[str, Kind], Score] = {}
+    for block, kind in vlm.select("all"):
+        norms = unit_sums(block.units(kind), powers).sum(0).pow(1 / degree)
+        if allocation == "uniform":
+            scores[block.name, kind] = Ordinal(tuple(norms.tolist()))
+        else:
+            whole = float(norms.norm()) if allocation == "normalised" else 1.0
+            scores[block.name, kind] = Additive(tuple((norms / (whole or 1.0)).tolist()))
+    return Ranking(scores)

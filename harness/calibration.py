@@ -3,22 +3,27 @@
 calibration = Calibration(vlm, samples)
 calibration.moments([vlm.blocks[0].heads.consumer])  # {module path: Moment}
 calibration.gate_gradients()[vlm.blocks[0].name, "heads"]  # (batches, heads)
+calibration.singly.gate_gradients()  # the same, one row a sample
+calibration.answer_loss({(vlm.blocks[0].name, "heads"): mask})  # nats
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.attention import EntropyMeter
+from harness.families import family
 from harness.prompts import encode
-from harness.types import VLM, InputError, Kind, Sample
+from harness.types import VLM, Component, Extent, InputError, Kind, Sample, Units
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,20 @@ class Moment:
     def covariance(self) -> Tensor:
         """The centred second moment, (d, d)."""
         return self.second - torch.outer(self.mean, self.mean)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one Linear reads on the calibration set, a feature each: mean, mean square, mean absolute value (d,)."""
+
+    mean: Tensor
+    square: Tensor
+    absolute: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """(d,), not below 0."""
+        return (self.square - self.mean.square()).clamp(min=0)
 
 
 @dataclass
@@ -56,7 +75,13 @@ class Calibration:
     The model is left as found: mode, gradients, weights and hooks. `seconds` adds up the time of the passes.
     """
 
-    def __init__(self, vlm: VLM, samples: Sequence[Sample], batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        samples: Sequence[Sample],
+        batch_size: int = 16,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
         if not samples:
             raise InputError("calibration: samples: there are none, at least 1 is needed")
         if batch_size < 1:
@@ -64,12 +89,29 @@ class Calibration:
         self.vlm = vlm
         self.samples = tuple(samples)
         self.batch_size = batch_size
+        self.progress = progress  # a line on what a long ranking is doing
         self.seconds = 0.0
         self._moments: dict[str, Moment] = {}
+        self._features: dict[str, Features] = {}
+        self._rows: dict[tuple[str, int], Tensor] = {}
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Encoded inputs with labels, on the model's device."""
         return (dict(batch) for batch in self._encoded)
+
+    @cached_property
+    def singly(self) -> Calibration:
+        """The same samples one at a time: a row a sample in `gate_gradients`, and no padding."""
+        return self if self.batch_size == 1 else Calibration(self.vlm, self.samples, 1, self.progress)
+
+    @cached_property
+    def extents(self) -> Mapping[Component, Extent]:
+        """Tokens and (query, key) pairs of each component, of all samples together."""
+        parts = [family(self.vlm.family).extents(self.vlm.model, batch) for batch in self.batches()]
+        return {
+            component: type(whole)(*map(sum, zip(*(astuple(part[component]) for part in parts), strict=True)))
+            for component, whole in parts[0].items()
+        }
 
     @cached_property
     def _encoded(self) -> list[dict[str, Any]]:
@@ -88,10 +130,70 @@ class Calibration:
         """
         wanted = list(dict.fromkeys(modules))
         if missing := [path for path in wanted if path not in self._moments]:
-            self._moments |= self._stream(missing)
+            sums: dict[str, _Sum] = {}
+
+            def add(path: str, rows: Tensor) -> None:
+                if path not in sums:
+                    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+                    sums[path] = _Sum(0, zero, torch.outer(zero, zero))
+                sums[path].add(rows)
+
+            self.visit(missing, add)
+            for path, sum_ in sums.items():  # in the order of the forward pass
+                self._check(path, sum_.total, sum_.gram)
+            self._moments |= {path: Moment(s.count, s.total / s.count, s.gram / s.count) for path, s in sums.items()}
         return {path: self._moments[path] for path in wanted}
 
-    def _stream(self, paths: Sequence[str]) -> dict[str, Moment]:
+    def _check(self, path: str, *sums: Tensor) -> None:
+        if not all(sum_.isfinite().all() for sum_ in sums):
+            raise InputError(f"model {self.vlm.name}: {path}: its input on the calibration samples has NaN or Inf")
+
+    def features(self, modules: Iterable[str]) -> Mapping[str, Features]:
+        """Statistics of each input feature of these Linears, by module path; one pass for all new ones.
+
+        What `moments` has on its diagonal, without the matrix. Float64, on the model's device, padding left out.
+        Raises InputError naming the first layer whose input is not finite.
+        """
+        wanted = list(dict.fromkeys(modules))
+        if missing := [path for path in wanted if path not in self._features]:
+            counts: dict[str, int] = dict.fromkeys(missing, 0)
+            sums: dict[str, Tensor] = {}
+
+            def add(path: str, rows: Tensor) -> None:
+                rows = rows.double()
+                found = torch.stack([rows.sum(0), rows.square().sum(0), rows.abs().sum(0)])
+                counts[path] += len(rows)
+                sums[path] = sums[path] + found if path in sums else found
+
+            self.visit(missing, add)
+            for path, sum_ in sums.items():  # in the order of the forward pass
+                self._check(path, sum_)
+            self._features |= {path: Features(*(sum_ / counts[path])) for path, sum_ in sums.items()}
+        return {path: self._features[path] for path in wanted}
+
+    def rows(self, modules: Iterable[str], limit: int = 4096) -> Mapping[str, Tensor]:
+        """About `limit` rows of what each of these Linears reads, evenly spaced over the samples: (rows, in).
+
+        The same places for all Linears that read the same tokens. In the model's dtype, on its device.
+        """
+        wanted = list(dict.fromkeys(modules))
+        if missing := [path for path in wanted if (path, limit) not in self._rows]:
+            found: dict[str, list[Tensor]] = {path: [] for path in missing}
+            quota = -(-limit // len(self._encoded))
+
+            def take(path: str, rows: Tensor) -> None:
+                places = torch.linspace(0, len(rows) - 1, min(quota, len(rows)), device=rows.device).long()
+                found[path].append(rows[places].clone())
+
+            self.visit(missing, take)
+            self._rows |= {(path, limit): torch.cat(parts) for path, parts in found.items()}
+        return {path: self._rows[path, limit] for path in wanted}
+
+    def visit(self, modules: Iterable[str], see: Callable[[str, Tensor], None]) -> None:
+        """One pass without gradients; `see` gets the path and input rows (n, in) of each Linear, a batch at a time.
+
+        The rows are views of activations: copy what is to be kept. Padding is left out.
+        """
         model = self.vlm.model
         patches = {
             path
@@ -100,58 +202,37 @@ class Calibration:
             for units in (block.heads, block.ffn)
             for path in (units.consumer, *(rows.module for rows in units.producers))
         }
-        sums: dict[str, _Sum] = {}
         real = torch.empty(0)
 
-        def collect(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                rows = args[0].flatten(0, -2) if path in patches else args[0][real]
-                if path not in sums:
-                    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-                    sums[path] = _Sum(0, zero, torch.outer(zero, zero))
-                sums[path].add(rows)
+        def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda module, args: see(path, args[0].flatten(0, -2) if path in patches else args[0][real])
 
-            return hook
-
-        with self._pass(), torch.no_grad(), ExitStack() as hooks:
-            for path in paths:
-                hooks.callback(model.get_submodule(path).register_forward_pre_hook(collect(path)).remove)
+        with self.frozen(), torch.no_grad(), ExitStack() as hooks:
+            for path in modules:
+                hooks.callback(model.get_submodule(path).register_forward_pre_hook(hook(path)).remove)
             for batch in self.batches():
                 del batch["labels"]
                 real = batch["attention_mask"].bool()
                 model(**batch, use_cache=False)
-            for path, sum_ in sums.items():  # in the order of the forward pass
-                if not (sum_.total.isfinite().all() and sum_.gram.isfinite().all()):
-                    raise InputError(
-                        f"model {self.vlm.name}: {path}: its input on the calibration samples has NaN or Inf"
-                    )
-        return {path: Moment(s.count, s.total / s.count, s.gram / s.count) for path, s in sums.items()}
 
     def gate_gradients(self) -> Mapping[tuple[str, Kind], Tensor]:
         """Derivative of the answer loss by a gate on each unit, one row per mini-batch: (batches, count), float64, CPU.
 
-        The gate multiplies the columns of the consumer's input that the unit owns, so at 1 its derivative is the
-        sum of activation * gradient over them. The loss is the mean cross-entropy over the mini-batch's answer
-        tokens. Raises InputError naming the first block whose derivative is not finite.
+        The gate is at 1 (see `gated`), so its derivative is the sum of activation * gradient over the unit's columns.
+        The loss is the mean cross-entropy over the mini-batch's answer tokens. Raises InputError naming the first
+        block whose derivative is not finite.
         """
         return self._gate_gradients
 
     @cached_property
     def _gate_gradients(self) -> dict[tuple[str, Kind], Tensor]:
         model = self.vlm.model
-        gates: dict[tuple[str, Kind], Tensor] = {}
+        gates: dict[tuple[str, Kind], Tensor] = {
+            (block.name, kind): torch.ones(block.units(kind).count, device=_device(model), requires_grad=True)
+            for block, kind in self.vlm.select("all")
+        }
         rows: list[tuple[Tensor, ...]] = []
-
-        def gated(gate: Tensor, width: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-            return lambda module, args: (args[0] * gate.repeat_interleave(width).to(args[0].dtype), *args[1:])
-
-        with self._pass(), torch.enable_grad(), ExitStack() as hooks:
-            for block, kind in self.vlm.select("all"):
-                units = block.units(kind)
-                gate = torch.ones(units.count, device=_device(model), requires_grad=True)
-                consumer = model.get_submodule(units.consumer)
-                hooks.callback(consumer.register_forward_pre_hook(gated(gate, units.width)).remove)
-                gates[block.name, kind] = gate
+        with self.frozen(), torch.enable_grad(), self.gated(gates):
             for batch in self.batches():
                 loss = model(**batch, use_cache=False).loss
                 rows.append(torch.autograd.grad(loss, list(gates.values())))
@@ -161,8 +242,74 @@ class Calibration:
                 raise InputError(f"model {self.vlm.name}: {block} {kind}: the answer loss has a NaN or Inf gradient")
         return gradients
 
+    def visit_gradients(self, modules: Iterable[str], see: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """One pass with gradients; `see` gets those of the answer loss by the Linears' weights, a mini-batch at a time.
+
+        By module path, (out, in), on the model's device. The loss is the mean cross-entropy over the mini-batch's
+        answer tokens. Raises InputError naming a Linear whose gradient is not finite.
+        """
+        model = self.vlm.model
+        weights = {path: model.get_parameter(f"{path}.weight") for path in dict.fromkeys(modules)}
+        with self.frozen(), torch.enable_grad(), ExitStack() as undo:
+            for weight in weights.values():
+                undo.callback(weight.requires_grad_, False)
+                weight.requires_grad_(True)
+            for batch in self.batches():
+                found = torch.autograd.grad(model(**batch, use_cache=False).loss, list(weights.values()))
+                for path, gradient in zip(weights, found, strict=True):
+                    if not gradient.isfinite().all():
+                        raise InputError(f"model {self.vlm.name}: {path}: the answer loss has a NaN or Inf gradient")
+                see(dict(zip(weights, found, strict=True)))
+
+    def attention_entropy(self) -> Mapping[str, Tensor]:
+        """Entropy of the attention of each block's heads over the log of the number of keys: (count,) by block name.
+
+        Averaged over queries, the query heads of a unit, and samples; between 0 (one key a query) and 1; float64, CPU.
+        Raises InputError for a model whose attention does not go through torch's scaled_dot_product_attention.
+        """
+        return self._attention_entropy
+
+    @cached_property
+    def _attention_entropy(self) -> dict[str, Tensor]:
+        meter = EntropyMeter(self.vlm)
+        with self.frozen(), torch.no_grad(), meter.attached(), meter:
+            for batch in self.singly.batches():  # padding has no attention to speak of
+                self.vlm.model(**batch, use_cache=False)
+        return meter.means()
+
+    def answer_loss(self, gates: Mapping[tuple[str, Kind], Tensor] | None = None, samples: int | None = None) -> float:
+        """Mean cross-entropy, in nats, over all answer tokens of the samples, with these gates on the units.
+
+        samples: stop after the batch with which there are so many; the first ones are spread over the tasks.
+        """
+        total, count = 0.0, 0
+        enough = None if samples is None else -(-samples // self.batch_size)
+        with self.frozen(), torch.no_grad(), self.gated(gates or {}):
+            for batch in itertools.islice(self.batches(), enough):
+                tokens = int((batch["labels"] != -100).sum())
+                total += float(self.vlm.model(**batch, use_cache=False).loss) * tokens
+                count += tokens
+        return total / count
+
     @contextmanager
-    def _pass(self) -> Iterator[None]:
+    def gated(self, gates: Mapping[tuple[str, Kind], Tensor]) -> Iterator[None]:
+        """Multiply the columns of the consumer's input that a unit owns by its gate; gates: (count,) per (block, kind).
+
+        A gate of 0 is the function of the model without that unit, at the old size.
+        """
+
+        def hook(gate: Tensor, width: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+            return lambda module, args: (args[0] * gate.repeat_interleave(width).to(args[0]), *args[1:])
+
+        with ExitStack() as hooks:
+            for (name, kind), gate in gates.items():
+                units = self.vlm.block(name).units(kind)
+                consumer = self.vlm.model.get_submodule(units.consumer)
+                hooks.callback(consumer.register_forward_pre_hook(hook(gate, units.width)).remove)
+            yield
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
         """Evaluation mode and frozen weights inside, everything as found afterwards; the time is added up."""
         training = [module for module in self.vlm.model.modules() if module.training]
         learning = [weight for weight in self.vlm.model.parameters() if weight.requires_grad]
@@ -179,6 +326,34 @@ class Calibration:
             for weight in learning:
                 weight.requires_grad_(True)
             self.seconds += time.perf_counter() - start
+
+
+def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Logits at the places that predict an answer token, (tokens, vocabulary), and those tokens, (tokens,).
+
+    Answers stand at the right end of their rows, so only the logits there are made.
+    """
+    inputs, labels = {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
+    width = int((labels != -100).sum(1).max())
+    logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    wanted = labels[:, -width:] != -100
+    return logits[wanted].float(), labels[:, -width:][wanted]
+
+
+def linears(units: Units) -> list[str]:
+    """The modules that lose weights with a unit: its producers and the consumer."""
+    return list(dict.fromkeys([*(rows.module for rows in units.producers), units.consumer]))
+
+
+def unit_sums(units: Units, totals: Callable[[str, int], Tensor]) -> Tensor:
+    """Sums over the weights that leave with each unit: a row for each of the producers' Rows, the last the consumer's.
+
+    totals: from a Linear's path, and 1 or 0, the totals of each row (out,) or each column (in,) of a matrix (out, in)
+    with a value per weight. Returns (rows, count), float64, CPU.
+    """
+    found = [totals(rows.module, 1)[rows.offset : rows.offset + units.count * rows.width] for rows in units.producers]
+    found.append(totals(units.consumer, 0))
+    return torch.stack([part.reshape(units.count, -1).sum(1).double().cpu() for part in found])
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -1,0 +1,40 @@
+"""AMP: how large a head's output or a neuron's activation is (Mugnaini et al. 2025, arXiv 2504.21174).
+
+rank(vlm, calibration, seed=0)
+
+Head: I_n = ||h_n W_n||_1, its contribution to the layer's output. Neuron: |act(x W_gate) (x W_up)|, what the consumer
+reads. Both averaged over tokens; the same share goes from every layer. Departures: where heads share keys and values, a
+group's contributions are added up before the norm; an FFN without a gate has its activation alone; no LoRA afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.calibration import Calibration
+from harness.types import VLM, Ordinal, Ranking
+
+
+def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
+    """Order: mean L1 norm of a head's contribution, mean absolute activation of a channel."""
+    heads = {block.heads.consumer: block.heads for block in vlm.blocks}
+    weights = {path: vlm.model.get_parameter(f"{path}.weight").detach() for path in heads}
+    sums: dict[str, list[Tensor]] = {}
+    counts = dict.fromkeys(heads, 0)
+
+    def add(path: str, rows: Tensor) -> None:
+        width = heads[path].width
+        parts = zip(rows.split(width, 1), weights[path].split(width, 1), strict=True)
+        found = [(part @ weight.T).abs().sum(dtype=torch.float64) for part, weight in parts]
+        sums[path] = [a + b for a, b in zip(sums[path], found, strict=True)] if path in sums else found
+        counts[path] += len(rows)
+
+    calibration.visit(heads, add)
+    neurons = calibration.features(block.ffn.consumer for block in vlm.blocks)
+    scores = {}
+    for block in vlm.blocks:
+        path = block.heads.consumer
+        scores[block.name, "heads"] = Ordinal(tuple(float(sum_) / counts[path] for sum_ in sums[path]))
+        scores[block.name, "ffn"] = Ordinal(tuple(neurons[block.ffn.consumer].absolute.tolist()))
+    return Ranking(scores)

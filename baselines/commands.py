@@ -1,0 +1,239 @@
+"""`infoprune theory` and `infoprune inspect heads|ffn|survivors`: what the method under study rests on, as pictures.
+
+infoprune theory --out runs/theory
+infoprune inspect heads --model mini-qwen2-vl --out runs/inspect
+
+Commands use the harness as anyone may; the measurements are in `baselines.infoprune`. This file stays light: it is
+loaded for `infoprune --help`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.calibration import Calibration
+    from harness.types import VLM, Component, Kind, Plan, Ranking
+
+METHOD = "infoprune"
+SEED = 0
+
+Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for picture, CSV and JSON; a JSON that fits is not remade.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration questions.")]
+Keep = Annotated[float, typer.Option("--budget", help="Share of the FLOPs of a component's heads or FFNs that stays.")]
+
+inspect = typer.Typer(
+    help="The figures of the InfoPrune paper for any model: PNG and CSV.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def theory(
+    model: Model = "mini-qwen2-vl",
+    out: Out = Path("runs/theory"),
+    samples: Samples = 1500,
+    device: Device = "cpu",
+    json_: Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")] = False,
+) -> None:
+    """The three theorems of InfoPrune, measured: points, correlations, and where a claim does not hold."""
+    from baselines.infoprune import figures, findings
+    from baselines.infoprune.theory import DECODED, MASKS, measure
+    from harness.cli.shared import out as screen
+
+    settings = {"masks": MASKS, "decoded": DECODED}
+    with _loaded(model, device, out) as (vlm, track):
+        record = _record(
+            out / "theory.json",
+            _asked(vlm, samples, settings),
+            lambda: {"points": measure(vlm, _drawn(samples), track)},
+        )
+    points = record["points"]
+    _csv(out / "theory.csv", [{"theorem": name[-1]} | point for name in points for point in points[name]])
+    figures.theory(record, out / "theory.png")
+    (out / "theory.md").write_text(findings.page(record), encoding="utf-8", newline="\n")
+    found = findings.summary(points)
+    said = findings.findings(found, points)
+    if json_:
+        print(json.dumps({"model": model, "samples": samples, "findings": said, "correlations": found}, indent=1))
+        return
+    for theorem, title in findings.TITLES.items():
+        screen.print(f"[bold]{title}[/bold]")
+        for sentence in said[theorem]:
+            screen.print(f"  {sentence.replace('**', '')}", soft_wrap=True, markup=False)
+    _say(out, "theory.md", "theory.png", "theory.csv", "theory.json")
+
+
+@inspect.command()
+def heads(
+    model: Model = "mini-qwen2-vl",
+    out: Out = Path("runs/inspect"),
+    samples: Samples = 192,
+    device: Device = "cpu",
+) -> None:
+    """Figure 1: negative entropy of every head; beside it J, Taylor and the true damage, and how they agree."""
+    from baselines.infoprune import figures
+    from baselines.infoprune.inspect import heads as measure
+    from harness.calibration import Calibration
+
+    with _loaded(model, device, out) as (vlm, track):
+        record = _record(
+            out / "heads.json",
+            _asked(vlm, samples, {}),
+            lambda: {"rows": measure(vlm, Calibration(vlm, _drawn(samples)), track)},
+        )
+    _csv(out / "heads.csv", record["rows"])
+    figures.heads(record, out / "heads.png")
+    _say(out, "heads.png", "heads.csv", "heads.json")
+
+
+@inspect.command()
+def ffn(
+    model: Model = "mini-qwen2-vl",
+    out: Out = Path("runs/inspect"),
+    budget: Keep = 0.5,
+    samples: Samples = 192,
+    device: Device = "cpu",
+) -> None:
+    """Figure 2: row density of W1, W2 and W1 x W2; their spectra, and what the method chooses at a budget."""
+    from baselines.infoprune import figures
+    from baselines.infoprune.inspect import ffn as measure
+    from harness.calibration import Calibration
+
+    with _loaded(model, device, out) as (vlm, track):
+
+        def make() -> dict[str, Any]:
+            calibration = Calibration(vlm, _drawn(samples))
+            ranking = _rank(vlm, calibration)
+            return {"rows": measure(vlm, ranking, _plans(vlm, calibration, ranking, "ffn", budget), track)}
+
+        record = _record(out / "ffn.json", _asked(vlm, samples, {"budget": budget}), make)
+    rows = [{key: value for key, value in row.items() if key != "spectrum"} for row in record["rows"]]
+    _csv(out / "ffn.csv", rows)
+    figures.ffn(record, out / "ffn.png")
+    _say(out, "ffn.png", "ffn.csv", "ffn.json")
+
+
+@inspect.command()
+def survivors(
+    model: Model = "mini-qwen2-vl",
+    out: Out = Path("runs/inspect"),
+    budget: Keep = 0.5,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration questions of each data set.")] = 128,
+    device: Device = "cpu",
+) -> None:
+    """Figure 5: the heads that stay at a budget when the method is calibrated on each data set."""
+    from baselines.infoprune import figures
+    from baselines.infoprune.inspect import survivors as measure
+    from harness import tasks
+    from harness.calibration import Calibration
+
+    with _loaded(model, device, out) as (vlm, track):
+
+        def make() -> dict[str, Any]:
+            rankings, plans = {}, {}
+            for task in track(tasks.names(), "data sets"):
+                calibration = Calibration(vlm, _drawn(samples, task))
+                rankings[task] = _rank(vlm, calibration)
+                found = _plans(vlm, calibration, rankings[task], "heads", budget)
+                plans |= {(task, component): plan for component, plan in found.items()}
+            return {"rows": measure(vlm, rankings, plans)}
+
+        record = _record(out / "survivors.json", _asked(vlm, samples, {"budget": budget}), make)
+    _csv(out / "survivors.csv", record["rows"])
+    figures.survivors(record, out / "survivors.png")
+    _say(out, "survivors.png", "survivors.csv", "survivors.json")
+
+
+# --- what they share --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _loaded(model: str, device: str, out: Path) -> Iterator[tuple[VLM, Any]]:
+    """The model, and a function that shows on stderr how far a loop is; the flags are checked first."""
+    from harness import families, registry
+    from harness.cli.shared import check_device, err
+    from harness.progress import progress_bar
+    from harness.sweep import check_writable
+
+    source = registry.model(model)
+    check_device(device)
+    check_writable(out, "--out")
+    with progress_bar(err) as bar:
+        loading = bar.add_task(f"loading {model}", total=1)
+        vlm = families.load(source, name=model, device=device)
+        bar.advance(loading)
+        measuring = bar.add_task("measuring", total=None)
+        yield vlm, lambda items, text: bar.track(items, description=text)
+        bar.update(measuring, total=1, completed=1)
+
+
+def _drawn(samples: int, *names: str) -> Sequence[Any]:
+    from harness import tasks
+
+    return tasks.samples(names or tasks.names(), "calibration", samples, SEED)
+
+
+def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a measurement, and so whether one that lies there is it: the method's defaults as well."""
+    from harness import registry
+
+    settings = {**settings, "options": dict(registry.method(METHOD).options)}
+    return {"model": vlm.name, "weights": vlm.weights_hash, "samples": samples, "seed": SEED, "settings": settings}
+
+
+def _record(path: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The measurement in the file if it is of this model, samples and settings; else a new one, written there."""
+    from harness.cli.shared import err
+    from harness.types import InputError
+
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON; delete it to measure anew") from error
+        if isinstance(found, dict) and all(found.get(key) == value for key, value in asked.items()):
+            err.print(f"{path}: measured before; delete it to measure anew", soft_wrap=True, markup=False)
+            return found
+    record = {**asked, **make()}
+    path.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+    return record
+
+
+def _rank(vlm: VLM, calibration: Calibration) -> Ranking:
+    from harness import registry
+
+    return registry.method(METHOD).rank(vlm, calibration, seed=SEED)
+
+
+def _plans(vlm: VLM, calibration: Calibration, ranking: Ranking, kind: Kind, budget: float) -> dict[str, Plan]:
+    """The plan of each component on its own."""
+    from harness.budget import solve
+    from harness.types import Budget
+
+    components: set[Component] = {block.component for block in vlm.blocks}
+    return {part: solve(vlm, ranking, Budget(part, budget, kind, calibration.extents)) for part in sorted(components)}
+
+
+def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _say(out: Path, *names: str) -> None:
+    from harness.cli.shared import out as screen
+
+    for name in names:
+        screen.print(str(out / name), soft_wrap=True, markup=False)

@@ -1,0 +1,55 @@
+"""DGMR: keep the FFN neurons whose weights differ most from those kept (Shen et al. 2025, arXiv 2506.08591).
+
+rank(vlm, calibration, seed=0)
+
+Gram-Schmidt on the rows of the first Linear: the row with the largest norm is kept, its direction is taken out of all
+others, and so on. After as many picks as a row has entries nothing is left, and a new round starts from the rows not
+yet kept, as found. The same share goes from every layer. Departures: a gated FFN's neuron is its gate and up rows side
+by side; a round also ends when what is left is rounding; no distillation afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.calibration import Calibration
+from harness.types import VLM, Ordinal, Ranking
+
+UNITS = "ffn"
+
+
+def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
+    """Order: how early a neuron is picked."""
+    scores = {}
+    for block in vlm.blocks:
+        parts = [
+            vlm.model.get_parameter(f"{rows.module}.weight").detach()[rows.offset : rows.offset + block.ffn.count]
+            for rows in block.ffn.producers
+        ]
+        order = _picks(torch.cat(parts, 1))
+        places = torch.empty(len(order))
+        places[torch.tensor(order)] = torch.arange(len(order), 0, -1.0)
+        scores[block.name, "ffn"] = Ordinal(tuple(places.tolist()))
+    return Ranking(scores)
+
+
+def _picks(weight: Tensor) -> list[int]:
+    """All rows of a weight (n, d), the one kept first, first."""
+    weight = weight.double()
+    floor = float(weight.norm(dim=1).max()) * max(weight.shape) * torch.finfo(torch.float64).eps
+    left = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    order: list[int] = []
+    while left.any():
+        rest = weight.clone()
+        for number in range(min(weight.shape[1], int(left.sum()))):
+            norms = torch.where(left, rest.norm(dim=1), -1)
+            pick = int(norms.argmax())
+            if norms[pick] <= floor and number:
+                break
+            order.append(pick)
+            left[pick] = False
+            if norms[pick] > floor:
+                direction = rest[pick] / norms[pick]
+                rest -= torch.outer(rest @ direction, direction)
+    return order

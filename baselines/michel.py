@@ -1,0 +1,77 @@
+"""Head importance: the answer loss's sensitivity to a gate on each head (Michel et al. 2019, arXiv 1905.10650).
+
+rank(vlm, calibration, seed=0, absolute="token")
+
+I_h = mean over samples x of |A_h(x) . dL(x)/dA_h(x)| (eq. 2), each layer's scores divided by their L2 norm; heads of
+all layers then compete. Departures: where heads share keys and values, a whole group is one unit; the solver weighs
+what a head costs, which the paper, with heads of one size, need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from harness.calibration import Calibration
+from harness.types import VLM, Additive, Kind, Ranking, Units
+
+UNITS = "heads"
+
+Absolute = Annotated[
+    Literal["sample", "token"], "what is summed before the absolute value: eq. 2 of 1905.10650, or its released code"
+]
+Normalise = Annotated[Literal["layer", "none"], "divide by the L2 norm of the layer's scores (as in 1905.10650)"]
+
+
+def rank(
+    vlm: VLM, calibration: Calibration, *, seed: int, absolute: Absolute = "sample", normalise: Normalise = "layer"
+) -> Ranking:
+    """Damage of a head: its mean absolute activation * gradient, summed per sample or per token."""
+    found = _by_sample(calibration) if absolute == "sample" else _by_token(calibration)
+    scores = {}
+    for key, importance in found.items():
+        norm = float(importance.norm()) if normalise == "layer" else 1.0
+        scores[key] = Additive(tuple((importance / (norm or 1.0)).tolist()))
+    return Ranking(scores)
+
+
+def _by_sample(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
+    """(count,) for the heads of each block: the derivative by the head's gate, its absolute value averaged."""
+    gradients = calibration.singly.gate_gradients()
+    return {key: rows.abs().mean(0) for key, rows in gradients.items() if key[1] == "heads"}
+
+
+def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
+    """(count,): activation * gradient over a head's columns, the absolute value summed over tokens, averaged."""
+    vlm = calibration.vlm
+    kept: dict[tuple[str, Kind], Units] = {
+        (block.name, kind): block.heads for block, kind in vlm.select("all", "heads")
+    }
+    device = next(vlm.model.parameters()).device
+    gates = {key: torch.ones(units.count, device=device, requires_grad=True) for key, units in kept.items()}
+    sums = {key: torch.zeros(units.count, dtype=torch.float64) for key, units in kept.items()}
+
+    def hook(key: tuple[str, Kind]) -> Callable[..., None]:
+        def see(_: Any, args: tuple[Tensor, ...]) -> None:
+            gated = args[0]  # has a gradient because its gate has
+
+            def add(gradient: Tensor) -> None:
+                products = (gated.detach() * gradient).double().flatten(0, -2)
+                sums[key] += products.unflatten(1, (kept[key].count, -1)).sum(2).abs().sum(0).cpu()
+
+            gated.register_hook(add)
+
+        return see
+
+    single = calibration.singly
+    with single.frozen(), torch.enable_grad(), single.gated(gates), ExitStack() as hooks:
+        for key, units in kept.items():
+            consumer = vlm.model.get_submodule(units.consumer)
+            hooks.callback(consumer.register_forward_pre_hook(hook(key)).remove)  # after the gate's own hook
+        for batch in single.batches():
+            torch.autograd.grad(vlm.model(**batch, use_cache=False).loss, list(gates.values()))
+    return {key: sum_ / len(calibration.samples) for key, sum_ in sums.items()}

@@ -1,0 +1,25 @@
+"""SVD: each FFN Linear becomes the two factors of its truncated singular value decomposition (Eckart & Young 1936).
+
+rank(vlm, calibration, seed=0)
+
+W = U S V^T, kept: U_r and S_r V_r^T, which cost r (in + out) instead of in * out multiply-adds. Every Linear keeps the
+same share of its cost, as the SVD-LLM paper's baseline does (arXiv 2403.07378): the losses of the points serve that
+only. Departure: attention stays as it is, so the method runs where FFNs are the budget.
+"""
+
+from __future__ import annotations
+
+from baselines.linalg import equal_shares, factorables, low_rank
+from harness.calibration import Calibration
+from harness.types import VLM, Ranking
+
+UNITS = "ffn"
+
+
+def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
+    """Points of equal shares; the weights decide about the factors, nothing about the ranks."""
+    scores = {}
+    for block in vlm.blocks:
+        found = factorables(vlm.model, block.ffn)
+        scores[block.name, "ffn"] = low_rank(block.ffn, found, map(equal_shares, found))
+    return Ranking(scores)
