@@ -1,21 +1,34 @@
 """InfoPrune (reconstructed): information loss of heads, adaptive ranks of FFNs (Xu et al. 2025, arXiv 2511.19518).
 
-    rank(vlm, calibration, seed=0, search="leave-one-out", whiten=True)
+    rank(vlm, calibration, seed=0, arm="factor", search="leave-one-out")
 
-The paper's text and code are not public to us: what it leaves open is an option.
+The paper's text and code are not public to us: what it leaves open is an option (options.py).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-from baselines.infoprune.ffn import factor
-from baselines.infoprune.heads import Layer, Loss, Output, Search, score
-from baselines.infoprune.spectrum import Distribution, Over
-from harness.calibration import Calibration
-from harness.types import VLM, Additive, InputError, Kind, Ranking, Score
+import torch
+from torch import Tensor
+
+from baselines.infoprune import options
+from baselines.infoprune.channels import select
+from baselines.infoprune.compose import compose
+from baselines.infoprune.ffn import Arm, Ffn, factor
+from baselines.infoprune.heads import Layer, Loss, score
+from harness.calibration import Calibration, Moment
+from harness.types import VLM, Additive, Block, InputError, Kind, Option, Options, Ranking, Score
 
 ROLE = "studied"
+STAKE_SAMPLES = 64
+
+
+def regime(given: Mapping[str, Any]) -> str:
+    """Least squares on calibration data change weights that stay: these arms are repairs."""
+    return "repaired" if given["arm"] in ("compose-refit", "select") else "training-free"
 
 
 def rank(
@@ -23,47 +36,125 @@ def rank(
     calibration: Calibration,
     *,
     seed: int,
-    alpha: float = 0.5,
-    beta: float = 1.0,
-    distribution: Distribution = "amplitude",
-    ks_over: Over = "cumulative",
-    k: float | int = 0.99,
-    output: Output = "layer",
-    search: Search = "greedy",
-    whiten: bool = False,
+    alpha: options.Alpha = 0.5,
+    beta: options.Beta = 1.0,
+    distribution: options.Distribution = "amplitude",
+    ks_over: options.KsOver = "cumulative",
+    k: options.K = 0.99,
+    output: options.Output = "layer",
+    search: options.Search = "greedy",
+    arm: options.FfnArm = "select",
+    whiten: options.Whiten = True,
+    weigh: options.Weigh = "ablation",
 ) -> Ranking:
-    """Damage of a head: the change of J = alpha * eRank ratio + beta * KS distance; of an FFN's rank: dropped energy.
+    """Damage of a head: the change of J = alpha * eRank ratio + beta * KS distance; of an FFN: the energy it loses.
 
-    Both are shares of what a layer puts out, and so one currency. alpha is below beta by default: J is alpha for the
-    full layer and beta for the empty one, so otherwise collapse would cost nothing. k: the KS distance looks at so many
-    singular values (a whole number), or at the fewest that hold this share of the energy. whiten: FFN directions by the
-    energy of their outputs on the calibration set, not of the weights. Raises InputError for a k out of range.
+    Both are shares of what a layer puts out, times the layer's weight, and so one currency. alpha is below beta by
+    default: J is alpha for the full layer and beta for the empty one, so otherwise collapse would cost nothing. FFNs
+    with a gate have no product W2 W1: there the compose arms become `factor`. Raises InputError for a k out of range.
     """
     if not (k >= 1 if isinstance(k, int) else 0 < k < 1):
         raise InputError(f"infoprune: k: {k} should be a share of the energy in (0, 1) or a whole number from 1 on")
     loss = Loss(alpha, beta, distribution, ks_over, k)
-    read = [block.heads.consumer for block in vlm.blocks]
-    if whiten:
-        read += [path for b in vlm.blocks for path in (*(rows.module for rows in b.ffn.producers), b.ffn.consumer)]
-    moments = calibration.moments(read)
+    moments, scarce = enough(calibration, [block.heads.consumer for block in vlm.blocks] + ffn_inputs(vlm, arm, whiten))
+    weights = stakes(vlm, calibration, weigh)
     scores: dict[tuple[str, Kind], Score] = {}
-    log: dict[str, Any] = {}
+    log: dict[str, Any] = {"regularised": scarce} if scarce else {}
     for block in vlm.blocks:
-        heads, ffn = block.heads, block.ffn
-        weight = vlm.model.get_parameter(f"{heads.consumer}.weight").detach().double()
-        layer = Layer(moments[heads.consumer].covariance, weight, heads.count, output)
-        damage, head_log = score(layer, loss, search)
-        options, ffn_log = factor(vlm.model, ffn, moments if whiten else None)
-        scores[block.name, "heads"] = Additive(tuple(damage))
-        scores[block.name, "ffn"] = options
-        log[block.name] = {"heads": head_log, "ffn": ffn_log}
-    return Ranking(scores, _rounded(log))
+        damage, head_log = score(head_layer(vlm, block, moments, output), loss, search)
+        points, ffn_log = compress(vlm, block, calibration, moments, arm, whiten)
+        worth = {kind: weights.get((block.name, kind), 1.0) for kind in ("heads", "ffn")}
+        scores[block.name, "heads"] = Additive(tuple(worth["heads"] * value for value in damage))
+        scores[block.name, "ffn"] = weighed(points, worth["ffn"])
+        log[block.name] = {"heads": head_log, "ffn": ffn_log} | ({"weight": worth} if weights else {})
+    return Ranking(scores, rounded(log))
 
 
-def _rounded(value: Any) -> Any:
-    """The log with three significant digits: it is copied into every record."""
+def head_layer(vlm: VLM, block: Block, moments: Mapping[str, Moment], output: options.Output) -> Layer:
+    """What J needs to know of a block's heads."""
+    weight = vlm.model.get_parameter(f"{block.heads.consumer}.weight").detach().double()
+    return Layer(moments[block.heads.consumer].covariance, weight, block.heads.count, output)
+
+
+def ffn_inputs(vlm: VLM, arm: Arm, whiten: bool) -> list[str]:
+    """The Linears whose input moments an arm looks at."""
+    if arm == "select":
+        return [block.ffn.consumer for block in vlm.blocks]
+    if whiten:
+        return [path for b in vlm.blocks for path in (*(rows.module for rows in b.ffn.producers), b.ffn.consumer)]
+    return []
+
+
+def compress(
+    vlm: VLM, block: Block, calibration: Calibration, moments: Mapping[str, Moment], arm: Arm, whiten: bool
+) -> tuple[Options, dict[str, Any]]:
+    """The points of a block's FFN by an arm."""
+    ffn = Ffn.found(vlm.model, block.ffn)
+    if arm == "select":
+        return select(ffn, moments[block.ffn.consumer], whiten)
+    second = {path: moment.second for path, moment in moments.items()} if whiten else None
+    if arm == "factor" or block.ffn.gated:
+        return factor(ffn, second)
+    (first,) = ffn.producers
+    reads = [b.ffn.producers[0].module for b in vlm.blocks if not b.ffn.gated]  # one pass for all blocks
+    return compose(ffn, arm, calibration.rows(reads)[first.path], second[first.path] if second else None)
+
+
+def weighed(points: Options, weight: float) -> Options:
+    """Options whose losses count `weight` times."""
+    return Options(tuple(Option(p.label, p.token_macs, weight * p.loss, p.make) for p in points.points))
+
+
+def stakes(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tuple[str, Kind], float]:
+    """The weight of each (block, kind), none for `one`.
+
+    ablation: I(Y; Z) at stake, measured: how far the answer loss on 64 samples rises when all units of one kind of a
+    block are gone. gradient: the same to first order, the sum of the squared gate derivatives, in a single pass.
+    """
+    if weigh == "one":
+        return {}
+    if weigh == "gradient":
+        return {key: float(grad.square().sum(1).mean()) for key, grad in calibration.gate_gradients().items()}
+    dense = calibration.answer_loss(samples=STAKE_SAMPLES)
+    found: dict[tuple[str, Kind], float] = {}
+    for block, kind in vlm.select("all"):
+        calibration.progress(f"what is at stake in {block.name} {kind}")
+        gone = torch.zeros(block.units(kind).count, device=next(vlm.model.parameters()).device)
+        found[block.name, kind] = calibration.answer_loss({(block.name, kind): gone}, STAKE_SAMPLES) - dense
+    # A layer without which answers get no worse still is not free: what it loses has to count for something.
+    floor = 1e-3 * max(found.values(), default=1.0)
+    return {key: max(value, floor, 1e-12) for key, value in found.items()}
+
+
+def enough(calibration: Calibration, paths: list[str]) -> tuple[dict[str, Moment], list[str]]:
+    """Moments fit to be inverted, and the Linears for which there was too little data.
+
+    With fewer rows than columns a moment is drawn towards its diagonal, the more the fewer, with a warning.
+    """
+    found: dict[str, Moment] = {}
+    scarce: list[str] = []
+    for path, moment in calibration.moments(paths).items():
+        width = len(moment.mean)
+        if moment.count < width:
+            logging.getLogger(__name__).warning(
+                "infoprune: %s: %d calibration rows for %d columns; its covariance is regularised",
+                path, moment.count, width,
+            )  # fmt: skip
+            scarce.append(path)
+            share = 1 - moment.count / width
+            moment = Moment(moment.count, moment.mean, _towards_diagonal(moment.second, share))
+        found[path] = moment
+    return found, scarce
+
+
+def _towards_diagonal(second: Tensor, share: float) -> Tensor:
+    return (1 - share) * second + share * torch.diag(second.diagonal())
+
+
+def rounded(value: Any) -> Any:
+    """A log with three significant digits: it is copied into every record."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return float(f"{value:.3g}") if isinstance(value, float) else value

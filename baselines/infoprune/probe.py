@@ -1,0 +1,119 @@
+"""How much a layer's heads tell about the answer: held-out cross-entropy of a linear probe, a bound on I(Y; Z).
+
+    read = Reading.of(vlm, samples)
+    read.information(read.inputs["language.3"] * mask @ weight.T)  # nats
+
+A probe's cross-entropy is at least H(Y | Z), so H(Y) less it is at most I(Y; Z): what a linear reader finds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from torch import Tensor
+
+from baselines.linalg import inverse_whitener
+from harness.calibration import Calibration
+from harness.types import VLM, InputError, Sample
+
+FOLDS = 4
+FLOOR = 1e-3  # added to the variance of every direction, as a share of the mean: what hardly varies says little
+RIDGE = 0.1  # penalty on the squared weights of whitened features, per sample
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One row a question: what each block's heads give to their Linear, and the answer as a class.
+
+    inputs: by block name, (n, columns), float64: the mean over patches in a vision tower, in a language model the last
+    token of the prompt. labels: (n,). folds: (n,), questions about one image in the same one.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: np.ndarray
+    folds: np.ndarray
+    answers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, vlm: VLM, samples: Sequence[Sample]) -> Reading:
+        """One pass over the samples whose answer occurs often enough to learn: 4 times, and 2 % of the samples.
+
+        Raises InputError if fewer than two answers do.
+        """
+        least = max(FOLDS, len(samples) // 50)
+        often = {answer for answer, count in Counter(s.answer for s in samples).items() if count >= least}
+        if len(often) < 2:
+            raise InputError(
+                f"theory: --samples {len(samples)}: a probe needs two answers that occur {least} times or more"
+            )
+        used = [sample for sample in samples if sample.answer in often]
+        answers = tuple(sorted(often))
+        return cls(
+            inputs=_inputs(vlm, used),
+            labels=np.array([answers.index(sample.answer) for sample in used]),
+            folds=np.array([int(sha256(sample.image.tobytes()).hexdigest(), 16) % FOLDS for sample in used]),
+            answers=answers,
+        )
+
+    def information(self, features: Tensor) -> float:
+        """Held-out H(Y) less the held-out cross-entropy of a probe on features (n, d), in nats; below 0 for noise."""
+        none = features.new_zeros(len(features), 1)
+        return cross_entropy(none, self.labels, self.folds) - cross_entropy(features, self.labels, self.folds)
+
+
+def _inputs(vlm: VLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    alone = Calibration(vlm, samples, batch_size=1)
+    spoken = [int((batch["labels"] != -100).sum()) for batch in alone.batches()]
+    blocks = {block.heads.consumer: block for block in vlm.blocks}
+    found: dict[str, list[Tensor]] = {block.name: [] for block in vlm.blocks}
+
+    def see(path: str, rows: Tensor) -> None:
+        block = blocks[path]
+        seen = found[block.name]
+        row = rows.double().mean(0) if block.component == "vision" else rows[-spoken[len(seen)] - 1].double()
+        seen.append(row)
+
+    alone.visit(blocks, see)
+    return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def cross_entropy(features: Tensor, labels: np.ndarray, folds: np.ndarray) -> float:
+    """Held-out cross-entropy, in nats, of multinomial logistic regression on features (n, d), labels (n,), by fold.
+
+    Features are whitened on the training folds, so that the basis they come in matters little; the squared weights are
+    penalised, which makes the optimum unique. Constant features: nearly the entropy of the training frequencies.
+    """
+    classes = int(labels.max()) + 1
+    total = 0.0
+    for fold in np.unique(folds):
+        train = torch.from_numpy(folds != fold)
+        mean = features[train].mean(0)
+        centred = features - mean
+        second = centred[train].T @ centred[train] / max(1, int(train.sum()))
+        second += FLOOR * second.diagonal().mean() * torch.eye(len(second)).to(second)
+        white = centred @ inverse_whitener(second)
+        total += _fit(white.cpu().numpy(), labels, train.numpy(), classes)
+    return total / len(labels)
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, train: np.ndarray, classes: int) -> float:
+    """The summed cross-entropy of the rows that are not in training."""
+    inputs = np.hstack([features, np.ones((len(features), 1))])
+    seen, target = inputs[train], np.eye(classes)[labels[train]]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight = flat.reshape(inputs.shape[1], classes)
+        logs = log_softmax(seen @ weight, axis=1)
+        slope = seen.T @ (np.exp(logs) - target) / len(seen) + RIDGE * weight
+        return -float((logs * target).sum()) / len(seen) + RIDGE / 2 * float((weight**2).sum()), slope.ravel()
+
+    found = minimize(loss, np.zeros(inputs.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    logs = log_softmax(inputs[~train] @ found.x.reshape(inputs.shape[1], classes), axis=1)
+    return -float(logs[np.arange(len(logs)), labels[~train]].sum())
