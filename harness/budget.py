@@ -1,6 +1,6 @@
 """The solver: a ranking and a budget in, the plan that lands on the budget out. Pure, milliseconds.
 
-    plan = solve(vlm, ranking, Budget("vision", keep=0.5), extents)
+    plan = solve(vlm, ranking, Budget("vision", keep=0.5, extents=extents))
 
 Costs are multiply-adds of the blocks' Linear layers and attention products for one reference input.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.types import (
@@ -18,8 +17,6 @@ from harness.types import (
     Additive,
     Budget,
     Choice,
-    Component,
-    Extent,
     InputError,
     Keep,
     Kind,
@@ -29,6 +26,7 @@ from harness.types import (
     Plan,
     Ranking,
     Score,
+    hull,
 )
 
 TOLERANCE = 0.01  # relative distance from the requested budget at which every plan lands
@@ -53,9 +51,7 @@ class _Item:
         return option.token_macs * self.tokens
 
 
-def solve(
-    vlm: VLM, ranking: Ranking, budget: Budget, extents: Mapping[Component, Extent], tolerance: float = TOLERANCE
-) -> Plan:
+def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERANCE) -> Plan:
     """The plan that keeps `budget.keep` of the scope's FLOPs, within `tolerance` (relative).
 
     Additive units and options are cut in order of damage per multiply-add saved, options along their lower convex hull.
@@ -70,7 +66,7 @@ def solve(
         return Plan({}, 1.0, 1.0)
     items = []
     for block, kind in vlm.select(budget.scope, budget.units):
-        units, extent = block.units(kind), extents[block.component]
+        units, extent = block.units(kind), budget.extents[block.component]
         score = ranking.scores.get((block.name, kind))
         if score is None:
             raise InputError(f"budget: the method does not rank the {kind} of {block.name}; choose another `units`")
@@ -154,19 +150,6 @@ def _share(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | C
 
 
 # --- additive and options: one currency -------------------------------------------------------------------
-
-
-def hull(points: list[tuple[float, float]]) -> list[int]:
-    """Positions of the lower convex hull of (cost, loss) points that are given in order of falling cost."""
-    chain: list[int] = []
-    for i, (x, y) in enumerate(points):
-        while len(chain) > 1:
-            (x0, y0), (x1, y1) = points[chain[-2]], points[chain[-1]]
-            if (y1 - y0) * (x0 - x) < (y - y0) * (x0 - x1):
-                break
-            chain.pop()
-        chain.append(i)
-    return chain
 
 
 def _trade(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:

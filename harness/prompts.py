@@ -32,10 +32,13 @@ def encode(
         message = [{"role": "user", "content": content}]
         prompts.append(processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     endings = [""] * len(prompts) if answers is None else [a + tokenizer.eos_token for a in answers]
-    flat = [image.convert("RGB") for own in images for image in own]
+    texts = [p + e for p, e in zip(prompts, endings, strict=True)]
+    # A template that writes the token a text begins with is not to have it twice.
+    begun = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
     batch = processor(
-        text=[p + e for p, e in zip(prompts, endings, strict=True)],
-        images=flat or None,
+        text=texts,
+        images=[[image.convert("RGB") for image in own] for own in images] if any(images) else None,
+        add_special_tokens=not begun,
         padding=True,
         padding_side="left",
         return_tensors="pt",
@@ -43,8 +46,10 @@ def encode(
     inputs = {key: value.to(device) for key, value in batch.items()}
     if answers is not None:
         labels = inputs["input_ids"].new_full(inputs["input_ids"].shape, -100)
-        for row, ending in enumerate(endings):
-            width = len(tokenizer(ending, add_special_tokens=False)["input_ids"])
+        for row, (text, ending) in enumerate(zip(texts, endings, strict=True)):
+            # Within its text, as a first word may be another token than alone.
+            spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            width = sum(end > len(text) - len(ending) for _, end in spans)
             labels[row, -width:] = inputs["input_ids"][row, -width:]
         inputs["labels"] = labels
     return inputs

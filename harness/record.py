@@ -25,7 +25,9 @@ from harness.types import InputError, Scope, UnitKinds
 if TYPE_CHECKING:
     import pyarrow
 
-SCHEMA = 1
+SCHEMA = 2
+# Of a trial: what the code says about it, and no part of what its id is made of.
+DESCRIBED = ("title", "variant", "role", "regime", "resolved")
 
 # --- the schema: what readers rely on; a record may hold more -----------------------------------------------
 
@@ -52,6 +54,8 @@ class _Trial(TypedDict):
     limit: int | None
     dtype: str
     calibration: dict[str, Any]
+    recovery: NotRequired[dict[str, Any]]  # the tuning in full, if there is one
+    control: NotRequired[str]
 
 
 class _Kept(TypedDict, total=False):
@@ -83,14 +87,30 @@ class _Accuracy(TypedDict):
     lo: NotRequired[Number]
     hi: NotRequired[Number]
     tasks: NotRequired[dict[str, _Task]]
+    collapse: NotRequired[list[str]]
 
 
 class _Floor(TypedDict):
     mean: Share
 
 
+class _Gain(TypedDict):
+    mean: float
+    lo: NotRequired[Number]
+    hi: NotRequired[Number]
+
+
 class _Floors(TypedDict, total=False):
+    majority: _Floor
     blank: _Floor
+    shuffled: _Floor
+    gain_over_blind: _Gain
+
+
+class _Fidelity(TypedDict, total=False):
+    flips: Share
+    agreement: Share
+    kl_first_token: Number
 
 
 class _Metrics(TypedDict, total=False):
@@ -98,6 +118,7 @@ class _Metrics(TypedDict, total=False):
     latency: _Latency
     accuracy: _Accuracy
     floors: _Floors
+    fidelity: _Fidelity
 
 
 class _Error(TypedDict):
@@ -133,17 +154,29 @@ def trial_id(mapping: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def identity(record: Mapping[str, Any]) -> str:
+    """The id that a record's trial has by its content: trials of two revisions of the code are joined by it."""
+    return trial_id({key: value for key, value in record["trial"].items() if key not in DESCRIBED})
+
+
+def content_hash(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's canonical JSON, all of it but this hash, which stands in `hashes.record`."""
+    hashes = {key: value for key, value in record["hashes"].items() if key != "record"}
+    text = json.dumps({**record, "hashes": hashes}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write(folder: Path | str, record: Mapping[str, Any], samples: pyarrow.Table | None = None) -> Path:
     """Write `<id>.json` and, if there are samples, `<id>.parquet` into `folder`, atomically; returns the JSON's path.
 
-    The samples come first, so a record that is there has its samples; their SHA-256 goes into `hashes.samples`.
+    The samples come first, so a record that is there has its samples; their SHA-256 goes into `hashes.samples`, that
+    of the record into `hashes.record`.
     Raises InputError if the folder cannot be written or the record does not fit the schema, ValueError on NaN.
     """
     folder = Path(folder)
-    record = dict(record)
     path = folder / f"{record.get('id')}.json"
     table = path.with_suffix(".parquet")
-    _check(json.loads(_dumps(record)), path)
+    made = _check(json.loads(_dumps(dict(record))), path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if samples is None:
@@ -151,28 +184,40 @@ def write(folder: Path | str, record: Mapping[str, Any], samples: pyarrow.Table 
         else:
             from pyarrow import parquet
 
-            _put(table, lambda temporary: parquet.write_table(samples, temporary))
-            record["hashes"] = {**record["hashes"], "samples": hashlib.sha256(table.read_bytes()).hexdigest()}
-        text = _dumps(record)
-        _put(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+            put(table, lambda temporary: parquet.write_table(samples, temporary))
+            made["hashes"]["samples"] = hashlib.sha256(table.read_bytes()).hexdigest()
+        made["hashes"]["record"] = content_hash(made)
+        text = _dumps(made)
+        put(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
     except OSError as error:
         raise InputError(plain(f"{folder}: cannot write records there: {error.strerror or error}")) from error
     return path
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """The record in this file, checked.
-
-    Raises InputError, one line naming file and key, if it is not a record or was made by a newer version.
-    """
+    """The record in this file, checked; see `parse`."""
     path = Path(path)
     try:
-        record = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(plain(f"{path}: cannot read the record: {error.strerror or error}")) from error
+    return parse(content, path)
+
+
+def parse(content: bytes, path: Path) -> dict[str, Any]:
+    """The record in these bytes of a file, checked, and brought to this version's schema.
+
+    Raises InputError, one line naming file and key, if it is not a record, was made by a newer version, or is not
+    what was written.
+    """
+    try:
+        record = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(plain(f"{path}: not a record: not valid JSON: {error}")) from error
-    return _check(record, path)
+    record = _check(record, path)
+    if record["hashes"].get("record") != content_hash(record):
+        raise InputError(plain(f"{path}: hashes.record: the record was changed after it was written"))
+    return record
 
 
 def load(folder: Path | str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -188,7 +233,9 @@ def load(folder: Path | str) -> tuple[list[dict[str, Any]], list[str]]:
 
 def plain(text: str) -> str:
     """Text of a record, safe to print: control characters become spaces, runs of space collapse to one."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    if not text.isprintable():  # seldom: a board of thousands of records asks often
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())
 
 
 def _check(record: Any, path: Path) -> dict[str, Any]:
@@ -200,8 +247,10 @@ def _check(record: Any, path: Path) -> dict[str, Any]:
     schema = record.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise problem(f"schema: made by a newer version ({schema}; this one reads up to {SCHEMA})")
-    if isinstance(schema, bool) or schema != SCHEMA:
-        raise problem(f"schema: must be {SCHEMA}, not {json.dumps(schema)}")
+    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+        raise problem(f"schema: must be 1 to {SCHEMA}, not {json.dumps(schema)}")
+    for older in range(schema, SCHEMA):
+        _MIGRATIONS[older](record)
     try:
         _SCHEMA.validate_python(record, strict=True)
     except ValidationError as error:
@@ -212,6 +261,16 @@ def _check(record: Any, path: Path) -> dict[str, Any]:
     if (record["status"] == "failed") != (record["error"] is not None):
         raise problem(f"error: does not go with status {record['status']}")
     return record
+
+
+def _give_hash(record: dict[str, Any]) -> None:
+    """1 to 2: a record carries the hash of its content; what an older one held when it was read is taken as it is."""
+    record["schema"] = 2
+    if isinstance(record.get("hashes"), dict):  # if not, the check says so
+        record["hashes"]["record"] = content_hash(record)
+
+
+_MIGRATIONS = {1: _give_hash}  # schema -> what brings a record, in place, to the next one
 
 
 def _dumps(record: Mapping[str, Any]) -> str:
@@ -225,7 +284,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _put(path: Path, fill: Callable[[Path], object]) -> None:
+def put(path: Path, fill: Callable[[Path], object]) -> None:
     """Have `fill` write a temporary neighbour of `path`, flush it to disk and move it into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

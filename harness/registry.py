@@ -19,14 +19,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness.types import InputError, Ranking
+from harness.types import VLM, Budget, Dense, InputError, Plan, Ranking
+
+if TYPE_CHECKING:
+    from harness.calibration import Calibration
 
 BUILT_IN = "baselines"
 GROUP = "infoprune.methods"
+COMMANDS = "infoprune.commands"
 HERE = Path(__file__).parent
 MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
 BOARDS = HERE / "boards"
@@ -34,22 +39,56 @@ BOARDS = HERE / "boards"
 
 @dataclass(frozen=True)
 class Method:
-    """A contestant: its ranking function, and what its module says of it."""
+    """A contestant: its module with the function `rank`, and what that says of it."""
 
     name: str
-    rank: Callable[..., Ranking]
+    module: ModuleType
     title: str  # first line of the module's docstring
-    regime: str  # training-free | repaired | trained
     role: str  # studied | reference
     units: str  # both | heads | ffn
     options: Mapping[str, Any]  # keyword options and their defaults
+    notes: Mapping[str, str]  # what an option does and where it comes from: the text of its Annotated type
+
+    @property
+    def per_budget(self) -> bool:
+        """Whether `rank` asks for the budget, so that a ranking serves one budget only."""
+        return "budget" in inspect.signature(self.module.rank).parameters
+
+    @property
+    def repairs(self) -> bool:
+        """Whether there is a function `repair`."""
+        return hasattr(self.module, "repair")
+
+    def regime(self, options: Mapping[str, Any]) -> str:
+        """training-free, repaired or trained: the module's REGIME, or what its `regime` makes of all options."""
+        if hasattr(self.module, "regime"):
+            return self.module.regime({**self.options, **options})
+        return getattr(self.module, "REGIME", "training-free")
+
+    def rank(
+        self, vlm: VLM, calibration: Calibration, *, seed: int, budget: Budget | None = None, **options: Any
+    ) -> Ranking:
+        """The module's ranking; it gets the budget if it asks for it."""
+        asked = {"budget": budget} if self.per_budget else {}
+        return self.module.rank(vlm, calibration, seed=seed, **asked, **options)
+
+    def repair(self, vlm: VLM, calibration: Calibration, plan: Plan, **options: Any) -> Mapping[str, Dense]:
+        """New weights and biases of Linears of the cut model, by module path; none without a function `repair`.
+
+        It gets the dense model, and those of the method's options that it names.
+        """
+        if not self.repairs:
+            return {}
+        named = inspect.signature(self.module.repair).parameters
+        given = {key: value for key, value in {**self.options, **options}.items() if key in named}
+        return self.module.repair(vlm, calibration, plan, **given)
 
     def check(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The options, validated against the signature; those equal to their default are dropped.
 
         Raises InputError for an unknown option, a value of the wrong type, NaN or infinity.
         """
-        hints = typing.get_type_hints(self.rank)
+        hints = typing.get_type_hints(self.module.rank)
         checked = {}
         for key, value in options.items():
             if key not in self.options:
@@ -93,15 +132,25 @@ def method(name: str) -> Method:
         raise InputError.unknown("method", name, _modules())
     module = importlib.import_module(_modules()[name].partition(":")[0])
     parameters = [p for p in inspect.signature(module.rank).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("seed", "budget")}
+    hints = typing.get_type_hints(module.rank, include_extras=True)
     return Method(
         name=name,
-        rank=module.rank,
+        module=module,
         title=(module.__doc__ or name).strip().splitlines()[0].rstrip("."),
-        regime=getattr(module, "REGIME", "training-free"),
         role=getattr(module, "ROLE", "reference"),
         units=getattr(module, "UNITS", "both"),
-        options={p.name: p.default for p in parameters if p.default is not p.empty and p.name != "seed"},
+        options=options,
+        notes={key: " ".join(map(str, getattr(hints.get(key), "__metadata__", ()))) for key in options},
     )
+
+
+def commands() -> dict[str, Callable[..., Any]]:
+    """The commands that other packages add, contestants' among them: entry points of the group `infoprune.commands`.
+
+    Each is a function with typer's annotations or a typer app, loaded here; keep their modules light.
+    """
+    return {point.name: point.load() for point in sorted(entry_points(group=COMMANDS), key=lambda point: point.name)}
 
 
 def metrics() -> list[str]:

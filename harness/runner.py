@@ -1,4 +1,4 @@
-"""One trial, from a model to a record: load, calibrate, rank, solve, cut, measure.
+"""One trial, from a model to a record: load, calibrate, rank, solve, cut, tune, measure.
 
     worker = Worker("cpu"); record, samples = worker.run(trial)
 
@@ -16,19 +16,19 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from harness import budget, families, record, registry, spec, surgery, tasks
+from harness import budget, control, families, record, registry, spec, surgery, tasks, tuning
 from harness.calibration import Calibration
 from harness.prompts import encode
-from harness.types import VLM, Budget, Ranking, Trial
+from harness.types import VLM, Budget, Component, Extent, Plan, Ranking, Trial
 
 if TYPE_CHECKING:
     import pyarrow
@@ -66,6 +66,7 @@ class Worker:
         # The trials of a board come sorted: the last model, calibration and ranking are the ones asked for next.
         self._dense = functools.lru_cache(maxsize=1)(self._load)
         self._calibration = functools.lru_cache(maxsize=1)(self._calibrate)
+        self._lessons = functools.lru_cache(maxsize=1)(self._calibrate)  # what tuning learns from
         self._ranking: tuple[Any, Ranking, float] | None = None
 
     def run(self, trial: Trial) -> tuple[dict[str, Any], pyarrow.Table | None]:
@@ -92,14 +93,8 @@ class Worker:
         with watch("load"):
             dense = self._dense(trial.model, trial.dtype)
             made["hashes"]["weights"] = dense.weights_hash
-        ranking, made["cost"]["ranking_s"] = self._rank(dense, trial, method, watch)
-        made["log"] = dict(ranking.log)
-        made["cost"]["calibration_samples"] = trial.calibration["samples"] if ranking.scores else 0
-        with watch("solve"):
-            extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
-            plan = budget.solve(dense, ranking, Budget(trial.scope, trial.budget, trial.units), extents)
-        with watch("surgery"):
-            pruned = surgery.apply(dense, plan, ranking)
+        extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+        pruned, plan = self._prune(dense, trial, method, extents, made, watch)
         made["plan"] = plan.to_json()
         made["hashes"]["plan"] = record.trial_id(made["plan"])
         made["cost"]["metrics_s"] = {}
@@ -111,39 +106,101 @@ class Worker:
                 made["cost"]["metrics_s"][name] = time.perf_counter() - start
         made["hashes"]["data"] = tasks.data_hash(trial.tasks, trial.split, trial.limit)[:16]
 
+    def _prune(
+        self,
+        dense: VLM,
+        trial: Trial,
+        method: registry.Method,
+        extents: Mapping[Component, Extent],
+        made: dict[str, Any],
+        watch: _Watch,
+    ) -> tuple[VLM, Plan]:
+        """Rank, cut and tune: once, or in rounds that keep the same share each."""
+        vlm, whole, rounds = dense, Plan({}, 1.0, 1.0), trial.tuning.rounds
+        cost = made["cost"]
+        for turn in range(1, rounds + 1):
+            share = min(1.0, trial.budget ** (turn / rounds) / whole.achieved)
+            asked = Budget(trial.scope, share, trial.units, extents)
+            ranking, calibration, seconds = self._rank(vlm, dense, trial, method, asked, watch)
+            made["log"] |= ranking.log  # in rounds, that of the last
+            cost["ranking_s"] = cost.get("ranking_s", 0.0) + seconds
+            cost["calibration_samples"] = trial.calibration["samples"] if ranking.scores else 0
+            with watch("solve"):
+                plan = budget.solve(vlm, ranking, asked)
+                if trial.control == "random-units":
+                    plan, ranking = control.redraw(vlm, plan, ranking, trial.seed)
+                whole = plan if rounds == 1 else tuning.together(whole, plan)
+            repaired = {}
+            if method.repairs:
+                with watch("repair"):
+                    repaired = method.repair(vlm, calibration, plan, **trial.options)
+            with watch("surgery"):
+                vlm = surgery.apply(vlm, plan, ranking, repaired)
+            if trial.tuning.method != "none":
+                vlm = self._tune(vlm, trial, turn, made, watch)
+        return vlm, replace(whole, requested=trial.budget)
+
+    def _tune(self, vlm: VLM, trial: Trial, turn: int, made: dict[str, Any], watch: _Watch) -> VLM:
+        how, drawn = trial.tuning, trial.calibration
+        with watch("tuning"):
+            draw = (tuple(drawn["tasks"]), drawn["split"], how.samples, trial.seed)
+            lessons = self._lessons(trial.model, trial.dtype, *draw, how.batch)
+            tuned = tuning.tune(vlm, lessons, how, seed=trial.seed, turn=turn, progress=self.progress)
+        made["log"].setdefault("tuning", []).append(list(tuned.curve))
+        for key, amount in (("tuning_steps", tuned.steps), ("tuning_samples", tuned.samples)):
+            made["cost"][key] = made["cost"].get(key, 0) + amount
+        return tuned.vlm
+
     def _load(self, model: str, dtype: str) -> VLM:
         return families.load(registry.model(model), dtype=dtype, device=self.device, name=model)
 
     def _calibrate(
-        self, model: str, dtype: str, drawn: tuple[str, ...], split: str, number: int, seed: int
+        self, model: str, dtype: str, drawn: tuple[str, ...], split: str, number: int, seed: int, batch: int = 16
     ) -> Calibration:
-        return Calibration(self._dense(model, dtype), tasks.samples(drawn, split, number, seed))
+        samples = tasks.samples(drawn, split, number, seed)
+        return Calibration(self._dense(model, dtype), samples, batch, progress=self.progress)
 
-    def _rank(self, dense: VLM, trial: Trial, method: registry.Method, watch: _Watch) -> tuple[Ranking, float]:
-        """The method's ranking, kept until another is asked for, and the seconds it took to make."""
+    def _rank(
+        self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, asked: Budget, watch: _Watch
+    ) -> tuple[Ranking, Calibration, float]:
+        """The method's ranking, its calibration, and the seconds it took to make.
+
+        That of the dense model is kept until another is asked for; a later round's model is ranked anew.
+        """
         drawn = trial.calibration
         draw = (trial.model, trial.dtype, tuple(drawn["tasks"]), drawn["split"], drawn["samples"], trial.seed)
-        key = (method.name, repr(sorted(trial.options.items())), trial.seed, draw)
-        if self._ranking is None or self._ranking[0] != key:
-            with watch("calibration"):
-                calibration = self._calibration(*draw)
-            with watch("ranking"):
-                start = time.perf_counter()
-                ranking = method.rank(dense, calibration, seed=trial.seed, **trial.options)
-                self._ranking = (key, ranking, time.perf_counter() - start)
-        return self._ranking[1], self._ranking[2]
+        key = (method.name, repr(sorted(trial.options.items())), trial.seed, draw, asked if method.per_budget else None)
+        with watch("calibration"):
+            calibration = self._calibration(*draw)
+            if vlm is not dense:
+                calibration = Calibration(vlm, calibration.samples, progress=self.progress)
+        if vlm is dense and self._ranking is not None and self._ranking[0] == key:
+            return self._ranking[1], calibration, self._ranking[2]
+        with watch("ranking"):
+            start = time.perf_counter()
+            ranking = method.rank(vlm, calibration, seed=trial.seed, budget=asked, **trial.options)
+            seconds = time.perf_counter() - start
+        if vlm is dense:
+            self._ranking = (key, ranking, seconds)
+        return ranking, calibration, seconds
 
 
 def blank(trial: Trial, device: str) -> dict[str, Any]:
     """A record with everything that is known before a trial runs."""
     method = registry.method(trial.method)
-    described = {"title": method.title, "variant": trial.variant, "role": method.role, "regime": method.regime}
+    described = {
+        "title": method.title,
+        "variant": trial.variant,
+        "role": method.role if trial.control == "none" else "reference",
+        "regime": method.regime(trial.options),
+        "resolved": {**method.options, **trial.options},  # defaults change; what was run does not
+    }
     return {
         "schema": record.SCHEMA,
         "id": spec.trial_id(trial),
         "status": "ok",
         "error": None,
-        "trial": {**asdict(trial), **described},
+        "trial": {**trial.content(), **described},
         "plan": None,
         "metrics": {},
         "cost": {},
@@ -172,8 +229,8 @@ class _Watch:
         self.phase, start = phase, time.perf_counter()
         self.progress(phase)
         yield
-        if phase in ("load", "calibration", "solve", "surgery"):
-            self.seconds[f"{phase}_s"] = time.perf_counter() - start
+        if phase in ("load", "calibration", "solve", "repair", "surgery", "tuning"):
+            self.seconds[f"{phase}_s"] = self.seconds.get(f"{phase}_s", 0.0) + time.perf_counter() - start
 
 
 def peak(device: str) -> int:

@@ -5,7 +5,6 @@ board = read("demo"); [trial.method for trial in board.trials()]
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness import families, record, registry, tasks
-from harness.types import InputError, Scope, Trial, UnitKinds
+from harness.types import InputError, Scope, Trial, Tuning, UnitKinds
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -25,20 +24,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Entry(_Strict):
-    """A contestant on a board: a method with options and a number of seeds."""
-
-    method: str
-    options: dict[str, Any] = {}
-    seeds: Count = 1
-
-
 class Calibration(_Strict):
     """Where statistics come from: this many questions, drawn evenly from these tasks' calibration split."""
 
     samples: Count = 128
     tasks: tuple[str, ...] = ()  # empty: the board's tasks
     split: str = "calibration"
+
+
+class Entry(_Strict):
+    """A contestant on a board: a method with options and a number of seeds.
+
+    With `control: random-units` the widths of its plans are kept and their units drawn at random (Liu et al. 2019).
+    """
+
+    method: str
+    options: dict[str, Any] = {}
+    seeds: Count = 1
+    calibration: Calibration | None = None  # none given: the board's
+    tuning: Tuning | None = None  # likewise
+    control: Literal["none", "random-units"] = "none"
 
 
 class Latency(_Strict):
@@ -66,7 +71,8 @@ class Board(_Strict):
     split: str = "validation"
     limit: Count | None = None
     metrics: tuple[str, ...] = ("flops", "latency", "accuracy")
-    floors: bool = True  # also score the dense model with the image blanked
+    floors: bool = True  # also score the dense model with its images blanked and shuffled
+    tuning: Tuning = Tuning()
     calibration: Calibration = Calibration()
     latency: Latency = Latency()
     reference_input: ReferenceInput = ReferenceInput()
@@ -91,18 +97,14 @@ class Board(_Strict):
             "tasks": self.tasks,
             "split": self.split,
             "limit": self.limit,
-            "calibration": {**self.calibration.model_dump(), "tasks": self.calibration.tasks or self.tasks},
             "latency": self.latency.model_dump(),
             "reference_input": self.reference_input.model_dump(),
             "dtype": self.dtype,
         }
         floors = self.floors and "accuracy" in self.metrics and "floors" not in self.metrics
         dense = (*self.metrics, "floors") if floors else self.metrics
-        made = [
-            Trial(
-                method="none", options={}, scope="all", budget=1.0, seed=0, metrics=dense, **{**common, "units": "both"}
-            )
-        ]
+        whole = {**common, "units": "both", "calibration": self._drawn(self.calibration), "metrics": dense}
+        made = [Trial(method="none", options={}, scope="all", budget=1.0, seed=0, **whole)]
         for entry in self.methods:
             if entry.method == "none":
                 continue
@@ -118,15 +120,21 @@ class Board(_Strict):
                                 budget=budget,
                                 seed=seed,
                                 metrics=self.metrics,
+                                calibration=self._drawn(entry.calibration or self.calibration),
+                                tuning=entry.tuning or self.tuning,
+                                control=entry.control,
                                 **common,
                             )
                         )
         return made
 
+    def _drawn(self, calibration: Calibration) -> dict[str, Any]:
+        return {**calibration.model_dump(), "tasks": calibration.tasks or self.tasks}
+
 
 def trial_id(trial: Trial) -> str:
     """The id a trial's record is stored under."""
-    return record.trial_id(dataclasses.asdict(trial))
+    return record.trial_id(trial.content())
 
 
 def read(name: str, **overrides: Any) -> Board:
@@ -174,14 +182,19 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
         if source.is_dir():
             families.check_folder(source)
         tasks.require(board.tasks, board.split)
-        drawn = board.calibration
-        tasks.require(drawn.tasks or board.tasks, drawn.split, drawn.samples)
-        contestants = [(e.method, registry.method(e.method).check(e.options, "methods: ")) for e in board.methods]
+        contestants = []
+        for entry in board.methods:
+            drawn, tuning = entry.calibration or board.calibration, entry.tuning or board.tuning
+            tasks.require(drawn.tasks or board.tasks, drawn.split, drawn.samples)
+            if tuning.method != "none":
+                tasks.require(drawn.tasks or board.tasks, drawn.split, tuning.samples, "tuning.samples")
+            options = registry.method(entry.method).check(entry.options, "methods: ")
+            contestants.append((entry.method, options, drawn, tuning, entry.control))
     except InputError as error:
         raise InputError(f"{where}{error}") from error
-    for method, options in contestants:
-        if contestants.count((method, options)) > 1:
-            raise InputError(f"{where}methods: {method} is named twice with the same options")
+    for contestant in contestants:
+        if contestants.count(contestant) > 1:
+            raise InputError(f"{where}methods: {contestant[0]} is named twice with the same options")
     return board
 
 
@@ -195,9 +208,12 @@ def _explain(error: ValidationError, path: Path) -> InputError:
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
         return InputError.unknown("value", first["input"], choices, where)
-    if kind == "extra_forbidden":
-        known = {"methods": Entry, "calibration": Calibration, "latency": Latency, "reference_input": ReferenceInput}
-        return InputError.unknown("key", loc[-1], known[loc[0]].model_fields, f"board {path}: {'.'.join(loc[:-1])}: ")
-    text = re.sub(r"a valid dictionary.*", "a mapping of keys", first["msg"]).replace("a valid tuple", "a list")
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        parts = {"methods": Entry, "calibration": Calibration, "latency": Latency, "reference_input": ReferenceInput}
+        known = Tuning.__dataclass_fields__ if "tuning" in loc[:-1] else parts[loc[0]].model_fields
+        return InputError.unknown("key", loc[-1], known, f"board {path}: {'.'.join(loc[:-1])}: ")
+    if kind == "value_error":
+        return InputError(where + first["msg"].removeprefix("Value error, "))
+    text = re.sub(r"a (valid )?dictionary.*", "a mapping of keys", first["msg"]).replace("a valid tuple", "a list")
     text = text.replace("Tuple", "List")
     return InputError(f"{where}{text} (given: {first['input']!r:.80})")

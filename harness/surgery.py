@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from harness.types import VLM, Block, Choice, Keep, LowRank, Options, Plan, Ranking, Units
+from harness.types import VLM, Block, Choice, Dense, Keep, LowRank, Options, Plan, Ranking, Units
 
 
 class LowRankLinear(nn.Module):
@@ -30,10 +30,11 @@ class LowRankLinear(nn.Module):
         return self.up(self.down(x))
 
 
-def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
-    """Cut the model down to what the plan keeps.
+def apply(vlm: VLM, plan: Plan, ranking: Ranking, repaired: Mapping[str, Dense] | None = None) -> VLM:
+    """Cut the model down to what the plan keeps; then install what a method's `repair` made, by module path.
 
-    Raises KeyError when the plan chooses an option that the ranking does not hold.
+    Raises KeyError when the plan chooses an option that the ranking does not hold, ValueError when a repaired Linear
+    has another shape than the cut one.
     """
     shared = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
     model = copy.deepcopy(vlm.model, memo=shared)
@@ -44,6 +45,11 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
                 _keep(model, block.units(kind), part.indices)
         else:
             _replace(model, block, part, ranking)
+    for path, dense in (repaired or {}).items():
+        cut = _get(model, path).weight
+        if cut.shape != dense.weight.shape:
+            raise ValueError(f"repair: {path}: weight {tuple(dense.weight.shape)}, should be {tuple(cut.shape)}")
+        _set(model, path, _made(dense, cut))
     from harness.families import family
 
     return dataclasses.replace(vlm, model=model, blocks=family(vlm.family).blocks(model))
@@ -55,6 +61,10 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     if bias is not None:
         made.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return made
+
+
+def _made(dense: Dense, like: torch.Tensor) -> nn.Linear:
+    return _linear(dense.weight.to(like), None if dense.bias is None else dense.bias.to(like))
 
 
 def _get(model: nn.Module, path: str) -> nn.Linear:
@@ -92,5 +102,9 @@ def _replace(model: nn.Module, block: Block, choice: Choice, ranking: Ranking) -
     if not isinstance(score, Options):
         raise KeyError(f"the plan chooses an option for {block.name}, the ranking offers none")
     make = score.points[choice.position].make
-    for path, factors in (make() if make else {}).items():
-        _set(model, path, LowRankLinear(factors, _get(model, path)))
+    for path, new in (make() if make else {}).items():
+        if new is None:
+            _set(model, path, nn.Identity())
+        else:
+            old = _get(model, path)
+            _set(model, path, LowRankLinear(new, old) if isinstance(new, LowRank) else _made(new, old.weight))

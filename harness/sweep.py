@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import families, record, registry, spec, tasks
+from harness import families, gate, record, registry, spec, tasks
 from harness.executors import local
+from harness.results import collect
 from harness.types import InputError, Trial
 
 Progress = Callable[[int, str], None]  # (trials finished, what is going on)
@@ -37,15 +38,23 @@ class Outcome:
     failed: tuple[str, ...]  # one line per failed trial
 
 
-def plan(board: spec.Board, results: Path) -> Todo:
-    """The trials without a good record yet, and an estimate from the records that there are."""
+def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
+    """The trials without a good record yet, and an estimate from the records that there are.
+
+    baseline: only what a gate against these records (folder, file or git revision) needs. Raises InputError if that is
+    nothing, or if the baseline is the results folder itself.
+    """
+    trials = board.trials()
+    if baseline is not None:
+        if Path(baseline).resolve() in (results.resolve(), (results / board.name).resolve()):
+            raise InputError(f"--against {baseline}: also where results would go; name another folder with --results")
+        trials = gate.against(trials, collect(baseline))
     folder = results / board.name
     done: dict[str, float] = {}
     if folder.is_dir():
         for found in record.load(folder)[0]:
             if found["status"] == "ok":
                 done[found["id"]] = float(found["cost"].get("total_s") or 0.0)
-    trials = board.trials()
     todo = tuple(trial for trial in trials if spec.trial_id(trial) not in done)
     each = statistics.median(done.values()) if done else None
     return Todo(todo, len(trials) - len(todo), None if each is None else each * len(todo))
@@ -85,13 +94,14 @@ def sweep(
     *,
     device: str = "cpu",
     inline: bool = False,
+    todo: Todo | None = None,
     progress: Progress = lambda finished, text: None,
 ) -> Outcome:
-    """Run what is missing of a board, one record a trial under `results/<board>/`.
+    """Run what is missing of a board, one record a trial under `results/<board>/`; todo: its `plan`, if there is one.
 
     Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written.
     """
-    todo = plan(board, results)
+    todo = todo or plan(board, results)
     if todo.trials:
         families.check(registry.model(board.model))
     folder, failed = results / board.name, []
@@ -104,5 +114,6 @@ def sweep(
         progress(finished, "")
         if made["status"] != "ok":
             reason = record.plain(f"{made['error']['phase']}: {made['error']['type']}: {made['error']['message']}")
-            failed.append(f"{trial.method} {trial.variant} {trial.scope} {trial.budget:g} seed {trial.seed}: {reason}")
+            which = f"{trial.method} {trial.variant} {trial.tuning} {trial.scope} {trial.budget:g} seed {trial.seed}"
+            failed.append(f"{which}: {reason}")
     return Outcome(folder, finished, todo.done, tuple(failed))

@@ -7,9 +7,11 @@ them into a `Ranking`, the solver turns a ranking and a `Budget` into a `Plan`, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +68,7 @@ class Units:
     pair_macs: int  # multiply-adds per (query, key) pair and unit, in the attention products; 0 for FFN channels
     sizes: tuple[tuple[str, str, int], ...] = ()  # (module, attribute, amount per unit) to rewrite after a cut
     gated: bool = False  # FFN only: two producers, multiplied
+    activation: str = ""  # FFN only: the module between producers and consumer
 
     def macs(self, extent: Extent) -> int:
         """Multiply-adds of one unit for one reference input."""
@@ -152,13 +155,25 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A Linear that stands in for another: y = weight @ x + bias. weight: (out, in), bias: (out,) or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+Replacement = LowRank | Dense | None  # None: the input passes as it is (an activation is left out)
+
+
+@dataclass(frozen=True)
 class Option:
     """One way to run a block's FFN: its cost, its loss (same currency as Additive), and how to make it when chosen."""
 
     label: str  # "dense", or what is kept: "rank 12/9"
     token_macs: int  # multiply-adds per token of the whole FFN
     loss: float
-    make: Callable[[], Mapping[str, LowRank]] | None = None  # module path -> factors; None leaves the block as it is
+    # Module path -> what stands there; a `make` of None leaves the block as it is.
+    make: Callable[[], Mapping[str, Replacement]] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,19 @@ class Options:
     """Cost and loss points for one block, dense included (loss 0, make None); factors are made when applied."""
 
     points: tuple[Option, ...]
+
+
+def hull(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the lower convex hull of (cost, loss) points that are given in order of falling cost."""
+    chain: list[int] = []
+    for i, (x, y) in enumerate(points):
+        while len(chain) > 1:
+            (x0, y0), (x1, y1) = points[chain[-2]], points[chain[-1]]
+            if (y1 - y0) * (x0 - x) < (y - y0) * (x0 - x1):
+                break
+            chain.pop()
+        chain.append(i)
+    return chain
 
 
 Score = Additive | Ordinal | Options
@@ -184,11 +212,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Budget:
-    """The fraction `keep` of the FLOPs of these unit kinds in this scope that may remain."""
+    """The fraction `keep` of the FLOPs of these unit kinds in this scope, on a reference input, that may remain."""
 
     scope: Scope
     keep: float
     units: UnitKinds = "both"
+    extents: Mapping[Component, Extent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -222,6 +251,46 @@ class Plan:
         return {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
 
 
+_Positive = Annotated[int, Field(ge=1)]
+_SETTINGS = {  # a tuning's method -> the settings it has a use for
+    "none": (),
+    "refit": ("samples", "rounds"),
+    "full": ("samples", "rounds", "loss", "steps", "batch", "rate"),
+    "lora": ("samples", "rounds", "loss", "steps", "batch", "rate", "rank"),
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Recovery after pruning, the same for every method, within one compute budget: `steps` of `batch` questions.
+
+    Raises ValueError for a setting that its method has no use for.
+    """
+
+    method: Literal["none", "full", "lora", "refit"] = "none"
+    loss: Literal["answers", "kl"] = "kl"  # cross-entropy of the answers, or KL from the dense model on their tokens
+    samples: _Positive = 1024  # questions of the calibration split that it learns from
+    steps: _Positive = 300  # of the optimiser, over all rounds
+    batch: _Positive = 16
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4  # the learning rate at its highest
+    rank: _Positive = 16  # of the adapters (lora)
+    rounds: _Positive = 1  # of rank, cut, tune, on the way to the budget
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - a board file's unknown key is an error
+
+    def __post_init__(self) -> None:
+        for item in fields(self)[1:]:
+            if item.name not in _SETTINGS[self.method] and getattr(self, item.name) != item.default:
+                raise ValueError(f"{item.name} does not apply to method {self.method}")
+
+    def __str__(self) -> str:
+        """none, refit, full-kl-300: the method, what it learns from and for how long; then what is not the default."""
+        learns = (self.loss, self.steps) if "steps" in _SETTINGS[self.method] else ()
+        more = [(f.name, getattr(self, f.name)) for f in fields(self)[2:] if f.name != "steps"]
+        changed = [f"{name}={value:g}" for name, value in more if value != getattr(Tuning, name)]
+        return " ".join(["-".join(map(str, (self.method, *learns))), *changed])
+
+
 @dataclass(frozen=True)
 class Trial:
     """Everything that decides a result, as data: hashed to the id under which its record is stored."""
@@ -242,9 +311,24 @@ class Trial:
     latency: Mapping[str, Any]  # {"batches": [1, 8], "repeats": 20}
     reference_input: Mapping[str, Any]  # {"image": [96, 96], "text": "..."}
     dtype: str = "float32"
-    tuning: str = "none"
+    tuning: Tuning = Tuning()
+    control: Literal["none", "random-units"] = "none"
+
+    def content(self) -> dict[str, Any]:
+        """The trial as plain data: what its id is made of, and what its record holds of it.
+
+        The tuning stands there in words, and in full as `recovery`; what there was not always is left out where unused.
+        """
+        found = asdict(self)
+        recovery, found["tuning"] = found["tuning"], str(self.tuning)
+        if self.tuning != Tuning():
+            found["recovery"] = recovery
+        if self.control == "none":
+            del found["control"]
+        return found
 
     @property
     def variant(self) -> str:
-        """Options that differ from the method's defaults, as a short label; empty for the plain method."""
-        return ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        """Options that differ from the method's defaults, and a control, as a short label; empty if there are none."""
+        control = {"control": self.control} if self.control != "none" else {}
+        return ",".join(f"{key}={value}" for key, value in sorted({**self.options, **control}.items()))

@@ -120,10 +120,11 @@ def ranking_of(vlm: VLM, shape: str, seed: int = 0) -> Ranking:
 @pytest.mark.parametrize("shape", ["ordinal", "additive", "options"])
 @pytest.mark.parametrize("keep", [0.9, 0.75, 0.5, 0.3125])
 def test_lands_on_a_real_model(tiny: VLM, shape: str, scope: Any, keep: float) -> None:
-    extents, budget = extents_of(tiny), Budget(scope, keep)
+    extents = extents_of(tiny)
+    budget = Budget(scope, keep, extents=extents)
     for seed in range(5):
         ranking = ranking_of(tiny, shape, seed)
-        plan = solve(tiny, ranking, budget, extents)
+        plan = solve(tiny, ranking, budget)
         assert abs(plan.achieved / keep - 1) <= TOLERANCE
         assert plan.achieved == pytest.approx(spent(tiny, ranking, plan, budget, extents), rel=1e-12)
         assert plan.requested == keep
@@ -173,9 +174,9 @@ def test_lands_or_says_why_not(blocks: Any, shape: str, keep: float, seed: int, 
     vlm = layout(*blocks)
     ranking = ranking_of(vlm, shape, seed)
     scopes: list[Scope] = [scope for scope in SCOPES if vlm.select(scope)]
-    budget = Budget(data.draw(st.sampled_from(scopes)), keep, data.draw(st.sampled_from(UNIT_KINDS)))
+    budget = Budget(data.draw(st.sampled_from(scopes)), keep, data.draw(st.sampled_from(UNIT_KINDS)), EXTENTS)
     try:
-        plan = solve(vlm, ranking, budget, EXTENTS)
+        plan = solve(vlm, ranking, budget)
     except InputError:
         assert not roomy(vlm, budget, shape)
         return
@@ -194,7 +195,7 @@ def test_a_smaller_budget_never_keeps_more(tiny: VLM, shape: str) -> None:
     extents = extents_of(tiny)
     for scope in SCOPES:
         kept = [
-            solve(tiny, ranking_of(tiny, shape), Budget(scope, keep), extents).achieved
+            solve(tiny, ranking_of(tiny, shape), Budget(scope, keep, extents=extents)).achieved
             for keep in (0.3125, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
         ]
         assert kept == sorted(kept) and kept[-1] == 1.0
@@ -205,7 +206,7 @@ def test_kept_flops_follow_the_budget_on_equal_units(keeps: list[float], seed: i
     vlm = layout(*[("vision", (4, 1, 0), (500, 10))] * 3)
     for shape in ("ordinal", "additive"):
         ranking = ranking_of(vlm, shape, seed)
-        plans = [solve(vlm, ranking, Budget("vision", keep, "ffn"), EXTENTS) for keep in sorted(keeps)]
+        plans = [solve(vlm, ranking, Budget("vision", keep, "ffn", extents=EXTENTS)) for keep in sorted(keeps)]
         assert [p.achieved for p in plans] == sorted(p.achieved for p in plans)
         for small, large in itertools.pairwise(plans):
             if shape == "ordinal":
@@ -215,7 +216,7 @@ def test_kept_flops_follow_the_budget_on_equal_units(keeps: list[float], seed: i
 
 
 def test_the_whole_budget_keeps_everything(tiny: VLM) -> None:
-    assert solve(tiny, Ranking({}), Budget("all", 1.0), extents_of(tiny)) == Plan({}, 1.0, 1.0)
+    assert solve(tiny, Ranking({}), Budget("all", 1.0, extents=extents_of(tiny))) == Plan({}, 1.0, 1.0)
 
 
 # --- what is cut ------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def test_the_whole_budget_keeps_everything(tiny: VLM) -> None:
 def test_ordinal_cuts_the_same_share_everywhere() -> None:
     vlm = layout(("vision", (8, 30, 2), (400, 20)), ("vision", (16, 10, 1), (200, 60)))
     ranking = ranking_of(vlm, "ordinal")
-    plan = solve(vlm, ranking, Budget("vision", 0.5), EXTENTS)
+    plan = solve(vlm, ranking, Budget("vision", 0.5, extents=EXTENTS))
     for (name, kind), part in plan.parts.items():
         order = cast(Ordinal, ranking.scores[name, kind]).order
         kept = set(cast(Keep, part).indices)
@@ -235,7 +236,7 @@ def test_ordinal_cuts_the_same_share_everywhere() -> None:
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.35])
 def test_ordinal_shares_differ_by_rounding_only(keep: float) -> None:
     vlm = layout(("vision", (6, 300, 2), (300, 30)), ("vision", (3, 500, 2), (500, 20)))
-    plan = solve(vlm, ranking_of(vlm, "ordinal"), Budget("vision", keep), EXTENTS)
+    plan = solve(vlm, ranking_of(vlm, "ordinal"), Budget("vision", keep, extents=EXTENTS))
     for (name, kind), part in plan.parts.items():
         count = vlm.block(name).units(kind).count
         assert abs(len(cast(Keep, part).indices) - keep * count) <= (1 if kind == "heads" else 0.08 * count)
@@ -244,7 +245,7 @@ def test_ordinal_shares_differ_by_rounding_only(keep: float) -> None:
 def test_ties_keep_the_lower_index() -> None:
     vlm = layout(("vision", (4, 10, 0), (100, 10)))
     same = Ranking({("vision.0", "ffn"): Ordinal((1.0,) * 100)})
-    part = solve(vlm, same, Budget("vision", 0.3, "ffn"), EXTENTS).parts["vision.0", "ffn"]
+    part = solve(vlm, same, Budget("vision", 0.3, "ffn", extents=EXTENTS)).parts["vision.0", "ffn"]
     assert cast(Keep, part).indices == tuple(range(30))
 
 
@@ -254,11 +255,11 @@ def test_additive_cuts_the_cheapest_damage_per_flop_by_hand() -> None:
     damage = (1.0, 1.0, 1.0, 1.0, 1.0, 30.0, 30.0, 30.0, 30.0, 30.0)
     # A head's damage per FLOP (4 / 100) is below a cheap channel's (1 / 20): the head goes before any channel.
     dear = Ranking({("vision.0", "heads"): Additive((4.0, 90.0)), ("vision.0", "ffn"): Additive(damage)})
-    plan = solve(vlm, dear, Budget("vision", 0.75), EXTENTS)
+    plan = solve(vlm, dear, Budget("vision", 0.75, extents=EXTENTS))
     assert plan.parts == {("vision.0", "heads"): Keep((1,)), ("vision.0", "ffn"): Keep(tuple(range(10)))}
     # Now it is above (6 / 100): the five cheap channels go, the head stays.
     dear = Ranking({("vision.0", "heads"): Additive((6.0, 90.0)), ("vision.0", "ffn"): Additive(damage)})
-    plan = solve(vlm, dear, Budget("vision", 0.75), EXTENTS)
+    plan = solve(vlm, dear, Budget("vision", 0.75, extents=EXTENTS))
     assert plan.parts == {("vision.0", "heads"): Keep((0, 1)), ("vision.0", "ffn"): Keep(tuple(range(5, 10)))}
 
 
@@ -268,7 +269,7 @@ def test_additive_layers_are_compared_with_each_other() -> None:
         ("vision.0", "ffn"): Additive(tuple(range(100))),
         ("vision.1", "ffn"): Additive(tuple(range(1000, 1100))),
     }
-    parts = solve(vlm, Ranking(scores), Budget("vision", 0.6, "ffn"), EXTENTS).parts
+    parts = solve(vlm, Ranking(scores), Budget("vision", 0.6, "ffn", extents=EXTENTS)).parts
     assert cast(Keep, parts["vision.0", "ffn"]).indices == tuple(range(80, 100))
     assert cast(Keep, parts["vision.1", "ffn"]).indices == tuple(range(100))
 
@@ -277,7 +278,7 @@ def test_the_last_unit_stays() -> None:
     vlm = layout(("vision", (4, 10, 0), (1000, 10)), ("vision", (4, 10, 0), (1000, 10)))
     free = Additive((0.0,) * 1000)
     scores: dict[tuple[str, Kind], Score] = {("vision.0", "ffn"): free, ("vision.1", "ffn"): Additive((5.0,) * 1000)}
-    parts = solve(vlm, Ranking(scores), Budget("vision", 0.3, "ffn"), EXTENTS).parts
+    parts = solve(vlm, Ranking(scores), Budget("vision", 0.3, "ffn", extents=EXTENTS)).parts
     assert len(cast(Keep, parts["vision.0", "ffn"]).indices) == 1
 
 
@@ -295,7 +296,7 @@ def test_options_include_dense_and_follow_their_hull() -> None:
     dear = Options(tuple(Option(p.label, p.token_macs, p.loss * 100, p.make) for p in good.points))
     ranking = Ranking({("vision.0", "ffn"): good, ("vision.1", "ffn"): dear})
     for keep, first, second in ((0.75, "half", "dense"), (0.55, "little", "dense"), (0.3, "little", "half")):
-        parts = solve(vlm, ranking, Budget("vision", keep, "ffn"), EXTENTS).parts
+        parts = solve(vlm, ranking, Budget("vision", keep, "ffn", extents=EXTENTS)).parts
         assert [cast(Choice, part).label for part in parts.values()] == [first, second]
         for part in parts.values():
             assert good.points[cast(Choice, part).position].label == cast(Choice, part).label
@@ -307,7 +308,7 @@ def test_an_option_off_the_hull_is_passed_over() -> None:
     bent = Options((Option("dense", 1000, 0.0), Option("middle", 500, 10.0, dict), Option("little", 100, 10.5, dict)))
     plain = Options((Option("dense", 1000, 0.0), Option("middle", 500, 15.0, dict), Option("little", 100, 100.0, dict)))
     ranking = Ranking({("vision.0", "ffn"): bent, ("vision.1", "ffn"): plain})
-    parts = solve(vlm, ranking, Budget("vision", 0.3, "ffn"), EXTENTS).parts
+    parts = solve(vlm, ranking, Budget("vision", 0.3, "ffn", extents=EXTENTS)).parts
     assert [cast(Choice, part).label for part in parts.values()] == ["little", "middle"]
 
 
@@ -316,7 +317,7 @@ def test_what_the_last_step_takes_too_much_is_given_back() -> None:
     vlm = layout(("vision", (2, 8, 0), (1000, 1)))
     damage = tuple(i * 1e-5 for i in range(100)) + (1.0,) * 900
     ranking = Ranking({("vision.0", "heads"): Additive((0.16, 9.0)), ("vision.0", "ffn"): Additive(damage)})
-    plan = solve(vlm, ranking, Budget("vision", 912 / 1016), EXTENTS)
+    plan = solve(vlm, ranking, Budget("vision", 912 / 1016, extents=EXTENTS))
     assert plan.parts == {("vision.0", "heads"): Keep((1,)), ("vision.0", "ffn"): Keep(tuple(range(96, 1000)))}
 
 

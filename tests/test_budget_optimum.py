@@ -49,10 +49,10 @@ def test_greedy_is_near_the_exact_optimum(channels: int, missed: float, mean: fl
         best = optimum(vlm, ranking, keep)
         if best is None:
             with pytest.raises(InputError):
-                solve(vlm, ranking, Budget("vision", keep), EXTENTS)
+                solve(vlm, ranking, Budget("vision", keep, extents=EXTENTS))
             continue
         try:
-            plan = solve(vlm, ranking, Budget("vision", keep), EXTENTS)
+            plan = solve(vlm, ranking, Budget("vision", keep, extents=EXTENTS))
         except InputError:
             lacking += 1
             continue
@@ -82,7 +82,7 @@ def test_heads_alone_land_wherever_a_plan_can(shape: str, scope: Any) -> None:
         if abs(shares / keep - 1).min() < 0.99 * TOLERANCE:
             there += 1
             try:
-                solve(vlm, ranking, Budget(scope, float(keep), "heads"), EXTENTS)
+                solve(vlm, ranking, Budget(scope, float(keep), "heads", extents=EXTENTS))
                 found += 1
             except InputError:
                 continue

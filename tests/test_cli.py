@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,21 @@ def test_dry_run_counts_and_writes_nothing(call: Call, tmp_path: Path, board: di
     assert "9 trials to run, 0 done" in done.out  # dense, 3 seeds and 1 at two budgets
     assert done.out.count("random") == 2 and done.out.count("magnitude") == 2
     assert not list(Path().iterdir())
+
+
+def test_against_a_baseline_only_what_the_gate_needs_runs(call: Call, tmp_path: Path) -> None:
+    """The shipped demo's records of one method as the baseline: dense and the others are left out."""
+    shipped = Path(__file__).parent.parent / "results" / "demo"
+    for path in shipped.glob("*.json"):
+        if json.loads(path.read_text())["trial"]["method"] == "magnitude":
+            shutil.copy(path, tmp_path)
+            shutil.copy(path.with_suffix(".parquet"), tmp_path)
+    done = call("sweep", "demo", "--dry-run", "--against", tmp_path)
+    assert done.code == 0 and "3 trials to run, 0 done" in done.out and "random" not in done.out
+    same = call("sweep", "demo", "--against", tmp_path, "--results", tmp_path)
+    assert same.code == 2 and "--against" in same.err and "--results" in same.err
+    none = call("sweep", "ablation", "--against", tmp_path)
+    assert none.code == 2 and "nothing to compare with" in " ".join(none.err.split())
 
 
 def test_help(call: Call) -> None:

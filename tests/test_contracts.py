@@ -16,7 +16,20 @@ from harness import families, record, registry, surgery
 from harness.budget import TOLERANCE, solve
 from harness.calibration import Calibration
 from harness.runner import Context
-from harness.types import SCOPES, VLM, Additive, Budget, InputError, Options, Ordinal, Plan, Ranking, Sample, Trial
+from harness.types import (
+    SCOPES,
+    VLM,
+    Additive,
+    Budget,
+    Extent,
+    InputError,
+    Options,
+    Ordinal,
+    Plan,
+    Ranking,
+    Sample,
+    Trial,
+)
 
 __all__ = ["made_sets", "sets"]  # fixtures
 
@@ -32,7 +45,11 @@ def calibration(tiny: VLM) -> Calibration:
 
 @pytest.fixture(scope="module")
 def rankings(tiny: VLM, calibration: Calibration) -> dict[str, Ranking]:
-    return {name: registry.method(name).rank(tiny, calibration, seed=0) for name in registry.methods()}
+    return {name: registry.method(name).rank(tiny, calibration, seed=0, budget=ASKED) for name in registry.methods()}
+
+
+# What a method that asks for the budget is ranked for.
+ASKED = Budget("all", 0.5, extents={"vision": Extent(16, 256), "language": Extent(20, 400)})
 
 
 def trial(**changes: Any) -> Trial:
@@ -74,10 +91,11 @@ def values(ranking: Ranking) -> dict[Any, Any]:
 def test_a_method_says_what_it_is(name: str) -> None:
     method = registry.method(name)
     assert method.role in ("studied", "reference")
-    assert method.regime in ("training-free", "repaired", "trained")
+    assert method.regime({}) in ("training-free", "repaired", "trained")
+    assert all(len(method.notes[option]) > 20 for option in method.options)
     assert method.units in ("both", "heads", "ffn")
     assert 10 < len(method.title) < 120 and "\n" not in method.title
-    parameters = inspect.signature(method.rank).parameters
+    parameters = inspect.signature(method.module.rank).parameters
     assert list(parameters)[:2] == ["vlm", "calibration"] and parameters["seed"].kind is inspect.Parameter.KEYWORD_ONLY
     assert json.loads(json.dumps(dict(method.options), allow_nan=False)) == dict(method.options)
     assert method.check(method.options, "") == {}  # its own defaults are valid, and are no variant
@@ -115,7 +133,7 @@ def test_a_ranking_is_decided_by_its_seed(
     """On the same calibration, and whatever the state of the global generators."""
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    again = registry.method(name).rank(tiny, calibration, seed=0)
+    again = registry.method(name).rank(tiny, calibration, seed=0, budget=ASKED)
     assert values(again) == values(rankings[name]) and again.log == rankings[name].log
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -132,7 +150,7 @@ def test_ranking_leaves_the_model_as_found(tiny: VLM, calibration: Calibration, 
     before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
     flags, modes = [weight.requires_grad for weight in weights], [module.training for module in modules]
     try:
-        registry.method(name).rank(tiny, fresh, seed=1)
+        registry.method(name).rank(tiny, fresh, seed=1, budget=ASKED)
         assert list(tiny.model.modules()) == modules
         assert all(torch.equal(value, before[key]) for key, value in tiny.model.state_dict().items())
         assert [weight.requires_grad for weight in weights] == flags
@@ -151,10 +169,13 @@ def test_one_ranking_serves_every_budget(tiny: VLM, rankings: dict[str, Ranking]
     context = Context(trial(), lambda text: None)
     inputs = context.inputs(tiny)
     extents = families.family(tiny.family).extents(tiny.model, inputs)
-    for keep in (0.9, 0.5, 0.3125):
-        budget = Budget(scope, keep, cast(Any, registry.method(name).units))
-        plan = solve(tiny, rankings[name], budget, extents)
-        assert abs(plan.achieved / keep - 1) <= TOLERANCE
+    units = registry.method(name).units
+    # Of one kind the tiny model has few units, and ranks of few multiply-adds: its steps are coarse.
+    keeps, tolerance = ((0.9, 0.5, 0.3125), TOLERANCE) if units == "both" else ((0.75, 0.5), 0.03)
+    for keep in keeps:
+        budget = Budget(scope, keep, cast(Any, units), extents)
+        plan = solve(tiny, rankings[name], budget, tolerance)
+        assert abs(plan.achieved / keep - 1) <= tolerance
         assert json.loads(json.dumps(plan.to_json()))["achieved"] == plan.achieved
         pruned = surgery.apply(tiny, plan, rankings[name])
         with torch.no_grad():
@@ -162,11 +183,11 @@ def test_one_ranking_serves_every_budget(tiny: VLM, rankings: dict[str, Ranking]
 
 
 def test_dense_is_a_method_like_the_others(tiny: VLM, rankings: dict[str, Ranking]) -> None:
-    plan = solve(tiny, rankings["none"], Budget("all", 1.0), {})
+    plan = solve(tiny, rankings["none"], Budget("all", 1.0, extents={}))
     assert plan == Plan({}, 1.0, 1.0)
     with pytest.raises(InputError, match="does not rank"):
         extents = families.family(tiny.family).extents(tiny.model, Context(trial(), print).inputs(tiny))
-        solve(tiny, rankings["none"], Budget("all", 0.5), extents)
+        solve(tiny, rankings["none"], Budget("all", 0.5, extents=extents))
 
 
 # --- families ---------------------------------------------------------------------------------------------
@@ -185,7 +206,9 @@ def test_blocks_are_read_from_the_model_that_is_there(tiny: VLM, rankings: dict[
     found = families.family(tiny.family)
     assert found.blocks(tiny.model) == tiny.blocks
     extents = found.extents(tiny.model, Context(trial(), print).inputs(tiny))
-    pruned = surgery.apply(tiny, solve(tiny, rankings["random"], Budget("all", 0.5), extents), rankings["random"])
+    pruned = surgery.apply(
+        tiny, solve(tiny, rankings["random"], Budget("all", 0.5, extents=extents)), rankings["random"]
+    )
     assert [block.name for block in pruned.blocks] == [block.name for block in tiny.blocks]
     assert found.blocks(pruned.model) == pruned.blocks != tiny.blocks
     macs = [
@@ -201,7 +224,7 @@ def test_blocks_are_read_from_the_model_that_is_there(tiny: VLM, rankings: dict[
 @pytest.fixture(scope="module")
 def pruned(tiny: VLM, rankings: dict[str, Ranking]) -> VLM:
     extents = families.family(tiny.family).extents(tiny.model, Context(trial(), print).inputs(tiny))
-    return surgery.apply(tiny, solve(tiny, rankings["random"], Budget("all", 0.5), extents), rankings["random"])
+    return surgery.apply(tiny, solve(tiny, rankings["random"], Budget("all", 0.5, extents=extents)), rankings["random"])
 
 
 @pytest.mark.parametrize("name", registry.metrics())
@@ -229,4 +252,6 @@ def test_a_record_holds_what_a_metric_gives(sets: Path, tiny: VLM, pruned: VLM, 
     own = trial(metrics=(name,))
     made = json.loads(json.dumps(blank(own, "cpu")))
     made["metrics"] = {name: registry.metric(name)(pruned, tiny, own, Context(own, lambda text: None))}
-    assert record.read(record.write(tmp_path, made)) == made
+    found = record.read(record.write(tmp_path, made))
+    assert found["hashes"].pop("record")  # its own, made when it is written
+    assert found == made

@@ -152,7 +152,7 @@ def test_what_is_kept_is_exactly_what_the_plan_said(
 ) -> None:
     extents = families.family(tiny.family).extents(tiny.model, context.inputs(tiny))
     ranking = ranking_of(tiny, shape, seed=1)
-    plan = solve(tiny, ranking, Budget(scope, 0.5, units), extents)
+    plan = solve(tiny, ranking, Budget(scope, 0.5, units, extents=extents))
     pruned = surgery.apply(tiny, plan, ranking)
     found = flops.measure(pruned, tiny, dataclasses.replace(trial, scope=scope, units=units), context)
     assert found["kept"] == pytest.approx(plan.achieved, rel=1e-12)
@@ -165,11 +165,11 @@ def test_what_is_kept_is_exactly_what_the_plan_said(
 
 
 def test_factors_cost_what_their_option_says(tiny: VLM, trial: Trial, context: Context) -> None:
-    from baselines.infoprune.ffn import factor
+    from baselines.infoprune.ffn import Ffn, factor
 
     extents = families.family(tiny.family).extents(tiny.model, context.inputs(tiny))
-    ranking = Ranking({(block.name, "ffn"): factor(tiny.model, block.ffn)[0] for block in tiny.blocks})
-    plan = solve(tiny, ranking, Budget("all", 0.5, "ffn"), extents)
+    ranking = Ranking({(block.name, "ffn"): factor(Ffn.found(tiny.model, block.ffn))[0] for block in tiny.blocks})
+    plan = solve(tiny, ranking, Budget("all", 0.5, "ffn", extents=extents))
     pruned = surgery.apply(tiny, plan, ranking)
     own = dataclasses.replace(trial, units="ffn")
     assert flops.measure(pruned, tiny, own, context)["kept"] == pytest.approx(plan.achieved, rel=1e-12)

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from baselines import infoprune, magnitude, none, random, taylor
-from baselines.infoprune.ffn import factor
+from baselines.infoprune.ffn import Ffn, factor
 from baselines.infoprune.heads import Layer, Loss, score
 from baselines.infoprune.spectrum import effective_rank, ks_distance, leading
 from harness.calibration import Calibration
 from harness.prompts import encode
-from harness.types import VLM, Additive, InputError, Options, Ordinal, Ranking, Rows, Sample, Units
+from harness.types import VLM, Additive, InputError, LowRank, Options, Ordinal, Ranking, Rows, Sample, Units
 
+FACTOR: dict[str, Any] = {"arm": "factor", "weigh": "one"}
 METHODS = ["none", "random", "magnitude", "taylor", "infoprune"]
 
 
@@ -146,8 +147,8 @@ def test_head_damage_is_the_change_of_j(
 ) -> None:
     loss = Loss(0.5, 1.0, distribution, over, k)
     options: dict[str, Any] = {"distribution": distribution, "ks_over": over, "k": k, "output": output}
-    greedy = infoprune.rank(tiny, calibration, seed=0, **options)
-    single = infoprune.rank(tiny, calibration, seed=0, search="leave-one-out", **options)
+    greedy = infoprune.rank(tiny, calibration, seed=0, **options, **FACTOR)
+    single = infoprune.rank(tiny, calibration, seed=0, search="leave-one-out", **options, **FACTOR)
     for block in tiny.blocks:
         count = block.heads.count
         inputs = inputs_of(tiny, calibration, block.heads.consumer)
@@ -192,7 +193,7 @@ def test_a_layer_without_variance_loses_nothing() -> None:
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_ffn_points_cost_and_lose_what_they_say(tiny: VLM, calibration: Calibration, whiten: bool) -> None:
-    ranking = infoprune.rank(tiny, calibration, seed=0, whiten=whiten)
+    ranking = infoprune.rank(tiny, calibration, seed=0, whiten=whiten, **FACTOR)
     for block in tiny.blocks:
         points = cast(Options, ranking.scores[block.name, "ffn"]).points
         linears = [rows.module for rows in block.ffn.producers] + [block.ffn.consumer]
@@ -211,6 +212,7 @@ def test_ffn_points_cost_and_lose_what_they_say(tiny: VLM, calibration: Calibrat
                     macs += sizes[path]
                     continue
                 factors = made[path]
+                assert isinstance(factors, LowRank)
                 assert factors.down.numel() + factors.up.numel() < sizes[path]
                 macs += factors.down.numel() + factors.up.numel()
                 bias = tiny.model.get_submodule(path)._parameters["bias"]
@@ -226,7 +228,8 @@ def test_ffn_points_cost_and_lose_what_they_say(tiny: VLM, calibration: Calibrat
 
 
 def test_ffn_ranks_go_where_the_energy_per_multiply_add_is_least(tiny: VLM, calibration: Calibration) -> None:
-    points = cast(Options, infoprune.rank(tiny, calibration, seed=0).scores[tiny.blocks[0].name, "ffn"]).points
+    ranking = infoprune.rank(tiny, calibration, seed=0, whiten=False, **FACTOR)
+    points = cast(Options, ranking.scores[tiny.blocks[0].name, "ffn"]).points
     fc1, fc2 = (weight_of(tiny, path) for path in (tiny.blocks[0].ffn.producers[0].module, tiny.blocks[0].ffn.consumer))
     shares = [torch.linalg.svdvals(w).square() / w.square().sum() for w in (fc1, fc2)]
     point = points[-10]
@@ -240,7 +243,7 @@ def test_ffn_ranks_go_where_the_energy_per_multiply_add_is_least(tiny: VLM, cali
 
 def test_options_make_the_same_factors_after_the_model_has_changed(tiny: VLM, calibration: Calibration) -> None:
     block = tiny.blocks[-1]
-    point = cast(Options, infoprune.rank(tiny, calibration, seed=0).scores[block.name, "ffn"]).points[-1]
+    point = cast(Options, infoprune.rank(tiny, calibration, seed=0, **FACTOR).scores[block.name, "ffn"]).points[-1]
     assert point.make is not None
     consumer = tiny.model.get_submodule(block.ffn.consumer)
     weight, before = consumer.weight, point.make()[block.ffn.consumer]
@@ -249,6 +252,7 @@ def test_options_make_the_same_factors_after_the_model_has_changed(tiny: VLM, ca
         after = point.make()[block.ffn.consumer]
     finally:
         consumer.weight = weight
+    assert isinstance(before, LowRank) and isinstance(after, LowRank)
     assert torch.equal(before.down, after.down) and torch.equal(before.up, after.up)
 
 
@@ -256,10 +260,10 @@ def test_a_large_ffn_offers_fewer_points_but_both_ends() -> None:
     model = torch.nn.ModuleDict({name: torch.nn.Linear(200, 800) for name in ("gate", "up")})
     model["down"] = torch.nn.Linear(800, 200)
     units = Units("ffn", 800, 1, (Rows("gate", 0, 1), Rows("up", 0, 1)), "down", 3 * 200, 0, gated=True)
-    whole = factor(model, units)[0].points
+    whole = factor(Ffn.found(model, units))[0].points
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("baselines.infoprune.ffn.POINTS", 50)
-        fewer = factor(model, units)[0].points
+        patch.setattr("baselines.linalg.POINTS", 50)
+        fewer = factor(Ffn.found(model, units))[0].points
     assert 25 <= len(fewer) <= 51 < len(whole)
     assert [p.label for p in fewer] == [p.label for p in whole if p.label in {q.label for q in fewer}]
     assert (fewer[0].label, fewer[-1].label) == ("dense", "rank 1/1/1")

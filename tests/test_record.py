@@ -19,7 +19,7 @@ from harness.types import InputError
 
 ID = "0123456789abcdef"
 RECORD: dict[str, Any] = {
-    "schema": 1,
+    "schema": 2,
     "id": ID,
     "status": "ok",
     "error": None,
@@ -61,7 +61,9 @@ def test_what_is_written_is_read_back_with_the_hash_of_its_samples(tmp_path: Pat
     table = path.with_suffix(".parquet")
     assert parquet.read_table(table).equals(samples)
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
-    assert record.read(path) == changed("hashes.samples", digest)
+    found = record.read(path)
+    assert found["hashes"].pop("record") == record.content_hash(changed("hashes.samples", digest))
+    assert found == changed("hashes.samples", digest)
     assert "samples" not in RECORD["hashes"], "the caller's record is left alone"
 
 
@@ -112,10 +114,10 @@ def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("schema", 2, "schema: made by a newer version"),
-        ("schema", 0, "schema: must be 1"),
-        ("schema", True, "schema: must be 1"),
-        ("schema", DELETE, "schema: must be 1"),
+        ("schema", 3, "schema: made by a newer version"),
+        ("schema", 0, "schema: must be 1 to 2"),
+        ("schema", True, "schema: must be 1 to 2"),
+        ("schema", DELETE, "schema: must be 1 to 2"),
         ("id", "f" * 16, "id: f+ is not the file's name"),
         ("id", "../../etc/passwd", "id: "),
         ("status", "fine", "status: "),
@@ -157,6 +159,28 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path: Path, content: bytes
 def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the record"):
         record.read(tmp_path / f"{ID}.json")
+
+
+def test_a_record_changed_by_hand_is_refused_even_where_the_schema_allows_it(tmp_path: Path) -> None:
+    path = record.write(tmp_path, RECORD)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"mean": 0.75', '"mean": 0.76'), encoding="utf-8")
+    with pytest.raises(InputError, match=f"{ID}.json: hashes.record: the record was changed"):
+        record.read(path)
+    path.write_text(json.dumps(json.loads(text)), encoding="utf-8")  # laid out otherwise, the same content
+    assert record.read(path)["metrics"] == RECORD["metrics"]
+    path.write_text(json.dumps(RECORD), encoding="utf-8")
+    with pytest.raises(InputError, match=r"hashes\.record"):
+        record.read(path)
+
+
+def test_a_record_of_the_first_schema_reads_as_one_of_this(tmp_path: Path) -> None:
+    old = tmp_path / f"{ID}.json"
+    old.write_text(json.dumps(changed("schema", 1)), encoding="utf-8")
+    found = record.read(old)
+    assert found["schema"] == 2 and found["hashes"].pop("record") and found == RECORD
+    written = record.write(tmp_path / "new", record.read(old))
+    assert record.read(written) == record.read(old)
 
 
 def test_load_gives_the_good_and_names_the_bad(tmp_path: Path) -> None:

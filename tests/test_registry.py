@@ -82,7 +82,7 @@ def test_names_are_listed_without_importing_a_method() -> None:
 
 def test_a_method_says_what_it_is() -> None:
     studied = registry.method("infoprune")
-    assert (studied.role, studied.regime, studied.units) == ("studied", "training-free", "both")
+    assert (studied.role, studied.regime({}), studied.units) == ("studied", "repaired", "both")
     assert studied.title.startswith("InfoPrune") and not studied.title.endswith(".")
     assert studied.options["alpha"] == 0.5 and "seed" not in studied.options
     assert registry.method("random").role == "reference" and not registry.method("random").options
@@ -99,13 +99,13 @@ def test_other_packages_add_methods(plugin: str) -> None:
     assert "their_methods" not in sys.modules  # listed, not imported
     method = registry.method(plugin)
     assert method.title == "Alphabetical: units in the order of the alphabet"
-    assert (method.regime, method.units, method.role) == ("trained", "heads", "reference")
-    assert method.rank.__module__ == "their_methods"
+    assert (method.regime({}), method.units, method.role) == ("trained", "heads", "reference")
+    assert method.module.rank.__module__ == "their_methods"
     assert set(method.options) == {"order", "share", "n", "low", "plain"}  # the seed is the board's
 
 
 def test_shipped_names_cannot_be_taken(plugin: str) -> None:
-    assert registry.method("random").rank.__module__ == "baselines.random"
+    assert registry.method("random").module.__name__ == "baselines.random"
 
 
 def test_a_missing_import_of_a_method_is_passed_on(plugin: str) -> None:

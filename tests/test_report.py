@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from harness import record
-from harness.report import FILES, report
+from harness.report import FILES, INDEX, report
 from harness.report.tables import board_frame, escape, panels, summary
 from harness.types import InputError
 
@@ -126,9 +126,10 @@ def test_the_same_bytes_each_time_and_in_any_process(results: Path, tmp_path: Pa
     started = time.perf_counter()
     files = report(results, tmp_path / "a")
     assert time.perf_counter() - started < 20
-    assert [path.relative_to(tmp_path / "a").as_posix() for path in files] == [f"made/{name}" for name in FILES]
+    written = [path.relative_to(tmp_path / "a").as_posix() for path in files]
+    assert written == [*(f"made/{name}" for name in FILES), INDEX]
     first = digests(tmp_path / "a")
-    assert set(first) == {f"made/{name}" for name in FILES}, "nothing else is left behind"
+    assert set(first) == {INDEX, *(f"made/{name}" for name in FILES)}, "nothing else is left behind"
     report(results, tmp_path / "a")
     assert digests(tmp_path / "a") == first
     script = "import sys; from pathlib import Path; from harness.report import report; report(*map(Path, sys.argv[1:]))"
@@ -177,9 +178,10 @@ def test_boards_are_apart_and_other_files_stay(results: Path, tmp_path: Path) ->
     record.write(tmp_path / "in" / "one", made())
     record.write(tmp_path / "in" / "two", made("random", budget=0.5))
     (tmp_path / "out" / "one").mkdir(parents=True)
-    (tmp_path / "out" / "one" / "index.html").write_text("kept", encoding="utf-8")
+    (tmp_path / "out" / "one" / "notes.md").write_text("kept", encoding="utf-8")
     report(tmp_path / "in", tmp_path / "out")
-    assert set(digests(tmp_path / "out")) == {f"{b}/{n}" for b in ("one", "two") for n in FILES} | {"one/index.html"}
+    made_files = {f"{board}/{name}" for board in ("one", "two") for name in FILES}
+    assert set(digests(tmp_path / "out")) == made_files | {INDEX, "one/notes.md"}
 
 
 def test_an_unreadable_record_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

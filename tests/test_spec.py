@@ -80,6 +80,12 @@ def test_calibration_may_use_other_tasks(read: Any) -> None:
     assert trials[0].calibration == {"samples": 4, "tasks": ("mini_textvqa",), "split": "calibration"}
 
 
+def test_an_entry_may_have_a_calibration_of_its_own(read: Any) -> None:
+    board = read(methods=["magnitude", {"method": "magnitude", "calibration": {"samples": 2}}])
+    drawn = [trial.calibration["samples"] for trial in board.trials() if trial.method == "magnitude"]
+    assert drawn == [8] * (len(drawn) // 2) + [2] * (len(drawn) // 2)
+
+
 def test_overrides_replace_top_level_keys(read: Any, tmp_path: Path) -> None:
     read()
     changed = spec.read(str(tmp_path / "board.yaml"), limit=3)

@@ -142,7 +142,9 @@ def test_inline_and_process_agree(inline: Run, process: Run) -> None:
     ours, theirs = inline.records(), process.records()
     for method in ("none", "random", "magnitude"):
         a, b = ours[method], theirs[method]
-        assert a["id"] == b["id"] and a["trial"] == b["trial"] and a["hashes"] == b["hashes"]
+        assert a["id"] == b["id"] and a["trial"] == b["trial"]
+        # A record's own hash covers its times as well.
+        assert {**a["hashes"], "record": ""} == {**b["hashes"], "record": ""}
         assert a["plan"] == b["plan"] and a["log"] == b["log"]
         assert set(a["metrics"]) == set(b["metrics"]) >= {"flops", "latency", "accuracy"}
         for name in set(a["metrics"]) - {"latency"}:

@@ -54,8 +54,10 @@ class _Process:
         self.process = context.Process(target=_serve, args=(theirs, device), daemon=True)
         self.process.start()
         theirs.close()
+        self.idle = True
 
     def run(self, trial: Trial, progress: Progress) -> Result:
+        self.idle = False
         self.pipe.send(trial)
         while True:
             kind, content = self.pipe.recv()
@@ -63,6 +65,7 @@ class _Process:
                 progress(content)
             else:
                 made, samples = content
+                self.idle = True
                 return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
 
     def obituary(self, trial: Trial) -> dict[str, Any]:
@@ -77,10 +80,12 @@ class _Process:
         return made
 
     def stop(self) -> None:
-        """End the worker; idle or in a trial that nobody waits for, it has nothing to lose."""
+        """End the worker. Idle, it leaves when the pipe closes; in a trial, nobody waits for that any more."""
+        self.pipe.close()
+        if self.idle:
+            self.process.join(5)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def _serve(pipe: Connection, device: str) -> None:

@@ -8,6 +8,7 @@ products count. fvcore knows no formula for fused attention and would count it a
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ with warnings.catch_warnings():  # fvcore scripts a function when imported, whic
 
 DISAGREEMENT = 0.01
 ATTENTION = "aten::scaled_dot_product_attention"
+CONVOLUTION = "aten::_convolution_mode"  # a convolution whose padding is given as a word: SigLIP's patches
 NORMS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")  # fvcore would count them, torch does not
 # Elementwise work: cheap beside the products, and not part of a budget.
 NOT_COUNTED_ON_PURPOSE = frozenset(
@@ -33,7 +35,8 @@ NOT_COUNTED_ON_PURPOSE = frozenset(
     tanh softmax cos sin exp cumsum embedding masked_scatter masked_scatter_ masked_fill masked_fill_ where eq ne lt gt
     le ge bitwise_and bitwise_or bitwise_and_ bitwise_or_ bitwise_not logical_and logical_or logical_not all any
     floor_divide remainder repeat_interleave repeat diff pad max min prod clamp abs index_put index_put_ new_ones
-    ones_like zeros_like full_like fill_ triu tril sort argsort scatter gather stack unflatten lift_fresh
+    ones_like zeros_like full_like fill_ triu tril sort argsort scatter gather stack unflatten lift_fresh clone
+    bucketize reciprocal unfold __ior__ upsample_bicubic2d avg_pool2d
     """.split()  # noqa: SIM905
 )
 
@@ -48,6 +51,12 @@ class _Stage(torch.nn.Module):
 
     def forward(self, nothing: torch.Tensor) -> torch.Tensor:
         return self.call() + nothing
+
+
+def convolution_macs(inputs: list[Any], outputs: list[Any]) -> float:
+    """Multiply-adds of a convolution: every place of its output reads the whole kernel."""
+    batch, _, *places = outputs[0].type().sizes()
+    return batch * math.prod(places) * math.prod(inputs[1].type().sizes())
 
 
 def attention_macs(inputs: list[Any], outputs: list[Any]) -> float:
@@ -79,8 +88,8 @@ def count(model: torch.nn.Module, call: Callable[[], torch.Tensor]) -> tuple[dic
         warnings.simplefilter("ignore")  # tracing warns about every Python number
         analysis = FlopCountAnalysis(_Stage(model, call), torch.zeros(()))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        skip: Any = {name: lambda inputs, outputs: 0 for name in NORMS}
-        analysis.set_op_handle(ATTENTION, attention_macs, **skip)
+        more: Any = {name: lambda inputs, outputs: 0 for name in NORMS} | {CONVOLUTION: convolution_macs}
+        analysis.set_op_handle(ATTENTION, attention_macs, **more)
         by_module = {path.removeprefix("inner."): int(macs) for path, macs in analysis.by_module().items()}
         missed: Counter[str] = Counter(analysis.unsupported_ops())
         with FlopCounterMode(display=False, custom_mapping=_torch_formulas()) as counter:

@@ -14,9 +14,9 @@ from statistics import mean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from harness import registry, spec
+from harness.progress import progress_bar
 from harness.types import Trial
 
 CONTROL = "random"  # what every bar on discrimination is about
@@ -37,14 +37,7 @@ def check(*, limit: int | None = None, device: str = "cpu", console: Console | N
     ]
     worker = Worker(device)
     results: list[tuple[Trial, dict[str, Any]]] = []
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console or Console(stderr=True)) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("", total=len(trials))
         for trial in trials:
             bar.update(task, description=f"{trial.method} {trial.scope} {trial.budget:g}")

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow.parquet
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from harness import families, registry, tasks
+from harness.progress import progress_bar
 from harness.reference.packing import Example
 from harness.reference.train import Recipe, train
 from harness.sweep import check_writable
@@ -46,14 +46,7 @@ def run(out: Path, *, images: int | None, data: Path | None, start: Path | None,
     if images is not None:
         recipe = dataclasses.replace(recipe, images=images)
     check_writable(out, "--out")
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("starting", total=recipe.images)
 
         def report(row: dict[str, Any]) -> None:

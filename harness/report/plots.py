@@ -103,7 +103,7 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
         matplotlib.rcdefaults()  # whatever the user's own style is
         matplotlib.rcParams.update(STYLE)
         rows = panels(frame)
-        figure = _draw(rows, _looks(rows))
+        figure = _draw(rows, curve_looks(rows))
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.savefig(paths[1], dpi=DPI, metadata={"Software": None})
     return paths
@@ -251,7 +251,7 @@ def _legend(figure: Figure, rows: Sequence[Panel], height: float) -> None:
     )
 
 
-def _looks(rows: Sequence[Panel]) -> dict[str, Look]:
+def curve_looks(rows: Sequence[Panel]) -> dict[str, Look]:
     """A look for every curve of the board, by name, so that it is the same in every panel."""
     studied = sorted({curve for panel in rows for curve in panel.studied})
     others = sorted({curve for panel in rows for curve, _ in panel.groups} - set(studied))

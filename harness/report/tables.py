@@ -36,10 +36,14 @@ MEASURED = {
     "accuracy_hi": ("accuracy", "hi"),
     "total_flops_kept": ("flops", "total", "kept"),
     "blank_accuracy": ("floors", "blank", "mean"),
+    "gain_over_blind": ("floors", "gain_over_blind", "mean"),
+    "flips": ("fidelity", "flips"),
+    "kl_first_token": ("fidelity", "kl_first_token"),
 }
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "tuning", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
-COLUMNS = (*IDENTITY, *MEASURED, *CLOSING)  # every other column is a task's accuracy
+LAST = ("gain_over_blind", "flips", "kl_first_token", "collapse")
+COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST)  # every other column is a task's accuracy
 
 UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
 STUDIED = "◆"
@@ -68,12 +72,22 @@ class Panel:
         return fmean(found) if found else None
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of all trials: the frame's column it is sorted by, and its cells as they are shown."""
+
+    head: str
+    key: str
+    text: bool  # free text, perhaps of a record; else a number or an interval
+    cells: list[str]
+
+
 def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per trial, in an order that depends on the trials alone.
 
     Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
     the reason as its `status` and no metric. `curve` names what differs only in budget and seed, `setting` what
-    may be compared at all.
+    may be compared at all, `collapse` what a trial's answers have collapsed to.
     """
     calibrations: dict[str, set[str]] = {}
     for record in records:
@@ -82,8 +96,8 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     tasks = sorted({task for record in records for task in record["trial"]["tasks"]})
     names = {task: _task_column(task) for task in tasks}
     rows = [_row(record, names, len(calibrations[record["trial"]["method"]]) > 1) for record in records]
-    first = [name for name in MEASURED if name != "total_flops_kept" and name != "blank_accuracy"]
-    columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING]
+    first = [name for name in MEASURED if name not in ("total_flops_kept", "blank_accuracy", *LAST)]
+    columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING, *LAST]
     frame = pd.DataFrame(sorted(rows, key=_order), columns=pd.Index(columns))
     measured = [*MEASURED, *names.values(), "ranking_s", "budget"]
     return frame.astype(dict.fromkeys(measured, "float64"))
@@ -116,8 +130,11 @@ def values(rows: Iterable[Row], column: str) -> list[float]:
     return [row[column] for row in rows if not math.isnan(row[column])]
 
 
-def summary(panel: Panel) -> str:
-    """The dense model and the blind floor, then methods x budgets, accuracy in points, best mean rank first."""
+def standings(panel: Panel) -> tuple[list[float], dict[str, list[tuple[str, bool]]]]:
+    """The budgets, larger first, and each curve's cells: accuracy in points, and whether it is the budget's best.
+
+    The curves stand in the order of their mean rank.
+    """
     curves = sorted({curve for curve, _ in panel.groups})
     budgets = sorted({budget for _, budget in panel.groups}, reverse=True)
     # As shown, so that what looks like a tie is one.
@@ -133,48 +150,79 @@ def summary(panel: Panel) -> str:
         own = [place for (name, _), place in places.items() if name == curve]
         return (fmean(own) if own else math.inf, curve)
 
-    rows = []
-    for curve in sorted(curves, key=standing):
-        cells = [f"{STUDIED} {escape(curve)}" if curve in panel.studied else escape(curve)]
-        for budget in budgets:
-            text = _cell(panel.groups.get((curve, budget), []))
-            cells.append(f"**{text}**" if places.get((curve, budget)) == 1 else text)
-        rows.append(cells)
-    return f"{_levels(panel)}\n\n{markdown(['method', *map(_budget, budgets)], rows)}"
+    return budgets, {
+        curve: [(_cell(panel.groups.get((curve, budget), [])), places.get((curve, budget)) == 1) for budget in budgets]
+        for curve in sorted(curves, key=standing)
+    }
 
 
-def trials(frame: pd.DataFrame) -> str:
-    """Every trial as a row of one Markdown table; a column that says nothing on this board is left out."""
-    tasks = task_columns(frame)
-    rows = []
-    for row in frame.to_dict("records"):
-        name = f"{STUDIED} {escape(row['method'])}" if row["role"] == "studied" else escape(row["method"])
-        cells = {
-            "method": name,
-            "variant": escape(row["variant"]),
-            "regime": escape(row["regime"]),
-            "tuning": escape(row["tuning"]),
-            "scope": row["scope"],
-            "units": row["units"],
-            "budget": f"{row['budget']:g}",
-            "seed": str(row["seed"]),
-            "FLOPs kept": _number(row["flops_kept"], "{:.4f}"),
-            "end to end": _number(row["total_flops_kept"], "{:.4f}"),
-            "params kept": _number(row["params_kept"], "{:.3f}"),
-            "speedup": _interval(row, "latency_speedup", "speedup", "{:.2f}", 1),
-            "accuracy": _interval(row, "accuracy", "accuracy", "{:.1f}", 100),
-            **{escape(task): _number(100 * row[task], "{:.1f}") for task in tasks},
-            "ranking s": _number(row["ranking_s"], "{:.3g}"),
-            "setting": escape(row["setting"]),
-            "trial": row["trial"],
-            "status": escape(_short(row["status"], 120)),
-        }
-        rows.append(cells)
-    if not rows:
+def summary(panel: Panel) -> str:
+    """The dense model and the blind floor, then methods x budgets, accuracy in points, best mean rank first."""
+    budgets, curves = standings(panel)
+    rows = [
+        [
+            f"{STUDIED} {escape(curve)}" if curve in panel.studied else escape(curve),
+            *(f"**{text}**" if best else text for text, best in cells),
+        ]
+        for curve, cells in curves.items()
+    ]
+    levels = " · ".join(f"{name} **{figure}**" if name else figure for name, figure in level_texts(panel))
+    return f"{levels}\n\n{markdown(['method', *map(budget_text, budgets)], rows)}"
+
+
+def trials(shown: Sequence[Column]) -> str:
+    """Every trial as a row of one Markdown table of these columns."""
+    if not shown:
         return "No trials."
-    silent = {"variant": "", "tuning": "none", "setting": rows[0]["setting"]}
-    shown = [key for key in rows[0] if not {row[key] for row in rows} <= {NOTHING, silent.get(key, NOTHING)}]
-    return markdown(shown, [[row[key] for key in shown] for row in rows])
+    cells = [[escape(cell) for cell in column.cells] if column.text else column.cells for column in shown]
+    return markdown([escape(column.head) for column in shown], list(zip(*cells, strict=True)))
+
+
+def columns(frame: pd.DataFrame) -> list[Column]:
+    """The columns of the table of all trials; one that says nothing on this board is left out."""
+    if frame.empty:
+        return []
+    rows = frame.to_dict("records")
+
+    def text(head: str, key: str, silent: object = "") -> Column:
+        cells = [str(row[key]) for row in rows]
+        return Column(head, key, True, cells if set(cells) != {silent} else [])
+
+    def number(head: str, key: str, form: str, scale: float = 1) -> Column:
+        return Column(head, key, False, [_number(scale * row[key], form) for row in rows])
+
+    def interval(key: str, head: str, form: str, scale: float = 1) -> Column:
+        return Column(head, key, False, [_interval(row, key, head, form, scale) for row in rows])
+
+    found = [
+        Column(
+            "method",
+            "method",
+            True,
+            [f"{STUDIED} {row['method']}" if row["role"] == "studied" else row["method"] for row in rows],
+        ),
+        text("variant", "variant"),
+        text("regime", "regime"),
+        text("tuning", "tuning", "none"),
+        text("scope", "scope"),
+        text("units", "units"),
+        number("budget", "budget", "{:g}"),
+        number("seed", "seed", "{:d}"),
+        number("FLOPs kept", "flops_kept", "{:.4f}"),
+        number("end to end", "total_flops_kept", "{:.4f}"),
+        number("params kept", "params_kept", "{:.3f}"),
+        interval("latency_speedup", "speedup", "{:.2f}"),
+        interval("accuracy", "accuracy", "{:.1f}", 100),
+        *(number(task, task, "{:.1f}", 100) for task in task_columns(frame)),
+        number("over blind", "gain_over_blind", "{:.1f}", 100),
+        number("flips", "flips", "{:.3f}"),
+        text("collapse", "collapse"),
+        number("ranking s", "ranking_s", "{:.3g}"),
+        text("setting", "setting", rows[0]["setting"]),
+        text("trial", "trial"),
+        Column("status", "status", True, [_short(row["status"], 120) for row in rows]),
+    ]
+    return [column for column in found if set(column.cells) - {NOTHING}]
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
@@ -207,6 +255,8 @@ def _row(record: Mapping[str, Any], tasks: Mapping[str, str], name_calibration: 
     row["trial"] = record["id"]
     error = record["error"] or {}
     row["status"] = "ok" if ok else plain(f"failed: {error['type']}: {error['message']}")
+    signs = ["not finite"] if error.get("type") == "FloatingPointError" else _dig(metrics, ("accuracy", "collapse"))
+    row["collapse"] = plain(", ".join(signs or []))
     return row
 
 
@@ -263,19 +313,21 @@ def _cell(rows: Sequence[Row]) -> str:
     return f"{text} ({failed} failed)" if failed else text
 
 
-def _levels(panel: Panel) -> str:
+def level_texts(panel: Panel) -> list[tuple[str, str]]:
+    """What a panel's figures are to be held against, as (name, figure); the name is empty where the text is whole."""
     dense, blank = panel.level("accuracy"), panel.level("blank_accuracy")
-    parts = [f"Dense **{100 * dense:.1f}**" if dense is not None else "Dense: not measured"]
+    parts = [("Dense", f"{100 * dense:.1f}") if dense is not None else ("", "Dense: not measured")]
     if blank is not None:
-        parts.append(f"blind floor (image blanked) **{100 * blank:.1f}**")
+        parts.append(("blind floor (image blanked)", f"{100 * blank:.1f}"))
     rows = [row for group in panel.groups.values() for row in group]
     widths = [width for row in rows if not math.isnan(width := row["accuracy_hi"] - row["accuracy_lo"])]
     if widths:
-        parts.append(f"interval of one trial about ± {50 * median(widths):.1f}")
-    return " · ".join(parts)
+        parts.append(("", f"interval of one trial about ± {50 * median(widths):.1f}"))
+    return parts
 
 
-def _budget(budget: float) -> str:
+def budget_text(budget: float) -> str:
+    """A budget as a share and as a factor."""
     return f"{budget:g} ({1 / budget:.3g}×)"
 
 

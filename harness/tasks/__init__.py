@@ -11,12 +11,14 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,9 @@ from harness.tasks.data import check as check
 from harness.types import VLM, InputError, Sample
 
 if TYPE_CHECKING:
+    import torch
+
+    from harness.tasks.adapter import Shown
     from harness.tasks.suite import Suite
 
 MINI = Path(__file__).parent / "mini"
@@ -44,18 +49,18 @@ def describe() -> dict[str, str]:
     return {name: _definition(name)["metadata"]["description"] for name in names()}
 
 
-def require(tasks: Sequence[str], split: str | None = None, n: int = 0) -> None:
+def require(tasks: Sequence[str], split: str | None = None, n: int = 0, key: str = "calibration.samples") -> None:
     """Raise InputError unless every task exists and, for a parquet file or folder, every row of it is sound.
 
-    With a `split`, that is there too, with enough questions for `samples` to draw `n` (lmms-eval's own tasks say so
-    only when they are loaded).
+    With a `split`, that is there too, with enough questions for `samples` to draw the `n` that a board's `key` asks
+    for (lmms-eval's own tasks say so only when they are loaded).
     """
     for place, task in enumerate(tasks):
         path = _path(task)
         if path is not None and task not in names():
             check(path)
         if path is not None and split is not None:
-            _share(n, tasks, place, split, len(data.source(task, path, split, None).indices))
+            _share(n, tasks, place, split, len(data.source(task, path, split, None).indices), key)
 
 
 def subset(task: str, split: str, limit: int | None) -> list[int]:
@@ -92,14 +97,25 @@ def samples(tasks: Sequence[str], split: str, n: int, seed: int) -> list[Sample]
     return [_sample(suite, task, i) for task, i in drawn]
 
 
-def _share(n: int, tasks: Sequence[str], place: int, split: str, there: int) -> int:
+def _share(n: int, tasks: Sequence[str], place: int, split: str, there: int, key: str = "calibration.samples") -> int:
     """How many of `n` questions the task at this place gives; raises InputError if it has fewer."""
     share = n // len(tasks) + (place < n % len(tasks))
     if share > there:
-        raise InputError(
-            f"calibration.samples: {share} of {n} fall to task {tasks[place]}, whose '{split}' has {there}"
-        )
+        raise InputError(f"{key}: {share} of {n} fall to task {tasks[place]}, whose '{split}' has {there}")
     return share
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers: a row per question (task, question_id, image_id, answer, score), and what else was seen.
+
+    `overlong`: whether each did not end within the limit. `firsts`: log-probabilities of each one's first token,
+    (questions, vocabulary), float32 on the CPU, if they were asked for.
+    """
+
+    table: pa.Table
+    overlong: tuple[bool, ...] = ()
+    firsts: torch.Tensor | None = None
 
 
 def evaluate(
@@ -108,35 +124,100 @@ def evaluate(
     split: str = "validation",
     limit: int | None = None,
     *,
-    blank: bool = False,
+    images: Shown = "own",
     batch_size: int = 64,
     label: str = "",
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Answer and score the questions of every task with lmms-eval's official scorers.
+    """Answer and score the questions of every task with lmms-eval's official scorers: `summary` and table of `ask`."""
+    table = ask(vlm, tasks, split, limit, images=images, batch_size=batch_size, label=label).table
+    return summary(table), table
 
-    Returns the accuracies, as fractions, {"mean", "lo", "hi", "tasks": {name: {"accuracy", "lo", "hi", "n",
-    "images"}}}, and a row per question: task, question_id, image_id, answer, score. The mean is over tasks; the
-    intervals are 95 % bootstraps clustered by image. `blank` shows a grey image instead of each image; `label`
-    tells variants of one model apart. Raises InputError for a task or data that cannot be used; the model's own
-    errors, and NaN logits (FloatingPointError), are passed on.
+
+def ask(
+    vlm: VLM,
+    tasks: Sequence[str],
+    split: str = "validation",
+    limit: int | None = None,
+    *,
+    images: Shown = "own",
+    first: bool = False,
+    batch_size: int = 64,
+    label: str = "",
+) -> Answers:
+    """The model's answers, scored with lmms-eval's official scorers.
+
+    `images` shows a grey image (blank) or another image of the task (shuffled) instead of each; `first` also keeps
+    the distribution of the first tokens; `label` tells variants of one model apart. Raises InputError for a task or
+    data that cannot be used; the model's own errors, and NaN logits (FloatingPointError), are passed on.
     """
     from harness.tasks.adapter import Adapter
 
     suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
     adapter = Adapter(
-        vlm, batch_size=batch_size, blank=blank, label=label, encoded=suite.encoded, image_ids=suite.image_ids
+        vlm,
+        batch_size=batch_size,
+        images=images,
+        label=label,
+        encoded=suite.encoded,
+        image_ids=suite.image_ids,
+        first=first,
     )
+    found = suite.run(adapter)
+    places = [(task, doc) for task, rows in found.items() for doc, _, _ in rows]
+    firsts = None
+    if first:
+        import torch
+
+        firsts = torch.stack([adapter.firsts[place] for place in places])
+    return Answers(_table(suite, found), tuple(place in adapter.overlong for place in places), firsts)
+
+
+_KEPT: WeakKeyDictionary[Any, dict[Any, Answers]] = WeakKeyDictionary()  # model -> questions -> its answers
+
+
+def answers(
+    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, *, first: bool = False, label: str = ""
+) -> Answers:
+    """What `ask` gives, kept as long as the model lives: metrics of one trial, and trials of one dense model, share it.
+
+    For models whose weights no longer change.
+    """
+    kept = _KEPT.setdefault(vlm.model, {})
+    key = (tuple(tasks), split, limit, _stamps(tasks, split))
+    if key not in kept or (first and kept[key].firsts is None):
+        kept[key] = ask(vlm, tasks, split, limit, first=first, label=label)
+    return kept[key]
+
+
+def majority(tasks: Sequence[str], split: str, limit: int | None) -> pa.Table:
+    """Scores for giving every question of a task its most common answer: the best that a constant can do, or near it.
+
+    The answer is the most common one of the same questions, so no constant chosen beforehand is likely to beat it.
+    """
+    suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
+    common = {
+        name: Counter(_answer(doc) for doc in task.eval_docs_no_media).most_common(1)[0][0]
+        for name, task in suite.tasks.items()
+    }
+    return _table(suite, suite.constant(common))
+
+
+def _table(suite: Suite, found: Mapping[str, Sequence[tuple[int, str, float]]]) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in ("task", "question_id", "image_id", "answer", "score")}
-    for task, rows in suite.run(adapter).items():
+    for task, rows in found.items():
         for doc, answer, score in rows:
             row = (task, suite.question_ids[task][doc], suite.image_ids[task][doc], answer, score)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
-    return summary(pa.table(columns)), pa.table(columns)
+    return pa.table(columns)
 
 
 def summary(table: pa.Table) -> dict[str, Any]:
-    """The accuracies and intervals of a table of answers."""
+    """The accuracies of a table of answers, as fractions, over all and by task.
+
+    {"mean", "lo", "hi", "tasks": {name: {"accuracy", "lo", "hi", "n", "images"}}}: the mean is over tasks; the
+    intervals are 95 % bootstraps clustered by image.
+    """
     task, image = table["task"].to_pylist(), table["image_id"].to_pylist()
     score = table["score"].to_numpy()
     clusters = list(zip(task, image, strict=True))
@@ -149,6 +230,13 @@ def summary(table: pa.Table) -> dict[str, Any]:
     lo, hi = stats.clustered_interval(score, clusters, strata=task)
     mean = float(np.mean([own["accuracy"] for own in per_task.values()]))
     return {"mean": mean, "lo": lo, "hi": hi, "tasks": per_task}
+
+
+def mean(table: pa.Table, values: np.ndarray) -> dict[str, float]:
+    """Of one value per question of this table, the mean over tasks and its interval, as `summary` makes them."""
+    place = table.schema.get_field_index("score")
+    found = summary(table.set_column(place, "score", pa.array(values.astype(np.float64))))
+    return {name: found[name] for name in ("mean", "lo", "hi")}
 
 
 # --- names to data ----------------------------------------------------------------------------------------
@@ -239,6 +327,10 @@ def _sample(suite: Suite, task: str, row: int) -> Sample:
         raise InputError(
             f"task {task}: question {suite.question_ids[task][row]} has {len(images)} images; calibration needs 1"
         )
+    return Sample(images[0], question, _answer(doc), suite.question_ids[task][row])
+
+
+def _answer(doc: Mapping[str, Any]) -> str:
+    """The most common answer to a question."""
     given = doc["answers"] if "answers" in doc else [doc["answer"]]
-    answers = [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
-    return Sample(images[0], question, Counter(answers).most_common(1)[0][0], suite.question_ids[task][row])
+    return Counter(a["answer"] if isinstance(a, dict) else a for a in given).most_common(1)[0][0]

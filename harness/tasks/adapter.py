@@ -6,9 +6,10 @@ lmms_eval.evaluator.simple_evaluate(model=Adapter(vlm), tasks=[task], ...)
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lmms_eval.api.instance import Instance
@@ -21,6 +22,7 @@ from harness.types import VLM, InputError
 
 LONGEST = 16  # new tokens, the official short-answer limit
 GREY = (128, 128, 128)
+Shown = Literal["own", "blank", "shuffled"]  # which image stands beside a question
 PLAIN = {"last_hidden_state", "pooler_output"}
 ROOM = 1 << 30  # bytes of encoded inputs kept for the next trial
 
@@ -56,12 +58,28 @@ class Finite(LogitsProcessor):
         return scores
 
 
+class First(LogitsProcessor):
+    """Keeps the log-probabilities of the first token of each answer, (rows, vocabulary), on the CPU."""
+
+    def __init__(self) -> None:
+        self.scores: torch.Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self.scores is None:
+            self.scores = scores.float().log_softmax(-1).cpu()
+        return scores
+
+
 class Adapter(lmms):
     """lmms-eval's interface around a VLM: chat messages in, greedy answers of at most 16 tokens out.
 
-    `blank` shows a mid-grey image of the same size instead of each image. `label` tells variants of one model apart
-    (a plan's hash). `encoded` keeps model inputs between adapters of the same questions, `image_ids` (per task, by
-    document) brings questions about one image together, so that the vision tower sees it once per batch.
+    `images`: blank shows a mid-grey image of the same size instead of each image, shuffled another image of the task
+    (each image's questions get the same one). `label` tells variants of one model apart (a plan's hash). `encoded`
+    keeps model inputs between adapters of the same questions, `image_ids` (per task, by document) brings questions
+    about one image together, so that the vision tower sees it once per batch.
+
+    What was noticed on the way, by (task, document): `overlong` answers did not end within the limit, and with
+    `first` the log-probabilities of each answer's first token stand in `firsts`.
     """
 
     is_simple = False
@@ -71,21 +89,26 @@ class Adapter(lmms):
         vlm: VLM,
         *,
         batch_size: int = 64,
-        blank: bool = False,
+        images: Shown = "own",
         label: str = "",
         encoded: Encoded | None = None,
         image_ids: Mapping[str, Sequence[str]] | None = None,
+        first: bool = False,
     ) -> None:
         super().__init__()
         self.vlm = vlm
         self.batch_size = batch_size
-        self.blank = blank
+        self.images: Shown = images
         self.label = label
+        self.first = first
+        self.overlong: set[tuple[str, int]] = set()
+        self.firsts: dict[tuple[str, int], torch.Tensor] = {}
         self.encoded = Encoded() if encoded is None else encoded
         self.image_ids = image_ids or {}
+        self.partners = {task: partners(ids, task) for task, ids in self.image_ids.items() if images == "shuffled"}
         self.shares = shares(vlm)
         # What prepared the inputs: the tokenizer's and image processor's settings, not the weights.
-        self.preparation = (vlm.name, repr(vlm.processor), vlm.processor.chat_template, blank, self.shares)
+        self.preparation = (vlm.name, repr(vlm.processor), vlm.processor.chat_template, images, self.shares)
         tokenizer = vlm.processor.tokenizer
         model: Any = vlm.model
         ends = model.generation_config.eos_token_id
@@ -104,8 +127,8 @@ class Adapter(lmms):
         )
 
     def __repr__(self) -> str:
-        blank = ", blank" if self.blank else ""
-        return f"Adapter({self.vlm.name}, weights {self.vlm.weights_hash}, {self.label or 'as loaded'}{blank})"
+        images = f", {self.images} images" if self.images != "own" else ""
+        return f"Adapter({self.vlm.name}, weights {self.vlm.weights_hash}, {self.label or 'as loaded'}{images})"
 
     def clean(self) -> None:
         """Keep the model: it belongs to the caller, who measures it further."""
@@ -149,10 +172,14 @@ class Adapter(lmms):
                 seen = model.get_image_features(**place(batch.distinct, model))
                 seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
                 inputs["mm_encoder_outputs"] = {"image": seen}
-            tokens = model.generate(
-                **inputs, generation_config=self.generation, logits_processor=LogitsProcessorList([Finite()])
-            )
+            first = First()
+            watching = LogitsProcessorList([Finite(), first] if self.first else [Finite()])
+            tokens = model.generate(**inputs, generation_config=self.generation, logits_processor=watching)
         rows = tokens[:, batch.inputs["input_ids"].shape[1] :].tolist()
+        places = [(request.task_name, int(request.doc_id)) for request in requests]
+        self.overlong |= {key for key, row in zip(places, rows, strict=True) if not self.ends & set(row)}
+        if first.scores is not None:
+            self.firsts |= zip(places, first.scores, strict=True)
         return [self._text(row, request.arguments[2]) for row, request in zip(rows, requests, strict=True)]
 
     def _text(self, tokens: list[int], settings: dict[str, Any]) -> str:
@@ -170,8 +197,13 @@ class Adapter(lmms):
         texts: list[str] = []
         for request in requests:
             _, to_messages, _, doc_id, task, split = request.arguments
-            own, text = read(to_messages(self.task_dict[task][split][doc_id]), task)
-            images.append([Image.new("RGB", image.size, GREY) for image in own] if self.blank else own)
+            docs = self.task_dict[task][split]
+            own, text = read(to_messages(docs[doc_id]), task)
+            if self.images == "blank":
+                own = [Image.new("RGB", image.size, GREY) for image in own]
+            elif self.images == "shuffled":
+                own, _ = read(to_messages(docs[self.partners[task][doc_id]]), task)
+            images.append(own)
             texts.append(text)
         inputs = encode(self.vlm.processor, images, texts)
         flat = [image for own in images for image in own]
@@ -184,6 +216,20 @@ class Adapter(lmms):
         distinct = pictures(self.vlm, [[image] for image in first.values()])
         inputs.pop("pixel_values")
         return Batch(inputs, distinct, tuple(places[content] for content in pixels))
+
+
+def partners(image_ids: Sequence[str], task: str = "") -> list[int]:
+    """For each document one about another image, whose image it is shown: the same for all questions of an image.
+
+    The images stand in a random circle and each gets the next one's place, so none keeps its own. The same ids give
+    the same circle everywhere. Raises InputError if there is only one image.
+    """
+    order = sorted(set(image_ids))
+    if len(order) < 2:
+        raise InputError(f"task {task}: has one image only; images can be shuffled from two on")
+    random.Random(0).shuffle(order)
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [image_ids.index(following[own]) for own in image_ids]
 
 
 def pictures(vlm: VLM, images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:

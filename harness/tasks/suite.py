@@ -97,6 +97,16 @@ class Suite:
             for name, task in self.tasks.items()
         }
 
+    def constant(self, answers: Mapping[str, str]) -> dict[str, list[tuple[int, str, float]]]:
+        """What `run` would give for a model that answers every question of a task alike: answers by task."""
+        return {
+            name: [
+                (number, answers[name], self._score(name, task, task.process_results(dict(doc), [answers[name]])))
+                for number, doc in enumerate(task.eval_docs_no_media)
+            ]
+            for name, task in self.tasks.items()
+        }
+
     @staticmethod
     def _score(name: str, task: Any, sample: Mapping[str, Any]) -> float:
         metric = next(iter(task.aggregation()), "none")

@@ -1,0 +1,97 @@
+"""`infoprune list`, `doctor` and `data check`: what is there, and is it sound?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from harness import registry
+from harness.cli.shared import Json, out
+
+
+class Thing(StrEnum):
+    methods = "methods"
+    models = "models"
+    tasks = "tasks"
+    metrics = "metrics"
+    boards = "boards"
+
+
+def list_(thing: Thing, json_: Json = False) -> None:
+    """Methods, models, tasks, metrics or boards, each with a line on what it is."""
+    from harness import families
+
+    rows: list[dict[str, Any]]
+    if thing is Thing.methods:
+        found = [registry.method(name) for name in registry.methods()]
+        rows = [
+            {
+                "name": m.name,
+                "title": m.title,
+                "role": m.role,
+                "regime": m.regime({}),
+                "units": m.units,
+                "options": {key: {"default": value, "note": m.notes[key]} for key, value in m.options.items()},
+            }
+            for m in found
+        ]
+    elif thing is Thing.models:
+        rows = [{"name": name, "title": "shipped, trained, loads offline"} for name in registry.MODELS]
+        rows += [
+            {"name": f"<{name}>", "title": "any checkpoint folder or hub id of this type"} for name in families.names()
+        ]
+    elif thing is Thing.tasks:
+        from harness import tasks
+
+        rows = [{"name": name, "title": title} for name, title in tasks.describe().items()]
+    elif thing is Thing.metrics:
+        titles = {name: sys.modules[registry.metric(name).__module__].__doc__ or "" for name in registry.metrics()}
+        rows = [{"name": name, "title": title.strip().splitlines()[0]} for name, title in titles.items()]
+    else:
+        rows = [
+            {"name": name, "title": registry.board(name).read_text().splitlines()[0].lstrip("# ")}
+            for name in registry.boards()
+        ]
+    if json_:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        name, title, *rest = row
+        out.print(f"[bold]{escape(row[name])}[/bold]  {escape(row[title])}")
+        options = row.get("options", {})
+        if details := ", ".join(str(row[key]) for key in rest if key != "options"):
+            out.print(f"    [dim]{escape(details)}[/dim]")
+        for option, said in options.items():
+            out.print(f"    {escape(option)} = {escape(str(said['default']))}  [dim]{escape(said['note'])}[/dim]")
+
+
+def doctor(json_: Json = False) -> None:
+    """Check the installation: versions that must match, the embedded model, a forward pass, the devices."""
+    from harness.doctor import examine
+
+    findings = examine()
+    if json_:
+        print(json.dumps([{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings], indent=1))
+    else:
+        for finding in findings:
+            mark = "[green]ok[/green]" if finding.ok else "[red]no[/red]"
+            out.print(f"{mark}  {finding.check}: {escape(finding.detail)}", soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def data_check(path: Path, json_: Json = False) -> None:
+    """Validate a parquet file or a folder of them in the official columns."""
+    from harness.tasks import check
+
+    found = check(path)
+    if json_:
+        print(json.dumps(found, indent=1, default=str))
+    else:
+        out.print(", ".join(f"{key}={value}" for key, value in found.items()), soft_wrap=True)

@@ -1,0 +1,81 @@
+"""`infoprune results ls|show|merge|verify`: the stored records, and whether they can be relied on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.box
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from harness.cli.shared import Json, Results, err, out
+
+
+def ls(results: Results = Path("results"), json_: Json = False) -> None:
+    """The boards: how many trials each has, how many failed, what was run."""
+    from harness.results import boards
+
+    rows = boards(results)
+    if json_:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(*rows[0], box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(", ".join(cell) if isinstance(cell, list) else str(cell)) for cell in row.values()))
+    out.print(table)
+
+
+def show(
+    trial: Annotated[str, typer.Argument(help="The id of a record, or how it begins.")],
+    results: Results = Path("results"),
+    json_: Json = False,
+) -> None:
+    """One record in full, but for its plan and log; --json has all of it."""
+    from harness.results import find
+
+    stored = find(results, trial)
+    if json_:
+        print(json.dumps(stored.record, indent=1, sort_keys=True))
+        return
+    out.print(f"[bold]{escape(stored.record['id'])}[/bold]  {escape(stored.name)}", soft_wrap=True)
+    for section in ("status", "error", "trial", "metrics", "cost", "env", "code", "hashes"):
+        for key, value in _leaves(stored.record.get(section), section):
+            out.print(f"[dim]{escape(key)}[/dim] = {escape(value)}", soft_wrap=True)
+
+
+def _leaves(value: Any, name: str) -> list[tuple[str, str]]:
+    """Every value with its dotted name."""
+    if isinstance(value, dict):
+        return [leaf for key, part in value.items() for leaf in _leaves(part, f"{name}.{key}")]
+    from harness.record import plain
+
+    return [] if value is None else [(plain(name), plain(f"{value:.6g}" if isinstance(value, float) else str(value)))]
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Results folders.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Results folder to bring them into.")],
+) -> None:
+    """Several results folders into one: the same record twice is kept once, records that contradict are refused."""
+    from harness.results import merge as bring
+
+    done = bring(sources, out_dir)
+    out.print(f"{done.copied} records copied to {out_dir}, {done.duplicates} were there already", soft_wrap=True)
+
+
+def verify(results: Results = Path("results"), json_: Json = False) -> None:
+    """Check every record: schema, hashes, duplicates, samples. Names what cannot be relied on; exit 1 if anything."""
+    from harness.results import verify as check
+
+    number, problems = check(results)
+    if json_:
+        print(json.dumps({"records": number, "problems": problems}, indent=1))
+    else:
+        for problem in problems:
+            err.print(f"[red]unsound:[/red] {escape(problem)}", soft_wrap=True)
+        out.print(f"{number} records, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,128 @@
+"""`infoprune demo`, `sweep` and `report`: from a board to records to tables and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.box
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from harness.cli.shared import Device, Inline, Limit, Results, check_device, duration, err, out
+
+
+def demo(
+    results: Results = Path("runs/demo/results"),
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tables and the plot.")] = Path("runs/demo"),
+    device: Device = "cpu",
+) -> None:
+    """The quick board on the embedded model; prints the table and where the plot is."""
+    from harness import record, spec
+    from harness.report import report, tables
+    from harness.sweep import check_writable
+
+    board = spec.read("demo")
+    check_writable(out_dir, "--out")
+    _sweep(board, results, device, inline=False)
+    files = report(results, out_dir)
+    frame = tables.board_frame(record.load(results / board.name)[0])
+    out.print(_frame_table(frame))
+    for file in files:
+        if file.name in ("README.md", "pareto.png"):
+            out.print(f"{'table' if file.suffix == '.md' else 'plot'}: {file}", soft_wrap=True)
+
+
+def sweep(
+    board: Annotated[str, typer.Argument(help="A shipped board's name or a YAML file.")],
+    results: Results = Path("results"),
+    device: Device = "cpu",
+    limit: Limit = None,
+    inline: Inline = False,
+    against: Annotated[str | None, typer.Option(help="Run only what a gate against these records needs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, run nothing.")] = False,
+) -> None:
+    """Run a board; what has a record already is skipped."""
+    from harness import spec
+    from harness.sweep import plan, probe
+
+    read = spec.read(board, **({"limit": limit} if limit else {}))
+    if dry_run:
+        todo = plan(read, results, against)
+        table = Table(
+            "method", "variant", "tuning", "scope", "units", "budget", "seeds", title=f"{read.name} on {read.model}"
+        )
+        rows: dict[tuple[str, ...], int] = {}
+        for trial in todo.trials:
+            key = (trial.method, trial.variant, str(trial.tuning), trial.scope, trial.units, f"{trial.budget:g}")
+            rows[key] = rows.get(key, 0) + 1
+        for key, seeds in rows.items():
+            table.add_row(*(escape(cell) for cell in key), str(seeds))
+        out.print(table)
+        seconds = todo.seconds
+        if seconds is None and todo.trials:
+            check_device(device)
+            seconds = probe(read, todo, device)
+        out.print(f"{len(todo.trials)} trials to run, {todo.done} done; {duration(seconds)}")
+        return
+    outcome = _sweep(read, results, device, inline, against)
+    out.print(
+        f"{outcome.ran} trials run, {outcome.skipped} already done, {len(outcome.failed)} failed: {outcome.folder}"
+    )
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _sweep(board: Any, results: Path, device: str, inline: bool, against: str | None = None) -> Any:
+    """Run a board under a progress bar, failures printed as they are known."""
+    from harness.progress import progress_bar
+    from harness.sweep import plan
+    from harness.sweep import sweep as run
+
+    check_device(device)
+    todo = plan(board, results, against)
+    err.print(f"{board.name}: {len(todo.trials)} trials to run, {todo.done} done; {duration(todo.seconds)}")
+    with progress_bar(err) as bar:
+        task = bar.add_task("starting", total=len(todo.trials))
+
+        def progress(finished: int, text: str) -> None:
+            trial = todo.trials[min(finished, len(todo.trials) - 1)]
+            label = f"{trial.method} {trial.scope} {trial.budget:g}: {text}" if text else ""
+            bar.update(task, completed=finished, description=escape(label))
+
+        outcome = run(board, results, device=device, inline=inline, todo=todo, progress=progress)
+    for line in outcome.failed:
+        err.print(f"[yellow]failed:[/yellow] {escape(line)}", soft_wrap=True)
+    return outcome
+
+
+def report(
+    results: Results = Path("results"),
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of leaderboards, one sub-folder a board.")] = Path(
+        "leaderboards"
+    ),
+) -> None:
+    """Tables and plots of every board under RESULTS, from its records alone."""
+    from harness.report import report as make
+
+    for file in make(results, out_dir):
+        out.print(str(file), soft_wrap=True)
+
+
+def _frame_table(frame: Any) -> Table:
+    """The board as a terminal table, dense first, one row a trial."""
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("method", "scope", "budget", "FLOPs", "params", "speedup", "accuracy (95 %)"):
+        table.add_column(head, no_wrap=True, justify="left" if head in ("method", "scope") else "right")
+    for row in frame.to_dict("records"):
+        cells = [escape(f"{row['method']} {row['variant']}".strip()), row["scope"], f"{row['budget']:g}"]
+        if row["status"] != "ok":
+            table.add_row(*cells, escape(row["status"]))
+            continue
+        low, middle, high = (100 * row[key] for key in ("accuracy_lo", "accuracy", "accuracy_hi"))
+        cells += [f"{row['flops_kept']:.4f}", f"{row['params_kept']:.3f}", f"{row['latency_speedup']:.2f}x"]
+        table.add_row(
+            *cells, f"{middle:.1f} ({low:.1f}-{high:.1f})", style="bold" if row["role"] == "studied" else None
+        )
+    return table

@@ -1,0 +1,240 @@
+"""Questions on which a pruned model and the dense one differ, from the samples beside the records.
+
+    python -c "from pathlib import Path; from harness.record import load; from harness.report import examples; \
+               print(examples.find(Path('results/demo'), load('results/demo')[0]).flips)"
+
+Samples hold ids and answers. Question, truth and image are looked up where the task is a local file that is still what
+the record was measured on (its hash says so); otherwise the ids have to do.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from harness import tasks
+from harness.record import plain
+from harness.report.tables import SETTING
+from harness.tasks import data
+from harness.types import InputError
+
+log = logging.getLogger(__name__)
+
+LOST, GAINED = 4, 2  # examples of a trial
+TEXT = 200  # characters of a question or an answer
+SIDE, WHOLE = 128, 6 << 10  # an image of at most so many bytes is shown as it is, a larger one at so many pixels
+IMAGES = 1_500_000  # characters of all images of a page together
+SETS = 256 << 20  # bytes of question sets that are read for their images
+SAMPLES = ("question_id", "answer", "score")
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What a trial lost and gained against dense, and examples: (question, whether lost, dense answer, answer)."""
+
+    questions: int
+    lost: int
+    gained: int
+    shown: list[tuple[int, bool, str, str]]
+
+
+@dataclass
+class Examples:
+    """The flips of a board's trials by id; the questions they name; the images, as data URIs, that those name."""
+
+    flips: dict[str, Flips] = field(default_factory=dict)
+    questions: list[dict[str, Any]] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A trial's samples: whether each answer counts as right, and which of the distinct answers it is."""
+
+    right: np.ndarray
+    codes: np.ndarray
+    distinct: pa.Array
+
+    def text(self, row: int) -> str:
+        return _text(self.distinct[int(self.codes[row])].as_py())
+
+
+def find(folder: Path, records: Sequence[Mapping[str, Any]]) -> Examples:
+    """Compare every finished trial with the dense one of its setting and data; a question is right from score 0.5 on.
+
+    The questions that flip in most trials are shown first, so that trials can be compared. A trial whose samples are
+    missing, damaged, or about other questions has no flips.
+    """
+    found, groups = Examples(), {}
+    for record in records:
+        if record["status"] == "ok":
+            key = json.dumps([[record["trial"][name] for name in SETTING], record["hashes"].get("data")])
+            groups.setdefault(key, []).append(record)
+    used: list[tuple[int, Mapping[str, Any], str, str]] = []  # (trials, record, task, question id) of found.questions
+    for _, group in sorted(groups.items()):
+        dense = next((record for record in group if record["trial"]["method"] == "none"), None)
+        if dense is None or (read := _read(folder, dense, [*SAMPLES, "task"])) is None:
+            continue
+        table, base = read
+        names = list(zip(table["task"].to_pylist(), table["question_id"].to_pylist(), strict=True))
+        trials = {}
+        for record in group:
+            if record is not dense and (read := _read(folder, record, SAMPLES)) is not None:
+                if read[0]["question_id"].equals(table["question_id"]):
+                    trials[record["id"]] = read[1]
+                else:
+                    log.warning(f"{folder}/{record['id']}.parquet: asks other questions than the dense trial: no flips")
+        _compare(found, used, dense, base, names, trials)
+    _illustrate(found, used)
+    return found
+
+
+def _compare(
+    found: Examples,
+    used: list[tuple[int, Mapping[str, Any], str, str]],
+    dense: Mapping[str, Any],
+    base: _Answers,
+    names: list[tuple[str, str]],
+    trials: Mapping[str, _Answers],
+) -> None:
+    """Add the flips of one setting's trials to what was found."""
+    often = np.zeros(len(names), dtype=int)
+    for own in trials.values():
+        often += own.right != base.right
+    order = np.array(sorted(range(len(names)), key=lambda i: (-often[i], names[i])), dtype=int)
+    places: dict[int, int] = {}  # row of the samples -> place in found.questions
+    for trial, own in trials.items():
+        lost = order[(base.right & ~own.right)[order]]
+        gained = order[(~base.right & own.right)[order]]
+        shown = []
+        for i in map(int, (*lost[:LOST], *gained[:GAINED])):
+            if i not in places:
+                places[i] = len(found.questions)
+                found.questions.append({"task": plain(names[i][0]), "id": plain(names[i][1])})
+                used.append((int(often[i]), dense, *names[i]))
+            shown.append((places[i], bool(base.right[i]), base.text(i), own.text(i)))
+        found.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
+
+
+# --- samples ------------------------------------------------------------------------------------------------
+
+
+def _read(folder: Path, record: Mapping[str, Any], columns: Sequence[str]) -> tuple[pa.Table, _Answers] | None:
+    """The samples of a record; None if there are none, or none that can be used: logged."""
+    path, expected = folder / f"{record['id']}.parquet", record["hashes"].get("samples")
+    try:
+        content = path.read_bytes()
+        if expected != hashlib.sha256(content).hexdigest():
+            log.warning(f"{path}: not the samples that this record was written with: no flips")
+            return None
+        file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=["answer"])
+        table = file.read(list(columns), use_threads=False).combine_chunks()
+        answers = table["answer"].chunk(0)
+        codes = (answers.indices.fill_null(0) if answers.null_count else answers.indices).to_numpy()
+        # Narrow, since the samples of a whole board are held at once.
+        codes = codes.astype(np.uint16 if len(answers.dictionary) < 1 << 16 else np.int64)
+        # A chunk's to_numpy takes microseconds, the whole column's a quarter of a millisecond.
+        score = table["score"].chunk(0).to_numpy(zero_copy_only=False)
+        return table, _Answers(score >= 0.5, codes, answers.dictionary)
+    except FileNotFoundError:
+        if expected is not None:
+            log.warning(f"{path}: the samples of this record are missing: no flips")
+    except OSError as error:
+        log.warning(f"{path}: cannot be read ({error.strerror or error}): no flips")
+    except (pa.ArrowException, AttributeError, IndexError, KeyError, TypeError) as error:
+        log.warning(plain(f"{path}: not a table of samples ({error}): no flips"))
+    return None
+
+
+def _text(value: Any) -> str:
+    text = plain(str(value if value is not None else ""))
+    return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+# --- questions and images ---------------------------------------------------------------------------------------
+
+
+def _illustrate(found: Examples, used: Sequence[tuple[int, Mapping[str, Any], str, str]]) -> None:
+    """Give the questions their text, truth and image, those that flip most often first, as far as there is room."""
+    wanted: dict[str, list[int]] = {}
+    records: dict[str, Mapping[str, Any]] = {}
+    for place, (_, record, _, _) in enumerate(used):
+        wanted.setdefault(record["id"], []).append(place)
+        records[record["id"]] = record
+    pictures: dict[int, bytes] = {}
+    for id, places in sorted(wanted.items()):
+        rows = {(used[place][2], used[place][3]): place for place in places}
+        for key, question, truth, picture in _rows(records[id], set(rows)):
+            place = rows[key]
+            found.questions[place] |= {"text": _text(question), "truth": [_text(answer) for answer in truth]}
+            pictures[place] = picture
+    room, known = IMAGES, {}
+    for place in sorted(pictures, key=lambda place: (-used[place][0], used[place][2:])):
+        digest = hashlib.sha256(pictures[place]).digest()
+        if digest not in known:
+            uri = _thumbnail(pictures[place])
+            if uri is None or len(uri) > room:
+                continue
+            room -= len(uri)
+            known[digest] = len(found.images)
+            found.images.append(uri)
+        found.questions[place]["image"] = known[digest]
+
+
+def _rows(
+    record: Mapping[str, Any], keys: set[tuple[str, str]]
+) -> Iterable[tuple[tuple[str, str], str, list[str], bytes]]:
+    """The questions of these (task, id) with their answers, the commonest first, and encoded image, where they are
+    to be had from local files that are what the record was measured on."""
+    trial, paths = record["trial"], {}
+    for task in trial["tasks"]:
+        path = data.REFERENCE / task if task in tasks.names() else Path(task)
+        paths[task] = path
+        file = path / f"{trial['split']}.parquet" if path.is_dir() else path
+        if file.suffix != ".parquet" or not file.is_file() or file.stat().st_size > SETS:
+            return
+    try:
+        if tasks.data_hash(trial["tasks"], trial["split"], trial["limit"])[:16] != record["hashes"].get("data"):
+            return
+        for task, path in paths.items():
+            table = data.source(task, path, trial["split"], trial["limit"]).read()
+            for row, id in enumerate(table["question_id"].to_pylist()):
+                if (task, id) in keys:
+                    doc = table.slice(row, 1).to_pylist()[0]
+                    given = doc["answers"] if "answers" in doc else [doc["answer"]]
+                    truth = [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
+                    truth = sorted(set(truth), key=lambda answer: (-truth.count(answer), answer))
+                    yield (task, id), doc["question"], truth[:3], doc["image"]["bytes"]
+    except InputError as error:
+        log.warning(f"no example questions: {error}")
+
+
+def _thumbnail(content: bytes) -> str | None:
+    """An image as a data URI, as it is if it is small; None if it is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            kind = str(image.format).lower()
+            image.draft("RGB", (SIDE, SIDE))
+            if len(content) > WHOLE:
+                image = image.convert("RGB")
+                image.thumbnail((SIDE, SIDE))
+                image.save(buffer := io.BytesIO(), "JPEG", quality=80)
+                kind, content = "jpeg", buffer.getvalue()
+            else:
+                image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

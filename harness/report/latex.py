@@ -1,0 +1,82 @@
+r"""A board's tables for a paper: methods x budgets, one booktabs table for every scope.
+
+    python -c "from harness.record import load; from harness.report import board, latex; \
+               print(latex.document(board.Board.of('demo', load('results/demo')[0])))"
+
+The file is to be \input; it needs \usepackage{booktabs}.
+"""
+
+from __future__ import annotations
+
+from harness.record import plain
+from harness.report import tables
+from harness.report.board import Board
+
+SPECIAL = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"\ensuremath{\pm}",
+    "×": r"\ensuremath{\times}",
+    tables.STUDIED: r"\ensuremath{\diamond}",
+    tables.NOTHING: r"\textendash{}",
+    **{char: f"{{{char}}}" for char in "[*-'`,?!"},  # not an argument of the line before, no ligature with the next
+}
+
+
+def document(board: Board) -> str:
+    """Every panel of a board as a table in LaTeX; paper-reported figures stand below the measured ones, marked."""
+    blocks = [r"% Made by infoprune report. Needs \usepackage{booktabs}."]
+    blocks += [_table(panel) for panel in board.panels]
+    if board.reported:
+        heads = ["method", "FLOPs reduction", "speedup", "source"]
+        rows = [
+            [
+                escape(figure.method),
+                f"{figure.flops_reduction:g}" + escape("×"),
+                f"{figure.latency_speedup:g}" + escape("×"),
+                escape(f"{figure.source} ({figure.note})"),
+            ]
+            for figure in board.reported
+        ]
+        blocks.append(_tabular("Reported by papers, not measured here.", "lrrl", heads, rows))
+    return "\n\n".join(blocks) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text of a record as literal LaTeX; a character outside Latin-1 that has no command becomes a question mark."""
+    return "".join(SPECIAL.get(char, char if ord(char) < 256 else "?") for char in plain(text))
+
+
+def _table(panel: tables.Panel) -> str:
+    budgets, curves = tables.standings(panel)
+    rows = []
+    for curve, cells in curves.items():
+        name = f"{tables.STUDIED} {curve}" if curve in panel.studied else curve
+        texts = [rf"\textbf{{{escape(text)}}}" if best else escape(text) for text, best in cells]
+        rows.append([escape(name), *texts])
+    levels = "; ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
+    caption = escape(f"{panel.title}. Accuracy in points, the mean over tasks. {levels}.")
+    heads = ["method", *map(tables.budget_text, budgets)]
+    return _tabular(caption, "l" + "r" * len(budgets), heads, rows)
+
+
+def _tabular(caption: str, align: str, heads: list[str], rows: list[list[str]]) -> str:
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(map(escape, heads)) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)

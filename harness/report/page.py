@@ -1,0 +1,165 @@
+"""The interactive page of a board, whole in one file: the table, the Pareto plot, and a part for every trial.
+
+    infoprune report && xdg-open leaderboards/index.html
+
+The table and the figures at equal FLOPs are plain HTML and need no script. The rest is drawn by `page.js` and
+`trial.js` from one JSON value. Text of records is escaped here and set as text there; besides, the page forbids itself
+every request, and every script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from harness.record import plain
+from harness.report import reported, tables
+from harness.report.board import Board
+
+# What is most looked for comes first: a narrow screen shows the first columns only.
+LEADING = ("method", "variant", "budget", "accuracy", "latency_speedup", "flops_kept", "scope", "seed", "trial")
+
+
+def board(shown: Board, data: Mapping[str, Any]) -> str:
+    """The page of a board, with the `data` that `details` makes for it; the same arguments give the same bytes."""
+    from plotly.offline import get_plotlyjs
+
+    parts = {
+        "title": escape(shown.name),
+        "facts": _facts(shown),
+        "notes": escape(shown.notes),
+        "summary": "".join(map(_summary, shown.panels)),
+        "table": _table(shown),
+        "methods": _methods(shown),
+        "data": _json(data),
+    }
+    return _fill(parts, get_plotlyjs(), _file("page.js"), _file("trial.js"))
+
+
+def card(shown: Board) -> str:
+    """A board's entry in the index."""
+    return (
+        f'<section class="card"><h2><a href="{escape(quote(shown.name))}/index.html">{escape(shown.name)}</a></h2>'
+        f"<p>{escape(shown.notes)}</p>{_facts(shown)}</section>"
+    )
+
+
+def index(cards: Iterable[str]) -> str:
+    """The page over all boards."""
+    return _fill({"boards": "\n".join(cards)})
+
+
+def _fill(parts: Mapping[str, str], *scripts: str) -> str:
+    """The template of a board or of the index with its parts, its style and its scripts."""
+    policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    if scripts:
+        digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+        policy += "; script-src " + " ".join(f"'sha256-{digest}'" for digest in digests)
+    common = {
+        "policy": policy,
+        "style": _file("page.css"),
+        "scripts": "".join(f"<script>{s}</script>\n" for s in scripts),
+    }
+    template = _file("page.html" if scripts else "boards.html")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: {**parts, **common}[match[1]], template)
+
+
+@cache
+def _file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+# --- plain HTML ---------------------------------------------------------------------------------------------
+
+
+def _facts(shown: Board) -> str:
+    return f'<dl class="facts">{"".join(f"<dt>{escape(key)}<dd>{escape(value)}" for key, value in shown.facts)}</dl>'
+
+
+def _summary(panel: tables.Panel) -> str:
+    budgets, curves = tables.standings(panel)
+    heads = "".join(f'<th scope="col">{escape(tables.budget_text(budget))}' for budget in budgets)
+    rows = []
+    for curve, cells in curves.items():
+        name = f"{tables.STUDIED} {curve}" if curve in panel.studied else curve
+        shown = "".join(f"<td>{f'<strong>{escape(text)}</strong>' if best else escape(text)}" for text, best in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}{shown}')
+    levels = " · ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
+    return (
+        f'<h3>{escape(panel.title)}</h3><p class="quiet">{escape(levels)}</p><div class="scroll" tabindex="0">'
+        f'<table class="summary"><thead><tr><th scope="col">method{heads}<tbody>{"".join(rows)}</table></div>'
+    )
+
+
+def _table(shown: Board) -> str:
+    """Every trial, and below them what papers report; the script finds a row's data by its place."""
+    order = {key: place for place, key in enumerate(LEADING)}
+    columns = sorted(shown.columns, key=lambda column: order.get(column.key, len(order)))
+    heads = "".join(
+        f'<th scope="col" data-key="{escape(column.key)}"{_align(column)}>{escape(column.head)}' for column in columns
+    )
+    cells = zip(*(column.cells for column in columns), strict=True)
+    rows = [f"<tr>{''.join(map(_cell, columns, texts))}" for texts in cells]
+    rows += [_reported_row(figure, columns) for figure in shown.reported]
+    return f"<thead><tr>{heads}<tbody>{chr(10).join(rows)}"
+
+
+def _cell(column: tables.Column, text: str) -> str:
+    if column.key == "method":
+        return f'<th scope="row">{_safe(text)}'
+    if column.key == "trial":
+        return f'<td><a href="#trial={text}">{text}</a>'
+    if column.key == "status" and text != "ok":
+        return f'<td class="failed">{_safe(text)}'
+    if column.key == "collapse":
+        return f'<td><span class="badge">{_safe(text)}</span>' if text else "<td>"
+    return f"<td{_align(column)}>{_safe(text)}"
+
+
+def _align(column: tables.Column) -> str:
+    return "" if column.text else " class=n"
+
+
+def _reported_row(figure: reported.Figure, columns: Sequence[tables.Column]) -> str:
+    known = {
+        "method": figure.method,
+        "flops_kept": f"{1 / figure.flops_reduction:.4f}",
+        "latency_speedup": f"{figure.latency_speedup:.2f}",
+        "status": f"{reported.MARK}: {figure.source} ({figure.note})",
+    }
+    cells = []
+    for column in columns:
+        text = escape(known.get(column.key, tables.NOTHING))
+        cells.append(
+            f'<th scope="row">{text} <span class="badge">reported</span>'
+            if column.key == "method"
+            else f"<td{_align(column)}>{text}"
+        )
+    return f'<tr class="reported">{"".join(cells)}'
+
+
+def _methods(shown: Board) -> str:
+    found = dict.fromkeys(entry[:3] for entry in shown.methods)
+    return "".join(
+        f"<dt>{tables.STUDIED + ' ' if role == 'studied' else ''}{_safe(method)}<dd>{_safe(title)}"
+        for method, title, role in found
+    )
+
+
+@lru_cache(maxsize=1 << 14)
+def _safe(text: str) -> str:
+    return escape(plain(text))
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")

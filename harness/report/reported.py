@@ -1,0 +1,37 @@
+"""What papers report for their own methods (`reported.yaml`): shown beside the measured rows, always marked.
+
+python -c "from harness.report.reported import figures; print(figures({'infoprune'}))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+MARK = "reported, not measured"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A paper's own figures for its method: factors against its dense model."""
+
+    method: str
+    flops_reduction: float
+    latency_speedup: float
+    note: str
+    source: str
+
+
+def figures(methods: Collection[str]) -> list[Figure]:
+    """The reported figures of these methods."""
+    return [figure for figure in _all() if figure.method in methods]
+
+
+@cache
+def _all() -> tuple[Figure, ...]:
+    text = Path(__file__).with_name("reported.yaml").read_text(encoding="utf-8")
+    return tuple(Figure(**entry) for entry in yaml.safe_load(text))

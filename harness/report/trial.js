@@ -1,0 +1,188 @@
+"use strict";
+// The part of a board's page about one trial, shown when the address ends in #trial=<id>; and what starts the page.
+
+function table(heads, lines) {
+  const box = make("div", null, { className: "scroll", tabIndex: 0 });
+  const element = make("table");
+  const head = element.createTHead().insertRow();
+  heads.forEach((text, i) => head.append(make("th", text, { scope: "col", className: i ? "n" : "" })));
+  const rows = element.createTBody();
+  for (const [first, ...others] of lines) {
+    const row = rows.insertRow();
+    row.append(make("th", first, { scope: "row" }));
+    for (const cell of others) row.append(cell instanceof Node ? cell : make("td", cell, { className: "n" }));
+  }
+  box.append(element);
+  return box;
+}
+
+function facts(pairs) {
+  const list = make("dl", null, { className: "facts" });
+  for (const [key, value] of pairs) list.append(make("dt", key), make("dd", value));
+  return list;
+}
+
+const KEPT = "Filled squares are heads (or groups of heads) that stay. The stronger a cell's colour, the more of the block is kept: "
+  + "of the largest count or rank that any plan on this board has.";
+
+// The share of a part that is kept; null where the plan does not say it in numbers.
+const ranks = {};
+function share(part, component, kind) {
+  if (part === null) return 1;
+  if (Array.isArray(part)) return part[0] / data.sizes[component][kind];
+  const found = part.match(/\d+|dense/g);
+  return found && mean(found.map((word) => (word === "dense" ? 1 : Number(word) / ranks[component])));
+}
+for (const trial of data.trials) {
+  (trial.plan || []).forEach((parts, i) => {
+    const component = data.blocks[i].split(".")[0];
+    for (const part of parts || []) {
+      if (typeof part !== "string") continue;
+      for (const rank of part.match(/\d+/g) || []) ranks[component] = Math.max(ranks[component] || 1, Number(rank));
+    }
+  });
+}
+
+function plan(trial) {
+  const lines = data.blocks.flatMap((block, i) => {
+    if (!trial.plan[i]) return [];
+    const component = block.split(".")[0];
+    const cells = [];
+    trial.plan[i].forEach((part, kind) => {
+      const size = data.sizes[component][kind];
+      const kept = share(part, component, kind);
+      const text = part === null ? "whole" : Array.isArray(part) ? `${part[0]} of ${size}` : part;
+      const cell = make("td", text, { className: "heat" });
+      cell.style.setProperty("--share", kept ?? 0);
+      if (kind === 0) {
+        const strip = make("td");
+        if (Array.isArray(part)) {
+          const units = make("span", null, { className: "heads", ariaHidden: "true" });
+          const mask = BigInt(`0x${part[2]}`);
+          for (let unit = 0; unit < size; unit++) {
+            const kept = (mask >> BigInt(unit)) & 1n;
+            units.append(make("i", null, { className: kept ? "kept" : "", title: `${unit}: ${kept ? "kept" : "removed"}` }));
+          }
+          strip.append(units);
+        }
+        cells.push(strip);
+      }
+      cells.push(cell);
+    });
+    return [[block, ...cells]];
+  });
+  const element = table(["block", "which heads", "heads kept", "FFN kept"], lines);
+  element.classList.add("plan");
+  return element;
+}
+
+function examples([questions, lost, gained, shown]) {
+  const box = make("div");
+  box.append(make("p", `Of ${questions} questions, ${lost} that dense has right were lost and ${gained} were gained.`));
+  for (const [title, want] of [["Lost", true], ["Gained", false]]) {
+    const own = shown.filter((example) => example[1] === want);
+    if (!own.length) continue;
+    const list = make("ul", null, { className: "examples" });
+    for (const [place, , before, after] of own) {
+      const question = data.questions[place];
+      const item = make("li");
+      if (question.image !== undefined) {
+        const alt = `the image of question ${question.id}`;
+        item.append(make("img", null, { src: data.images[question.image], alt }));
+      }
+      const text = make("div");
+      text.append(make("p", question.text ?? question.id));
+      const pairs = [["dense", before], ["pruned", after], ["task", question.task]];
+      if (question.truth) pairs.unshift(["truth", question.truth.join(", ")]);
+      const list_ = make("dl");
+      for (const [key, value] of pairs) list_.append(make("dt", key), make("dd", value));
+      text.append(list_);
+      item.append(text);
+      list.append(item);
+    }
+    box.append(make("h3", title), list);
+  }
+  return box;
+}
+
+function command(trial) {
+  const box = make("div", null, { className: "command" });
+  const text = trial.command + data.setups[trial.setup].command;
+  const code = make("pre", null, { tabIndex: 0 });
+  code.append(make("code", text));
+  const button = make("button", "Copy the command", { type: "button" });
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(code);
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected: copy it with the keyboard";
+    }
+  });
+  box.append(code, button);
+  return box;
+}
+
+function describe(row) {
+  const trial = data.trials[row.place];
+  const setup = data.setups[trial.setup];
+  const main = find("trial");
+  const heading = make("h1", `${row.curve}, ${row.scope} at ${row.budget}, seed ${row.seed}`, { tabIndex: -1 });
+  const back = make("p", null, { className: "quiet" });
+  back.append(make("a", `Back to ${data.board}`, { href: "#" }));
+  main.replaceChildren(back, heading, make("p", setup.title));
+  const add = (title, ...elements) => main.append(make("h2", title), ...elements);
+  if (row.status !== "ok") {
+    main.append(make("p", row.status, { className: "failed" }));
+  } else {
+    main.append(facts(told(row)));
+    const [accuracy, latency] = [trial.tasks, trial.latency];
+    if (accuracy.length) {
+      add("Accuracy", table(["task", "accuracy", "95 % interval", "questions", "images"], accuracy.map(
+        ([task, mean, low, high, n, images]) => [task, points(mean), `${points(low)} to ${points(high)}`, number(n, 0), number(images, 0)])));
+    }
+    if (latency.length) {
+      add("Latency", table(["stage, batch", "dense ms", "pruned ms", "speedup", "95 % interval"], latency.map(
+        ([stage, batch, dense, own, ratio, low, high]) =>
+          [`${stage}, ${batch}`, number(dense, 2), number(own, 2), number(ratio, 2), `${number(low, 2)} to ${number(high, 2)}`])));
+    }
+    if (trial.plan.some(Boolean)) add("What is kept", make("p", KEPT, { className: "quiet" }), plan(trial));
+    if (trial.flips) add("Answers that changed", examples(trial.flips));
+    else if (row.method !== "none") add("Answers that changed", make("p", "No samples of this trial and of the dense one to compare."));
+  }
+  const dirty = setup.code.dirty === "True";
+  add("Repeat", make("p", `Version ${setup.code.version}, revision ${setup.code.revision}${dirty ? ", with uncommitted changes" : ""}. `
+    + "The board below has this trial, the dense one and the seeds before it."), command(trial));
+  const pairs = [["trial", row.trial], ["options", Object.entries(trial.options || {}).map((pair) => pair.join("=")).join(" ") || "defaults"]];
+  pairs.push(...Object.entries(setup.trial), ...Object.entries(setup.machine));
+  pairs.push(["packages", Object.entries(setup.packages).map((pair) => pair.join(" ")).join(", ")]);
+  for (const hashes of [setup.hashes, trial.hashes]) {
+    pairs.push(...Object.entries(hashes).map(([key, value]) => [`hash of ${key}`, value]));
+  }
+  if (trial.seconds !== null) pairs.push(["seconds", number(trial.seconds, 1)]);
+  add("Everything that decided it", facts(pairs));
+  return heading;
+}
+
+let seen = null; // how far the board was scrolled
+function route() {
+  const id = /^#trial=([0-9a-f]+)$/.exec(location.hash)?.[1];
+  const row = places.has(id) ? rows[places.get(id)] : null;
+  if (row && seen === null) seen = scrollY;
+  find("board").hidden = document.querySelector("body > header").hidden = Boolean(row);
+  find("trial").hidden = !row;
+  if (row) {
+    document.title = `${row.trial} · ${data.board}`;
+    describe(row).focus({ preventScroll: true });
+    scrollTo(0, 0);
+  } else {
+    document.title = `${data.board} · InfoPrune-Bench`;
+    draw();
+    if (seen !== null) scrollTo(0, seen);
+    seen = null;
+  }
+}
+addEventListener("hashchange", route);
+show();
+route();
