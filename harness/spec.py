@@ -71,7 +71,8 @@ class Board(_Strict):
     split: str = "validation"
     limit: Count | None = None
     metrics: tuple[str, ...] = ("flops", "latency", "accuracy")
-    floors: bool = True  # also score the dense model with its images blanked and shuffled
+    # Also score these models with their images blanked and shuffled: none, dense, or dense and those of these budgets.
+    floors: bool | tuple[Fraction, ...] = True
     tuning: Tuning = Tuning()
     calibration: Calibration = Calibration()
     latency: Latency = Latency()
@@ -101,9 +102,10 @@ class Board(_Strict):
             "reference_input": self.reference_input.model_dump(),
             "dtype": self.dtype,
         }
-        floors = self.floors and "accuracy" in self.metrics and "floors" not in self.metrics
-        dense = (*self.metrics, "floors") if floors else self.metrics
-        whole = {**common, "units": "both", "calibration": self._drawn(self.calibration), "metrics": dense}
+        floors = self.floors is not False and "accuracy" in self.metrics and "floors" not in self.metrics
+        blinded = (*self.metrics, "floors") if floors else self.metrics
+        blinded_at = self.floors if isinstance(self.floors, tuple) else ()
+        whole = {**common, "units": "both", "calibration": self._drawn(self.calibration), "metrics": blinded}
         made = [Trial(method="none", options={}, scope="all", budget=1.0, seed=0, **whole)]
         for entry in self.methods:
             if entry.method == "none":
@@ -119,7 +121,7 @@ class Board(_Strict):
                                 scope=scope,
                                 budget=budget,
                                 seed=seed,
-                                metrics=self.metrics,
+                                metrics=blinded if budget in blinded_at else self.metrics,
                                 calibration=self._drawn(entry.calibration or self.calibration),
                                 tuning=entry.tuning or self.tuning,
                                 control=entry.control,

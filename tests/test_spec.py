@@ -67,6 +67,8 @@ def test_dense_also_measures_the_floor(read: Any) -> None:
     assert dense.metrics == ("flops", "latency", "accuracy", "floors")
     assert all(trial.metrics == ("flops", "latency", "accuracy") for trial in rest)
     assert read(floors=False).trials()[0].metrics == rest[0].metrics
+    blinded = read(floors=[0.5]).trials()
+    assert {trial.budget for trial in blinded if "floors" in trial.metrics} == {1.0, 0.5}
     assert read(metrics=["flops"]).trials()[0].metrics == ("flops",)
 
 
