@@ -239,7 +239,7 @@ def test_interrupt_ends_quickly_and_cleanly(package: Path, tiny_folder: Path, da
     """Ctrl-C reaches the worker too; neither prints a traceback, and what was finished is kept."""
     read_board(tmp_path, tiny_folder, data, ["sleeps"], metrics=["flops"])
     command = [sys.executable, "-m", "harness.cli", "sweep", "small.yaml"]
-    paths = os.pathsep.join([str(package), str(Path(cli.__file__).parents[1])])
+    paths = os.pathsep.join([str(package), str(Path(cli.__file__).parents[2])])  # not harness/: its types.py is ours
     running = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -254,9 +254,13 @@ def test_interrupt_ends_quickly_and_cleanly(package: Path, tiny_folder: Path, da
     until = time.monotonic() + 120
     while not list(tmp_path.glob("results/small/*.json")) and time.monotonic() < until and running.poll() is None:
         time.sleep(0.1)
+    if running.poll() is not None:
+        pytest.fail(f"ended by itself, code {running.returncode}, before the interrupt:\n{running.communicate()[1]}")
     time.sleep(1)  # dense is done, the second trial sleeps
     os.killpg(running.pid, signal.SIGINT)
+    start = time.monotonic()
     _, err = running.communicate(timeout=60)
+    assert time.monotonic() - start < 5
     assert running.returncode == 130, err
     assert "Traceback" not in err and "what was finished is kept" in err
     assert [json.loads(p.read_text())["trial"]["method"] for p in tmp_path.glob("results/small/*.json")] == ["none"]
