@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,16 @@ class Context:
         self.samples = table
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What a trial makes of a model, and its record without figures."""
+
+    dense: VLM
+    vlm: VLM
+    plan: Plan
+    record: dict[str, Any]
+
+
 class Worker:
     """Runs trials on one device, one after the other."""
 
@@ -90,13 +100,7 @@ class Worker:
     def _measure(
         self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: _Watch
     ) -> None:
-        with watch("load"):
-            dense = self._dense(trial.model, trial.dtype)
-            made["hashes"]["weights"] = dense.weights_hash
-        extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
-        pruned, plan = self._prune(dense, trial, method, extents, made, watch)
-        made["plan"] = plan.to_json()
-        made["hashes"]["plan"] = record.trial_id(made["plan"])
+        dense, pruned, _ = self._make(trial, method, made, context, watch)
         made["cost"]["metrics_s"] = {}
         for name in trial.metrics:
             measure = registry.metric(name)
@@ -105,6 +109,30 @@ class Worker:
                 made["metrics"][name] = measure(pruned, dense, trial, context)
                 made["cost"]["metrics_s"][name] = time.perf_counter() - start
         made["hashes"]["data"] = tasks.data_hash(trial.tasks, trial.split, trial.limit)[:16]
+
+    def prune(self, trial: Trial) -> Pruned:
+        """The models of a trial, nothing measured; what goes wrong is raised."""
+        made = blank(trial, self.device)
+        dense, pruned, plan = self._make(
+            trial, registry.method(trial.method), made, Context(trial, self.progress), _Watch(self.progress)
+        )
+        return Pruned(dense, pruned, plan, made)
+
+    def _make(
+        self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: _Watch
+    ) -> tuple[VLM, VLM, Plan]:
+        with watch("load"):
+            dense = self.load(trial)
+            made["hashes"]["weights"] = dense.weights_hash
+        extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+        pruned, plan = self._prune(dense, trial, method, extents, made, watch)
+        made["plan"] = plan.to_json()
+        made["hashes"]["plan"] = record.trial_id(made["plan"])
+        return dense, pruned, plan
+
+    def load(self, trial: Trial) -> VLM:
+        """The dense model of a trial."""
+        return self._dense(trial.model, trial.dtype)
 
     def _prune(
         self,

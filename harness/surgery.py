@@ -14,20 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from harness.families._pruned import LowRankLinear
 from harness.types import VLM, Block, Choice, Dense, Keep, LowRank, Options, Plan, Ranking, Units
-
-
-class LowRankLinear(nn.Module):
-    """Two Linears in place of one: (..., in) to (..., rank) to (..., out)."""
-
-    def __init__(self, factors: LowRank, like: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = like.in_features, like.out_features
-        self.down = _linear(factors.down.to(like.weight), None)
-        self.up = _linear(factors.up.to(like.weight), None if factors.bias is None else factors.bias.to(like.weight))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up(self.down(x))
 
 
 def apply(vlm: VLM, plan: Plan, ranking: Ranking, repaired: Mapping[str, Dense] | None = None) -> VLM:
@@ -60,6 +48,15 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     made.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
     if bias is not None:
         made.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return made
+
+
+def _low_rank(factors: LowRank, like: nn.Linear) -> LowRankLinear:
+    sizes = like.in_features, len(factors.down), like.out_features
+    made = LowRankLinear(*sizes, bias=factors.bias is not None, device="meta")
+    made.weight = like.weight.new_empty(0)
+    made.down = _linear(factors.down.to(like.weight), None)
+    made.up = _linear(factors.up.to(like.weight), None if factors.bias is None else factors.bias.to(like.weight))
     return made
 
 
@@ -107,4 +104,4 @@ def _replace(model: nn.Module, block: Block, choice: Choice, ranking: Ranking) -
             _set(model, path, nn.Identity())
         else:
             old = _get(model, path)
-            _set(model, path, LowRankLinear(new, old) if isinstance(new, LowRank) else _made(new, old.weight))
+            _set(model, path, _low_rank(new, old) if isinstance(new, LowRank) else _made(new, old.weight))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.calibration import Calibration, answer_logits
-from harness.surgery import LowRankLinear
+from harness.families._pruned import LowRankLinear
 from harness.types import VLM, Block, Choice, InputError, Keep, Plan, Tuning
 
 Progress = Callable[[str], None]

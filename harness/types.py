@@ -250,6 +250,16 @@ class Plan:
             blocks.setdefault(block, {})[kind] = value
         return {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Plan:
+        """The plan that this JSON is of; the inverse of `to_json`."""
+        parts: dict[tuple[str, Kind], Keep | Choice] = {}
+        for block, kinds in content["blocks"].items():
+            for kind, part in kinds.items():
+                chosen = isinstance(part, Mapping)
+                parts[block, kind] = Choice(part["option"], part["label"]) if chosen else Keep(tuple(part))
+        return cls(parts, content["requested"], content["achieved"])
+
 
 _Positive = Annotated[int, Field(ge=1)]
 _SETTINGS = {  # a tuning's method -> the settings it has a use for
@@ -326,6 +336,13 @@ class Trial:
         if self.control == "none":
             del found["control"]
         return found
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Trial:
+        """The trial with this content, or of a record that holds more; the inverse of `content`."""
+        given = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        given |= {name: tuple(given[name]) for name in ("tasks", "metrics")}
+        return cls(**{**given, "tuning": Tuning(**content.get("recovery", {}))})
 
     @property
     def variant(self) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness import surgery
+from harness.families._pruned import LowRankLinear
 from harness.prompts import encode
 from harness.types import SCOPES, UNIT_KINDS, VLM, Choice, Keep, Kind, LowRank, Option, Options, Plan, Ranking
 
@@ -211,7 +212,7 @@ def factored(vlm: VLM, rank: int | None) -> tuple[Plan, Ranking]:
 def test_full_rank_factors_reproduce_the_model(lively: VLM, inputs: dict[str, Tensor]) -> None:
     pruned = surgery.apply(lively, *factored(lively, None))
     for block in lively.blocks:
-        assert isinstance(pruned.model.get_submodule(block.ffn.consumer), surgery.LowRankLinear)
+        assert isinstance(pruned.model.get_submodule(block.ffn.consumer), LowRankLinear)
     torch.testing.assert_close(logits(pruned, inputs), logits(lively, inputs), atol=1e-4, rtol=0)
 
 
@@ -220,7 +221,7 @@ def test_factors_compute_up_down_and_bias(lively: VLM) -> None:
     for block in lively.blocks:
         path = block.ffn.consumer
         dense, low = lively.model.get_submodule(path), pruned.model.get_submodule(path)
-        assert isinstance(dense, nn.Linear) and isinstance(low, surgery.LowRankLinear)
+        assert isinstance(dense, nn.Linear) and isinstance(low, LowRankLinear)
         assert (low.in_features, low.out_features) == (dense.in_features, dense.out_features)
         assert low.down.weight.shape == (3, dense.in_features) and low.up.weight.shape == (dense.out_features, 3)
         x = torch.randn(5, dense.in_features, generator=torch.Generator().manual_seed(0))

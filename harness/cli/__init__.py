@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from harness import registry
-from harness.cli import looking, reference, results, running, verdicts
+from harness.cli import checkpoints, looking, reference, results, running, verdicts
 from harness.cli.shared import err
 from harness.types import InputError
 
@@ -33,6 +33,9 @@ app = _group(
     demo=running.demo,
     sweep=running.sweep,
     report=running.report,
+    prune=checkpoints.prune,
+    export=checkpoints.export,
+    load=checkpoints.load,
     gate=verdicts.gate,
     verdict=verdicts.verdict,
     results=_group(

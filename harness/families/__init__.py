@@ -56,7 +56,9 @@ def load(
     """
     import torch
     import transformers
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
+
+    from harness.families import _pruned
 
     if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
         raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
@@ -68,7 +70,6 @@ def load(
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
         raise InputError(f"model {source}: no such folder, and not a hub id of the form owner/name")
     transformers.utils.logging.disable_progress_bar()
-    loader: Any = AutoModelForImageTextToText  # its decorators hide the signature
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     try:
@@ -76,12 +77,15 @@ def load(
         if config.model_type not in names():
             raise _unknown(config, source)
         processor = AutoProcessor.from_pretrained(source, **hub)
+        made_of = _class(config)
         if random_weights:
             with torch.random.fork_rng([device] if device.startswith("cuda") else []), torch.device(device):
                 torch.manual_seed(seed)
-                model = loader.from_config(config, trust_remote_code=trust_remote_code, **how)
+                model = made_of._from_config(config, **how)
         else:
-            model = loader.from_pretrained(source, device_map=device_map, **how, **hub)
+            model = made_of.from_pretrained(source, config=config, device_map=device_map, **how, **hub)
+    except _pruned.ShapeError as error:
+        raise InputError(f"model {source}/config.json: {error}") from error
     except OSError as error:
         raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
     if device_map is None:
@@ -99,6 +103,21 @@ def load(
         blocks=family(config.model_type).blocks(model),
         weights_hash=f"random:{seed}" if random_weights else weights_hash(model),
     )
+
+
+def save(vlm: VLM, folder: Path) -> str:
+    """Write a checkpoint folder; "plain" if the stock class loads it, "custom code" if it brings a modelling file."""
+    from harness.families import _saving
+
+    return _saving.save(vlm, folder)
+
+
+def _class(config: Any) -> Any:
+    """The stock class of a config; of a pruned checkpoint, that class in the shapes that its config says."""
+    from harness.families import _pruned, _saving
+
+    made_of = _saving.stock(config)
+    return _pruned.pruned(made_of) if getattr(config, "pruned", None) else made_of
 
 
 def check(source: str, *, revision: str | None = None, random_weights: bool = False) -> None:

@@ -140,6 +140,7 @@ def mlp(path: str, module: Any, up: str, down: str, activation: str) -> Units:
         token_macs=first.in_features + second.out_features,
         pair_macs=0,
         activation=f"{path}.{activation}",
+        sizes=_width(path, module),
     )
 
 
@@ -156,7 +157,12 @@ def gated_mlp(path: str, module: Any) -> Units:
         pair_macs=0,
         gated=True,
         activation=f"{path}.act_fn",
+        sizes=_width(path, module),
     )
+
+
+def _width(path: str, module: Any) -> tuple[tuple[str, str, int], ...]:
+    return ((path, "intermediate_size", 1),) if hasattr(module, "intermediate_size") else ()
 
 
 def _linear(path: str, module: Any, name: str) -> Any:

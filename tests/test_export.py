@@ -1,0 +1,316 @@
+"""A pruned model on disk is the one in memory: by this package, and by transformers where this package is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from commands import Call, refused
+from family_configs import build
+from safetensors.torch import load_file, save_file
+from test_contracts import trial
+from test_family_contracts import generate, logits, picture
+from test_sweep import Run, read_board
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness import export, families, record, surgery, tasks
+from harness.metrics import flops
+from harness.prompts import encode
+from harness.runner import Context
+from harness.types import VLM, Choice, Dense, InputError, Keep, Kind, LowRank, Option, Options, Plan, Ranking, Trial
+
+FULL = {"method": "full", "samples": 4, "steps": 2, "batch": 2}
+METHODS: list[Any] = [
+    "random",
+    "flap",
+    {"method": "infoprune", "options": {"arm": "factor"}},
+    {"method": "random", "control": "random-units", "tuning": FULL},
+]
+LEFT = {".json", ".jinja", ".md", ".py", ".safetensors", ".txt", ".model"}  # no pickle among them
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("exported")
+    metrics = ["flops", "accuracy"]
+    board = read_board(root, tiny_folder, questions, METHODS, metrics=metrics, limit=6, scopes=["all"], floors=False)
+    return Run(board, root / "results", inline=True)
+
+
+def records(run: Run) -> dict[str, dict[str, Any]]:
+    found, problems = record.load(run.results / "small")
+    assert not problems and not run.outcome.failed
+    return {f"{one['trial']['method']} {one['trial']['variant']}".strip(): one for one in found}
+
+
+def cut(vlm: VLM, stay: Callable[[Kind, int], int], scope: Any) -> Plan:
+    """A random plan in which `stay` says how many of a block's units of a kind stay."""
+    rng, parts = random.Random(0), {}
+    for block, kind in vlm.select(scope):
+        count = block.units(kind).count
+        parts[block.name, kind] = Keep(tuple(sorted(rng.sample(range(count), stay(kind, count)))))
+    return Plan(parts, 0.5, 0.5)
+
+
+def uneven(vlm: VLM, scope: Any = "all") -> VLM:
+    rng = random.Random(1)
+    return surgery.apply(vlm, cut(vlm, lambda _, count: rng.randint(1, count), scope), Ranking({}))
+
+
+def even(vlm: VLM) -> VLM:
+    """Half of the channels of every FFN of the language model: a width that the config can say."""
+    stay = cut(vlm, lambda kind, count: count // 2 if kind == "ffn" else count, "language")
+    return surgery.apply(vlm, stay, Ranking({}))
+
+
+def factored(vlm: VLM) -> VLM:
+    """Two factors in every FFN, an activation left out, a bias where there was none."""
+    scores: dict[Any, Any] = {}
+    for block in vlm.blocks:
+        path, linear = block.ffn.consumer, cast(Any, vlm.model.get_submodule(block.ffn.consumer))
+        rank = torch.Generator().manual_seed(block.index)
+        down, up = (torch.randn(s, generator=rank) for s in ((5, linear.in_features), (linear.out_features, 5)))
+        made = {path: LowRank(down, up, None), block.ffn.activation: None}
+        scores[block.name, "ffn"] = Options((Option("dense", 2, 0.0), Option("low", 1, 1.0, lambda made=made: made)))
+    plan = Plan({key: Choice(1, "low") for key in scores}, 0.5, 0.5)
+    path = vlm.blocks[-1].heads.consumer
+    weight = cast(Any, vlm.model.get_submodule(path)).weight
+    return surgery.apply(vlm, plan, Ranking(scores), {path: Dense(weight * 2, torch.linspace(-1, 1, len(weight)))})
+
+
+# --- a row of a board -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_exported_row_answers_and_costs_as_its_record_says(run: Run, tmp_path: Path) -> None:
+    """Of every kind of trial: units cut, weights repaired, factors, weights tuned."""
+    found = records(run)
+    assert set(found) == {
+        "none", "random", "flap", "infoprune arm=factor", "random control=random-units"
+    }  # fmt: skip
+    for number, (name, made) in enumerate(found.items()):
+        out = tmp_path / str(number)
+        row = f"small/{name}/all/{made['trial']['budget']:g}"
+        done = export.export(run.results, made["id"][:9] if number % 2 else row, out)
+        assert {file.suffix for file in out.iterdir()} <= LEFT
+        assert done.form == ("plain" if name == "none" else "custom code")
+        again = families.load(out)
+        own = Trial.of(made["trial"])
+        answers = tasks.ask(again, own.tasks, own.split, own.limit).table
+        stored = pq.read_table(run.results / "small" / f"{made['id']}.parquet")
+        assert answers.to_pylist() == stored.to_pylist(), name
+        dense = families.load(own.model)
+        context = Context(own, lambda text: None)
+        counted = json.loads(json.dumps(flops.measure(again, dense, own, context)))
+        assert counted == made["metrics"]["flops"], name
+        kept = json.loads((out / export.PLAN).read_text())
+        assert kept["plan"] == made["plan"] and record.trial_id(kept["plan"]) == done.plan == made["hashes"]["plan"]
+        card = (out / "README.md").read_text()
+        assert made["id"] in card and f"{100 * made['metrics']['accuracy']['mean']:.1f} (" in card
+        assert ("trust_remote_code=True" in card) == (done.form == "custom code")
+
+
+@pytest.mark.slow
+def test_a_plan_on_fresh_dense_weights_gives_the_same_model(run: Run, tmp_path: Path, tiny_folder: Path) -> None:
+    found = records(run)
+    for name in ("random", "flap", "infoprune arm=factor", "random control=random-units"):
+        first, second = tmp_path / f"{name} 1", tmp_path / f"{name} 2"
+        export.export(run.results, found[name]["id"], first)
+        export.load(first / export.PLAN, str(tiny_folder), second)
+        weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()), name
+    other = build("qwen2_vl", tmp_path / "other")
+    assert export.load(tmp_path / "random 1" / export.PLAN, str(tiny_folder), tmp_path / "again").form == "custom code"
+    with pytest.raises(InputError, match=r"hashes.weights: \w+, but .*other gives \w+; this plan also replaces"):
+        export.load(tmp_path / "flap 1" / export.PLAN, str(other), tmp_path / "wrong")
+    llava = build("llava", tmp_path / "llava")
+    with pytest.raises(InputError, match=r"plan.blocks.*heads: .*llava has units 0 to 3 there|no such block"):
+        wide = json.loads((tmp_path / "random 1" / export.PLAN).read_text())
+        wide["plan"]["blocks"]["language.0"]["heads"] = [7]
+        wide["hashes"]["plan"] = record.trial_id(wide["plan"])
+        (tmp_path / "wide.json").write_text(json.dumps(wide))
+        export.load(tmp_path / "wide.json", str(llava), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path) -> None:
+    own = records(run)["random"]
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="no record begins with 'ffff'"):
+        export.export(run.results, "ffff", out)
+    with pytest.raises(InputError, match=r"unknown row 'small/random/all/0.9'; did you mean 'small/random/all/0.5/0'"):
+        export.export(run.results, "small/random/all/0.9", out)
+    with pytest.raises(InputError, match="not BOARD/METHOD/SCOPE/BUDGET"):
+        export.export(run.results, "nowhere/random", out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    with pytest.raises(InputError, match="is there already"):
+        export.export(run.results, own["id"], tmp_path / "full")
+    other = tmp_path / "results"
+    changed = json.loads(json.dumps(own))
+    changed["plan"]["blocks"]["language.0"]["ffn"][0] += 1
+    changed["hashes"]["plan"] = record.trial_id(changed["plan"])
+    del changed["hashes"]["samples"], changed["metrics"]["accuracy"]
+    record.write(other / "small", changed)
+    with pytest.raises(InputError, match=r"hashes.plan: \w+ in the record, \w+ of the model made again"):
+        export.export(other, own["id"], out)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("full", "results")] == []
+
+
+def test_prune_without_a_board(call: Call, tiny_folder: Path, questions: Path) -> None:
+    words = ["--budget", "0.5", "--scope", "all", "--data", questions, "--samples", "4", "--image", "64x64"]
+    done = call(
+        "prune", tiny_folder, "--method", "magnitude", *words, "--option", "norm=l1", "--out", "small", "--json"
+    )
+    assert done.code == 0, done
+    found = json.loads(done.out)
+    assert found["after"]["macs"] / found["before"]["macs"] == pytest.approx(0.5, rel=0.01)
+    assert found["after"]["bytes"] == 4 * found["after"]["params"] < 4 * found["before"]["params"]
+    families.check_folder(Path("small"))
+    assert "not measured" in Path("small/README.md").read_text()
+    shown = call("load", "small/plan.json", tiny_folder, "twin")
+    assert shown.code == 0 and "custom code" in shown.out and Path("twin/modeling_pruned.py").is_file()
+    assert Path("twin/model.safetensors").read_bytes() == Path("small/model.safetensors").read_bytes()
+
+
+def test_bad_flags_are_refused(call: Call, tiny_folder: Path, questions: Path) -> None:
+    words = ["prune", tiny_folder, "--method", "magnitude", "--data", questions, "--samples", "4", "--out", "out"]
+    refused(call(*words, "--budget", "0.5", "--option", "nrm=l1"), "nrm", "norm")
+    refused(call(*words, "--budget", "0.5", "--option", "norm"), "--option norm", "name=value")
+    refused(call(*words, "--budget", "1.5"), "budgets", "1.5")
+    refused(call(*words, "--budget", "0.5", "--image", "big"), "--image big", "448x448")
+    refused(call(*words[:3], "magnitud", *words[4:], "--budget", "0.5"), "magnitud", "'magnitude'")
+    refused(call("load", "no.json", tiny_folder, "out"), "no.json")
+
+
+# --- a shape that a config says, and one that none does ---------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "llava"])
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLM:
+    return families.load(build(request.param, tmp_path_factory.mktemp("dense") / request.param))
+
+
+MAKE = {"even": even, "uneven": uneven, "factored": factored}
+
+# Runs where neither this package nor its methods can be imported.
+ALONE = """
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("harness", "baselines"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText, AutoProcessor
+try:
+    import harness
+    raise SystemExit("this package can be imported")
+except ModuleNotFoundError:
+    pass
+found = {}
+for folder in sys.argv[1:]:
+    load = AutoModelForImageTextToText.from_pretrained
+    stock = None
+    try:
+        model = load(folder).eval()
+    except RuntimeError as error:
+        stock = str(error)
+        model = load(folder, trust_remote_code=True).eval()
+    AutoProcessor.from_pretrained(folder)
+    inputs = load_file(folder + ".inputs")
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            logits = model(**inputs, use_cache=False).logits
+        tokens = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    expected = load_file(folder + ".expected")
+    found[folder] = {
+        "stock": stock,
+        "class": type(model).__mro__[1 if stock else 0].__module__,
+        "logits": torch.equal(logits, expected["logits"]),
+        "tokens": torch.equal(tokens, expected["tokens"]),
+        "flops": counter.get_total_flops(),
+    }
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_alone_loads_the_same_model(dense: VLM, tmp_path: Path) -> None:
+    inputs = encode(dense.processor, [[picture(0, 64, 64)], [picture(1, 96, 64)]], ["How many?", "What colour is it?"])
+    expected: dict[str, int] = {}
+    for name, make in MAKE.items():
+        vlm = make(dense)
+        assert families.save(vlm, tmp_path / name) == ("plain" if name == "even" else "custom code")
+        save_file({key: value.contiguous() for key, value in inputs.items()}, tmp_path / f"{name}.inputs")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            found = cast(Any, vlm.model)(**inputs, use_cache=False).logits
+        expected[name] = counter.get_total_flops()
+        with torch.no_grad():
+            tokens = cast(Any, vlm.model).generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        save_file({"logits": found.contiguous(), "tokens": tokens}, tmp_path / f"{name}.expected")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    words = [sys.executable, "-c", ALONE, *(str(tmp_path / name) for name in MAKE)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder, got in json.loads(done.stdout).items():
+        name = Path(folder).name
+        assert got["logits"] and got["tokens"], (name, got)
+        assert got["flops"] == expected[name]
+        # Without leave to run its code it fails, and does not make weights up.
+        assert (got["stock"] is None) == (name == "even"), got["stock"]
+        assert got["class"].startswith("transformers.models."), got["class"]
+
+
+def test_this_package_loads_the_same_model(dense: VLM, tmp_path: Path) -> None:
+    """And cuts it again, and writes it again."""
+    inputs = encode(dense.processor, [[picture(0, 64, 64)], [picture(1, 96, 64)]], ["How many?", "What colour is it?"])
+    for name, make in MAKE.items():
+        vlm = make(dense)
+        families.save(vlm, tmp_path / name)
+        again = families.load(tmp_path / name)
+        assert torch.equal(logits(again, inputs), logits(vlm, inputs)) and again.blocks == vlm.blocks
+        assert generate(again, inputs) == generate(vlm, inputs)
+        if name == "factored":  # factors cannot be cut again
+            continue
+        twice = uneven(again, "vision")
+        assert families.save(twice, tmp_path / f"{name} twice") == "custom code"
+        third = families.load(tmp_path / f"{name} twice")
+        assert torch.equal(logits(third, inputs), logits(uneven(vlm, "vision"), inputs))
+    drawn = families.load(tmp_path / "uneven", random_weights=True, seed=1)
+    assert drawn.blocks == uneven(dense).blocks
+
+
+def test_a_config_that_does_not_fit_is_refused(dense: VLM, tmp_path: Path) -> None:
+    families.save(uneven(dense), tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    config = json.loads(path.read_text())
+    for place, value, message in (
+        ("linears", {"model.nothing.here": {"in": 1, "out": 1, "bias": False}}, "no module model.nothing.here"),
+        ("sizes", {"model": {"forward": 3}}, "model.forward: not a size"),
+    ):
+        path.write_text(json.dumps({**config, "pruned": {**config["pruned"], place: value}}))
+        with pytest.raises(InputError, match=f"config.json: pruned: .*{message}|{message}"):
+            families.load(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_a_trial_and_a_plan_come_back_from_a_record(run: Run) -> None:
+    for made in records(run).values():
+        assert record.trial_id(Trial.of(made["trial"]).content()) == made["id"]
+        assert Plan.of(made["plan"]).to_json() == made["plan"]
+    assert Trial.of(trial().content()) == trial()
