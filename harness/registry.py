@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,9 +129,31 @@ def methods() -> list[str]:
 @functools.cache
 def method(name: str) -> Method:
     """Import one method. Raises InputError for an unknown name; an ImportError inside the method is passed on."""
+    return described(name, module(name))
+
+
+def module(name: str) -> ModuleType:
+    """The module of a method, imported; raises as `method` does."""
     if name not in _modules():
         raise InputError.unknown("method", name, _modules())
-    module = importlib.import_module(_modules()[name].partition(":")[0])
+    return importlib.import_module(_modules()[name].partition(":")[0])
+
+
+def module_of_file(path: Path) -> ModuleType:
+    """A method in a file that no package holds, imported under the file's name. What it raises is passed on."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made  # where dataclasses and annotations look for it
+    try:
+        spec.loader.exec_module(made)
+    finally:
+        del sys.modules[spec.name]
+    return made
+
+
+def described(name: str, module: ModuleType) -> Method:
+    """What a module with a function `rank` says of the method that it is."""
     parameters = [p for p in inspect.signature(module.rank).parameters.values() if p.kind is p.KEYWORD_ONLY]
     options = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("seed", "budget")}
     hints = typing.get_type_hints(module.rank, include_extras=True)

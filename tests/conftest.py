@@ -22,18 +22,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any-machine")
 
-VISION = {"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
-TEXT = {
-    "num_hidden_layers": 2,
-    "hidden_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-}
-
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from harness.contract import TEXT, VISION
     from harness.reference.model import build
 
     return build(tmp_path_factory.mktemp("tiny") / "checkpoint", vision=VISION, text=TEXT)

@@ -47,6 +47,7 @@ app = _group(
     ),
     list=looking.list_,
     doctor=looking.doctor,
+    **{"check-method": looking.check_method},
     data=_group("Question sets of your own.", check=looking.data_check),
     reference=_group("The embedded model: retrain, fine-tune, verify.", train=reference.train, check=reference.check),
     **registry.commands(),

@@ -1,4 +1,4 @@
-"""`infoprune list`, `doctor` and `data check`: what is there, and is it sound?"""
+"""`infoprune list`, `doctor`, `check-method` and `data check`: what is there, and is it sound?"""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from harness import registry
-from harness.cli.shared import Json, out
+from harness.cli.shared import Json, err, out
 
 
 class Thing(StrEnum):
@@ -83,6 +84,28 @@ def doctor(json_: Json = False) -> None:
             mark = "[green]ok[/green]" if finding.ok else "[red]no[/red]"
             out.print(f"{mark}  {finding.check}: {escape(finding.detail)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def check_method(
+    method: Annotated[str, typer.Argument(help="A Python file, or a name that `infoprune list methods` shows.")],
+    json_: Json = False,
+) -> None:
+    """Try a method on a tiny model: signature, scores, seed, budgets, and that it leaves the model as found."""
+    from harness import contract
+
+    name, module = contract.load(method)
+    with err.status(f"trying {escape(name)}"), TemporaryDirectory() as folder:
+        found = contract.findings(name, module, contract.tiny(Path(folder)))
+    if json_:
+        findings = [{"check": finding.check, "text": finding.text} for finding in found]
+        print(json.dumps({"method": name, "sound": not found, "findings": findings}, indent=1))
+    else:
+        for finding in found:
+            out.print(f"[red]no[/red]  {finding.check}: {escape(finding.text)}", soft_wrap=True)
+        if not found:
+            out.print(f"[green]ok[/green]  {escape(name)}: {', '.join(contract.CHECKS)}", soft_wrap=True)
+    if found:
         raise typer.Exit(1)
 
 

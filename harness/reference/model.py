@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.utils import logging
 
 from harness.reference.questions import FORMS, ask
 from harness.reference.scenes import SIDE, WORDS, objects_scene, text_scene
@@ -164,6 +165,7 @@ def build(
     generation = model.generation_config
     if generation is not None:
         generation.eos_token_id, generation.pad_token_id = made.tokenizer.eos_token_id, made.tokenizer.pad_token_id
+    logging.disable_progress_bar()  # over the files of a model: it is one
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
