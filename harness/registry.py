@@ -126,6 +126,13 @@ def methods() -> list[str]:
     return sorted(_modules())
 
 
+def module_path(name: str) -> str:
+    """The path of a method's module, which is not imported. Raises InputError for an unknown name."""
+    if name not in _modules():
+        raise InputError.unknown("method", name, _modules())
+    return _modules()[name].partition(":")[0]
+
+
 @functools.cache
 def method(name: str) -> Method:
     """Import one method. Raises InputError for an unknown name; an ImportError inside the method is passed on."""
@@ -134,9 +141,7 @@ def method(name: str) -> Method:
 
 def module(name: str) -> ModuleType:
     """The module of a method, imported; raises as `method` does."""
-    if name not in _modules():
-        raise InputError.unknown("method", name, _modules())
-    return importlib.import_module(_modules()[name].partition(":")[0])
+    return importlib.import_module(module_path(name))
 
 
 def module_of_file(path: Path) -> ModuleType:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from harness import budget, control, families, record, registry, spec, surgery, tasks, tuning
+from harness import budget, control, families, provenance, record, registry, spec, surgery, tasks, tuning
 from harness.calibration import Calibration
+from harness.memory import out_of_memory, release
 from harness.prompts import encode
 from harness.types import VLM, Budget, Component, Extent, Plan, Ranking, Trial
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 Progress = Callable[[str], None]
+BATCH = 16  # of calibration, unless memory is short
+SHRINKS = ("calibration", "ranking", "repair")  # phases that a smaller one helps
 PACKAGES = ("torch", "transformers", "lmms-eval", "fvcore", "numpy")
 
 
@@ -78,24 +81,37 @@ class Worker:
         self._calibration = functools.lru_cache(maxsize=1)(self._calibrate)
         self._lessons = functools.lru_cache(maxsize=1)(self._calibrate)  # what tuning learns from
         self._ranking: tuple[Any, Ranking, float] | None = None
+        self._batch = BATCH  # questions that calibration looks at together
 
     def run(self, trial: Trial) -> tuple[dict[str, Any], pyarrow.Table | None]:
         """The record of a trial and its samples. A failure of the trial is a record too; an interrupt is passed on."""
         watch = _Watch(self.progress)
-        method = registry.method(trial.method)
-        made = blank(trial, self.device)
-        context = Context(trial, self.progress)
-        try:
-            self._measure(trial, method, made, context, watch)
-            with watch("record"):
-                json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
-        except Exception as error:  # the sweep goes on; the record says what happened
-            fail(made, type(error).__name__, str(error), watch.phase)
-            context.samples = None
+        again = True
+        while again:
+            made, context, again = blank(trial, self.device), Context(trial, self.progress), False
+            try:
+                self._measure(trial, registry.method(trial.method), made, context, watch)
+                with watch("record"):
+                    json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
+            except Exception as error:  # the sweep goes on; the record says what happened
+                again = out_of_memory(error) and watch.phase in SHRINKS and self._batch > 1
+                if not again:
+                    fail(made, type(error).__name__, str(error), watch.phase)
+                    context.samples = None
+            if again:  # here, where the error no longer holds what filled the memory
+                self._halve()
+        if self._batch < BATCH:
+            made["cost"]["calibration_batch"] = self._batch
         made["cost"].update(
             watch.seconds, total_s=time.perf_counter() - watch.start, peak_memory_bytes=peak(self.device)
         )
         return made, context.samples
+
+    def _halve(self) -> None:
+        """Forget what was computed in batches that memory does not hold, and go on with smaller ones."""
+        self._batch //= 2
+        self._calibration.cache_clear()
+        release()
 
     def _measure(
         self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: _Watch
@@ -122,6 +138,7 @@ class Worker:
         self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: _Watch
     ) -> tuple[VLM, VLM, Plan]:
         with watch("load"):
+            made["hashes"] |= provenance.hashes(trial)
             dense = self.load(trial)
             made["hashes"]["weights"] = dense.weights_hash
         extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
@@ -183,10 +200,17 @@ class Worker:
         return families.load(registry.model(model), dtype=dtype, device=self.device, name=model)
 
     def _calibrate(
-        self, model: str, dtype: str, drawn: tuple[str, ...], split: str, number: int, seed: int, batch: int = 16
+        self,
+        model: str,
+        dtype: str,
+        drawn: tuple[str, ...],
+        split: str,
+        number: int,
+        seed: int,
+        batch: int | None = None,
     ) -> Calibration:
         samples = tasks.samples(drawn, split, number, seed)
-        return Calibration(self._dense(model, dtype), samples, batch, progress=self.progress)
+        return Calibration(self._dense(model, dtype), samples, batch or self._batch, progress=self.progress)
 
     def _rank(
         self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, asked: Budget, watch: _Watch
@@ -201,7 +225,7 @@ class Worker:
         with watch("calibration"):
             calibration = self._calibration(*draw)
             if vlm is not dense:
-                calibration = Calibration(vlm, calibration.samples, progress=self.progress)
+                calibration = Calibration(vlm, calibration.samples, self._batch, progress=self.progress)
         if vlm is dense and self._ranking is not None and self._ranking[0] == key:
             return self._ranking[1], calibration, self._ranking[2]
         with watch("ranking"):
@@ -259,6 +283,11 @@ class _Watch:
         yield
         if phase in ("load", "calibration", "solve", "repair", "surgery", "tuning"):
             self.seconds[f"{phase}_s"] = self.seconds.get(f"{phase}_s", 0.0) + time.perf_counter() - start
+
+
+def share_processor(jobs: int) -> None:
+    """Leave cores to the other workers of this machine."""
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // jobs)))
 
 
 def peak(device: str) -> int:

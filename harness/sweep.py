@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from harness import families, gate, record, registry, spec, tasks
-from harness.executors import local
+from harness import families, gate, provenance, record, registry, spec, tasks
+from harness.claims import Claims
+from harness.executors import Make, local, real
+from harness.executors.local import UNLIMITED, Limits
 from harness.results import collect
 from harness.types import InputError, Trial
 
@@ -23,19 +26,26 @@ Progress = Callable[[int, str], None]  # (trials finished, what is going on)
 
 @dataclass(frozen=True)
 class Todo:
-    """What a sweep would do: trials still to run, how many are done, and the estimated seconds (None: unknown)."""
+    """What a sweep would do: trials still to run, how many are done, and the estimated seconds (None: unknown).
+
+    stale: how many of those to run have a record, but of another code, checkpoint or question set.
+    """
 
     trials: tuple[Trial, ...]
     done: int
     seconds: float | None
+    stale: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """What a sweep did; elsewhere: trials left to, or meanwhile done by, other sweeps on the same folder."""
+
     folder: Path
     ran: int
     skipped: int
     failed: tuple[str, ...]  # one line per failed trial
+    elsewhere: int = 0
 
 
 def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
@@ -50,14 +60,21 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
             raise InputError(f"--against {baseline}: also where results would go; name another folder with --results")
         trials = gate.against(trials, collect(baseline))
     folder = results / board.name
-    done: dict[str, float] = {}
+    there: dict[str, dict[str, Any]] = {}
     if folder.is_dir():
-        for found in record.load(folder)[0]:
-            if found["status"] == "ok":
-                done[found["id"]] = float(found["cost"].get("total_s") or 0.0)
-    todo = tuple(trial for trial in trials if spec.trial_id(trial) not in done)
-    each = statistics.median(done.values()) if done else None
-    return Todo(todo, len(trials) - len(todo), None if each is None else each * len(todo))
+        there = {found["id"]: found for found in record.load(folder)[0] if found["status"] == "ok"}
+    todo, seconds, stale = [], [], 0
+    for trial in trials:
+        found = there.get(spec.trial_id(trial))
+        if found is None:
+            todo.append(trial)
+        elif provenance.stale(found, trial):
+            todo.append(trial)
+            stale += 1
+        else:
+            seconds.append(float(found["cost"].get("total_s") or 0.0))
+    each = statistics.median(seconds) if seconds else None
+    return Todo(tuple(todo), len(seconds), None if each is None else each * len(todo), stale)
 
 
 def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
@@ -94,26 +111,63 @@ def sweep(
     *,
     device: str = "cpu",
     inline: bool = False,
+    jobs: int = 1,
+    limits: Limits = UNLIMITED,
+    make: Make = real,
     todo: Todo | None = None,
     progress: Progress = lambda finished, text: None,
 ) -> Outcome:
     """Run what is missing of a board, one record a trial under `results/<board>/`; todo: its `plan`, if there is one.
 
-    Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written.
+    Several sweeps may share a folder, each trial is run by one of them.
+    Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written;
+    and when it cannot be written any more: what was finished before is kept.
     """
     todo = todo or plan(board, results)
     if todo.trials:
         families.check(registry.model(board.model))
     folder, failed = results / board.name, []
     check_writable(folder)
-    finished = 0
-    runs = local.run(todo.trials, device=device, inline=inline, progress=lambda text: progress(finished, text))
-    for trial, (made, samples) in zip(todo.trials, runs, strict=True):
-        record.write(folder, made, samples)
-        finished += 1
-        progress(finished, "")
-        if made["status"] != "ok":
-            reason = record.plain(f"{made['error']['phase']}: {made['error']['type']}: {made['error']['message']}")
-            which = f"{trial.method} {trial.variant} {trial.tuning} {trial.scope} {trial.budget:g} seed {trial.seed}"
-            failed.append(f"{which}: {reason}")
-    return Outcome(folder, finished, todo.done, tuple(failed))
+    finished = elsewhere = 0
+    with Claims(folder) as claims:
+
+        def claim(trial: Trial) -> bool:
+            nonlocal elsewhere
+            name = spec.trial_id(trial)
+            mine = claims.take(name) and not _done(folder / f"{name}.json", trial)
+            elsewhere += not mine
+            return mine
+
+        def said(trial: Trial, text: str) -> None:
+            progress(finished + elsewhere, f"{trial.method} {trial.scope} {trial.budget:g}: {text}")
+
+        claims.tidy()
+        runs = local.run(
+            todo.trials, device=device, inline=inline, jobs=jobs, limits=limits, make=make, claim=claim, progress=said
+        )
+        for made, samples in runs:
+            claims.check()
+            record.write(folder, made, samples)
+            claims.give_up(made["id"])
+            finished += 1
+            progress(finished + elsewhere, "")
+            if made["status"] != "ok":
+                failed.append(_failure(made))
+    return Outcome(folder, finished, todo.done, tuple(failed), elsewhere)
+
+
+def _done(path: Path, trial: Trial) -> bool:
+    """Whether the trial has a good record by now, perhaps another sweep's."""
+    try:
+        found = record.read(path)
+    except InputError:
+        return False
+    return found["status"] == "ok" and not provenance.stale(found, trial)
+
+
+def _failure(made: dict[str, Any]) -> str:
+    """A failure record in one line."""
+    reason = record.plain(f"{made['error']['phase']}: {made['error']['type']}: {made['error']['message']}")
+    trial = made["trial"]
+    which = ("method", "variant", "tuning", "scope", "budget", "seed")
+    return " ".join(f"{'seed ' if key == 'seed' else ''}{trial[key]}" for key in which) + f": {reason}"

@@ -345,6 +345,12 @@ class Trial:
         return cls(**{**given, "tuning": Tuning(**content.get("recovery", {}))})
 
     @property
+    def ranking(self) -> tuple[str, ...]:
+        """What trials have in common that one ranking serves (but of a method that ranks for each budget anew)."""
+        options, drawn = sorted(self.options.items()), sorted(self.calibration.items())
+        return (self.model, self.dtype, self.method, repr(options), repr(drawn), str(self.seed))
+
+    @property
     def variant(self) -> str:
         """Options that differ from the method's defaults, and a control, as a short label; empty if there are none."""
         control = {"control": self.control} if self.control != "none" else {}

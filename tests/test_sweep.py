@@ -115,11 +115,12 @@ def test_every_trial_leaves_a_record(inline: Run, process: Run) -> None:
         assert (run.outcome.ran, run.outcome.skipped, len(run.outcome.failed)) == (len(ids), 0, len(failures))
         folder = run.results / "small"
         assert sorted(p.name for p in folder.iterdir()) == sorted(
-            [f"{i}.json" for i in ids] + [f"{i}.parquet" for i, method in ids.items() if method not in failures]
+            [".claims", *(f"{i}.json" for i in ids)]
+            + [f"{i}.parquet" for i, method in ids.items() if method not in failures]
         )
         done = [step for step, _ in run.steps]
         assert done == sorted(done) and done[-1] == len(ids)
-        assert {"ranking", "metric accuracy"} <= {text for _, text in run.steps}
+        assert {"random vision 0.5: ranking", "random vision 0.5: metric accuracy"} <= {text for _, text in run.steps}
 
 
 def test_failures_say_what_happened_and_hold_no_figures(process: Run) -> None:
@@ -210,7 +211,7 @@ def test_worker_that_died_idle_is_replaced(process: Run, tiny_folder: Path, data
     for made, _ in (runs := local.run(board.trials())):
         found.append(made)
         if len(found) == 1:
-            worker = runs.gi_frame.f_locals["process"].process  # type: ignore[attr-defined]
+            worker = runs.gi_frame.f_locals["workers"][0].process  # type: ignore[attr-defined]
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
     assert [made["status"] for made in found] == ["ok", "failed", "ok"]

@@ -10,7 +10,20 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.shared import Device, Inline, Limit, Results, check_device, duration, err, out
+from harness.cli.shared import (
+    Device,
+    Inline,
+    Jobs,
+    Limit,
+    MemoryLimit,
+    Results,
+    TimeLimit,
+    check_device,
+    check_workers,
+    duration,
+    err,
+    out,
+)
 
 
 def demo(
@@ -25,7 +38,7 @@ def demo(
 
     board = spec.read("demo")
     check_writable(out_dir, "--out")
-    _sweep(board, results, device, inline=False)
+    _sweep(board, results, device)
     files = report(results, out_dir)
     frame = tables.board_frame(record.load(results / board.name)[0])
     out.print(_frame_table(frame))
@@ -39,13 +52,18 @@ def sweep(
     results: Results = Path("results"),
     device: Device = "cpu",
     limit: Limit = None,
+    jobs: Jobs = 1,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
     inline: Inline = False,
     against: Annotated[str | None, typer.Option(help="Run only what a gate against these records needs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, run nothing.")] = False,
 ) -> None:
     """Run a board; what has a record already is skipped."""
     from harness import spec
-    from harness.sweep import plan, probe
+    from harness.sweep import Limits, plan, probe
+
+    check_workers(inline, jobs, time_limit, memory_limit)
 
     read = spec.read(board, **({"limit": limit} if limit else {}))
     if dry_run:
@@ -64,17 +82,25 @@ def sweep(
         if seconds is None and todo.trials:
             check_device(device)
             seconds = probe(read, todo, device)
-        out.print(f"{len(todo.trials)} trials to run, {todo.done} done; {duration(seconds)}")
+        out.print(f"{_counts(todo)}; {duration(seconds)}")
         return
-    outcome = _sweep(read, results, device, inline, against)
+    limits = Limits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
+    outcome = _sweep(read, results, device, against, inline=inline, jobs=jobs, limits=limits)
     out.print(
         f"{outcome.ran} trials run, {outcome.skipped} already done, {len(outcome.failed)} failed: {outcome.folder}"
     )
+    if outcome.elsewhere:
+        out.print(f"{outcome.elsewhere} trials left to, or done by, other sweeps on this folder")
     if outcome.failed:
         raise typer.Exit(1)
 
 
-def _sweep(board: Any, results: Path, device: str, inline: bool, against: str | None = None) -> Any:
+def _counts(todo: Any) -> str:
+    stale = f" ({todo.stale} of them again: code, model or data changed)" if todo.stale else ""
+    return f"{len(todo.trials)} trials to run{stale}, {todo.done} done"
+
+
+def _sweep(board: Any, results: Path, device: str, against: str | None = None, **how: Any) -> Any:
     """Run a board under a progress bar, failures printed as they are known."""
     from harness.progress import progress_bar
     from harness.sweep import plan
@@ -82,16 +108,14 @@ def _sweep(board: Any, results: Path, device: str, inline: bool, against: str | 
 
     check_device(device)
     todo = plan(board, results, against)
-    err.print(f"{board.name}: {len(todo.trials)} trials to run, {todo.done} done; {duration(todo.seconds)}")
+    err.print(f"{board.name}: {_counts(todo)}; {duration(todo.seconds)}")
     with progress_bar(err) as bar:
         task = bar.add_task("starting", total=len(todo.trials))
 
         def progress(finished: int, text: str) -> None:
-            trial = todo.trials[min(finished, len(todo.trials) - 1)]
-            label = f"{trial.method} {trial.scope} {trial.budget:g}: {text}" if text else ""
-            bar.update(task, completed=finished, description=escape(label))
+            bar.update(task, completed=finished, description=escape(text))
 
-        outcome = run(board, results, device=device, inline=inline, todo=todo, progress=progress)
+        outcome = run(board, results, device=device, todo=todo, progress=progress, **how)
     for line in outcome.failed:
         err.print(f"[yellow]failed:[/yellow] {escape(line)}", soft_wrap=True)
     return outcome

@@ -1,1 +1,31 @@
-"""Where trials run: `local` in worker processes of this machine."""
+"""Where trials run: `local` in worker processes of this machine, `ray` on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.types import Trial
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Result = tuple[dict[str, Any], "pyarrow.Table | None"]
+
+
+class Worker(Protocol):
+    """What runs trials on one device, one after the other; see `harness.runner.Worker`."""
+
+    def run(self, trial: Trial) -> Result: ...
+
+
+Make = Callable[[str, int, Callable[[str], None]], Worker]  # device, workers that share the processor, progress
+
+
+def real(device: str, jobs: int, progress: Callable[[str], None]) -> Worker:
+    """The worker that loads models; importing it is what takes long."""
+    from harness import runner
+
+    if jobs > 1:
+        runner.share_processor(jobs)
+    return runner.Worker(device, progress)

@@ -1,104 +1,212 @@
-"""Runs trials one after the other in a worker process that is reused, and replaced when it dies.
+"""Runs trials in worker processes of this machine that are reused, and replaced when they die or are ended.
 
-    for record, samples in run(trials, device="cpu", progress=print): ...
+    for record, samples in run(trials, jobs=2, limits=Limits(seconds=600), progress=print): ...
 
-The worker sends finished records back; the caller writes them. With `inline` there is no second process.
+The workers send finished records back; the caller writes them. With `inline` there is no second process.
 """
 
 from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pyarrow.parquet
 
-from harness.types import Trial
+from harness.executors import Make, Result, real
+from harness.executors.feed import Feed
+from harness.types import InputError, Trial
 
-Progress = Callable[[str], None]
-Result = tuple[dict[str, Any], pyarrow.Table | None]
+Progress = Callable[[Trial, str], None]
+LOOK = 0.2  # seconds between looks at a worker's memory
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one trial may take: seconds, and bytes of resident memory of its worker process; None: no limit."""
+
+    seconds: float | None = None
+    memory: int | None = None
+
+    def check(self) -> None:
+        """Raise InputError for a limit that this system cannot watch."""
+        if self.memory is not None and not Path("/proc/self/statm").is_file():
+            raise InputError("--memory-limit: needs /proc, which this system does not have")
+
+
+UNLIMITED = Limits()
 
 
 def run(
-    trials: Iterable[Trial], *, device: str = "cpu", inline: bool = False, progress: Progress = lambda text: None
+    trials: Iterable[Trial],
+    *,
+    device: str = "cpu",
+    inline: bool = False,
+    jobs: int = 1,
+    limits: Limits = UNLIMITED,
+    make: Make = real,
+    claim: Callable[[Trial], bool] = lambda trial: True,
+    progress: Progress = lambda trial, text: None,
 ) -> Iterator[Result]:
-    """Yield the record and samples of each trial, in order. A worker that dies leaves a failure record behind."""
-    if inline:
-        from harness.runner import Worker
+    """Yield the record and samples of each trial as it ends, in order if there is one worker.
 
-        yield from map(Worker(device, progress).run, trials)
+    device: with `cuda` the workers are spread over all GPUs, in turns. claim: asked right before a trial starts,
+    which is left out if it says no. A worker that dies, or is ended for a limit, leaves a failure record behind.
+    """
+    feed = Feed(trials, claim)
+    if inline:
+        yield from _inline(feed, make, device, progress)
         return
-    process: _Process | None = None
+    limits.check()
+    workers = [_Process(make, place, jobs) for place in _places(device, jobs)]
     try:
-        for trial in trials:
-            process = process or _Process(device)
-            try:
-                yield process.run(trial, progress)
-            except (EOFError, ConnectionError):
-                yield process.obituary(trial), None
-                process = None
+        for worker in workers:
+            worker.give(feed.take())
+        while busy := [worker for worker in workers if worker.trial]:
+            wait([worker.pipe for worker in busy], timeout=_patience(busy, limits))
+            for worker in busy:
+                result = worker.look(limits, progress)
+                if result is not None:
+                    yield result
+                    worker.give(feed.take(near=worker.last))
     finally:
-        if process:
-            process.stop()
+        for worker in workers:
+            worker.stop()
+
+
+def _inline(feed: Feed, make: Make, device: str, progress: Progress) -> Iterator[Result]:
+    trial = feed.take()
+    worker = make(device, 1, lambda text: progress(trial, text) if trial else None)
+    while trial is not None:
+        yield worker.run(trial)
+        trial = feed.take(near=trial)
+
+
+def _places(device: str, jobs: int) -> list[str]:
+    """A device for each worker."""
+    if device != "cuda" or jobs == 1:
+        return [device] * jobs
+    import torch
+
+    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
+
+
+def _patience(busy: list[_Process], limits: Limits) -> float | None:
+    """Seconds until a worker has to be looked at although it says nothing."""
+    due = [LOOK] if limits.memory is not None else []
+    if limits.seconds is not None:
+        due += [max(0.0, worker.began + limits.seconds - time.monotonic()) for worker in busy if worker.began]
+    return min(due, default=None)
 
 
 class _Process:
-    def __init__(self, device: str) -> None:
+    """A worker process, started with its first trial."""
+
+    def __init__(self, make: Make, device: str, jobs: int) -> None:
+        self.make, self.device, self.jobs = make, device, jobs
+        self.process: Any = None
+        self.pipe: Any = None
+        self.trial: Trial | None = None  # the one it works on
+        self.last: Trial | None = None
+        self.began = 0.0  # when it said that it works; 0: not yet
+
+    def give(self, trial: Trial | None) -> None:
+        """Have it run this trial; without one it rests."""
+        self.trial, self.began = trial, 0.0
+        if trial is None:
+            return
+        self.last = trial
+        if self.process is None:
+            self._start()
+        with suppress(OSError):  # if it died while idle, the next look finds that out
+            self.pipe.send(trial)
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.device = device
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, device), daemon=True)
-        self.process.start()
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.make, self.device, self.jobs), daemon=True)
+        process.start()
         theirs.close()
-        self.idle = True
+        self.process, self.pipe = process, pipe
 
-    def run(self, trial: Trial, progress: Progress) -> Result:
-        self.idle = False
-        self.pipe.send(trial)
-        while True:
-            kind, content = self.pipe.recv()
-            if kind == "progress":
-                progress(content)
-            else:
-                made, samples = content
-                self.idle = True
-                return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
+    def look(self, limits: Limits, progress: Progress) -> Result | None:
+        """What it has to say: its trial's record, if that ended one way or another."""
+        assert self.trial
+        try:
+            while self.pipe.poll():
+                kind, content = self.pipe.recv()
+                self.began = self.began or time.monotonic()
+                if kind == "result":
+                    made, samples = content
+                    return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
+                progress(self.trial, content)
+        except (EOFError, ConnectionError):
+            return self._died()
+        if limits.seconds is not None and self.began and time.monotonic() > self.began + limits.seconds:
+            return self._end("TimeLimit", f"not done within {limits.seconds:g} s")
+        if limits.memory is not None and (used := _resident(self.process.pid)) > limits.memory:
+            return self._end("MemoryLimit", f"used {used} bytes of memory, more than {limits.memory}")
+        return None
 
-    def obituary(self, trial: Trial) -> dict[str, Any]:
-        """A failure record for the trial during which the worker died."""
-        from harness.runner import blank, fail
-
+    def _died(self) -> Result:
         self.process.join()
         code = self.process.exitcode
         reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
-        made = blank(trial, self.device)
-        fail(made, "WorkerDied", f"the worker process was {reason}; out of memory is a common cause", "worker")
-        return made
+        return self._end("WorkerDied", f"the worker process was {reason}; out of memory is a common cause")
+
+    def _end(self, kind: str, message: str) -> Result:
+        """A failure record for the trial during which the worker died or is ended here; the next gets a new one."""
+        from harness.runner import blank, fail
+
+        assert self.trial
+        self._kill()
+        made = blank(self.trial, self.device)
+        fail(made, kind, message, "worker")
+        return made, None
+
+    def _kill(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+        self.process = self.pipe = None
 
     def stop(self) -> None:
         """End the worker. Idle, it leaves when the pipe closes; in a trial, nobody waits for that any more."""
-        self.pipe.close()
-        if self.idle:
+        if self.process is None:
+            return
+        if self.trial is None:
+            self.pipe.close()
             self.process.join(5)
-        self.process.kill()
-        self.process.join()
+        self._kill()
 
 
-def _serve(pipe: Connection, device: str) -> None:
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process has in use; 0 if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _serve(pipe: Connection, make: Make, device: str, jobs: int) -> None:
     """The worker process: trials in, records out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
-    from harness.runner import Worker
-
-    worker = Worker(device, lambda text: pipe.send(("progress", text)))
+    worker = make(device, jobs, lambda text: pipe.send(("progress", text)))
     while True:
         try:
             trial = pipe.recv()
         except EOFError:
             return
+        pipe.send(("progress", "start"))
         made, samples = worker.run(trial)
         buffer = None
         if samples is not None:

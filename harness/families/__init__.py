@@ -14,12 +14,15 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
 from harness.types import VLM, InputError
+
+READ = (".safetensors", ".json", ".jinja", ".model", ".txt")  # what transformers reads of a checkpoint's folder
 
 
 def names() -> list[str]:
@@ -201,6 +204,45 @@ def _unknown(config: Any, source: str | Path) -> InputError:
         f"{known}; or write harness/families/{config.model_type}.py with blocks, extents and stages, as qwen2_vl.py "
         f"does, around the blocks of Linear layers found in it: {linears(model)}"
     )
+
+
+def model_type(source: str) -> str | None:
+    """A checkpoint's model type, by the config in its folder or in the hub's cache; None if it cannot be read."""
+    path = _cached_config(source)
+    try:
+        return None if path is None else _model_type(path)
+    except (InputError, OSError):
+        return None
+
+
+def checkpoint_hash(source: str) -> str | None:
+    """16 hex digits: of the SHA-256 over what transformers reads of a folder, or of the hub's commit in the cache.
+
+    None for a hub id that is not in the cache.
+    """
+    if not Path(source).is_dir():
+        path = _cached_config(source)
+        return None if path is None else path.parent.name[:16]
+    files = sorted(file for file in Path(source).iterdir() if file.suffix in READ and file.is_file())
+    return _files_hash(tuple(files), tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+def _cached_config(source: str) -> Path | None:
+    if Path(source).is_dir():
+        return Path(source) / "config.json"
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(source, "config.json")
+    return Path(found) if isinstance(found, str) else None
+
+
+@lru_cache(maxsize=8)
+def _files_hash(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def weights_hash(model: Any) -> str:

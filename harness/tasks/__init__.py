@@ -68,8 +68,18 @@ def subset(task: str, split: str, limit: int | None) -> list[int]:
     return list(_source(task, split, limit).indices)
 
 
+def local(tasks: Sequence[str]) -> bool:
+    """Whether all of these are parquet files of ours or yours, not tasks of lmms-eval with data of their own."""
+    return all(_path(task) is not None for task in tasks)
+
+
 def data_hash(tasks: Sequence[str], split: str, limit: int | None) -> str:
     """SHA-256 over the files' bytes and the chosen rows; a task of lmms-eval counts by its documents' fingerprint."""
+    return _data_hash(tuple(tasks), split, limit, _stamps(tasks, split))
+
+
+@lru_cache(maxsize=64)
+def _data_hash(tasks: tuple[str, ...], split: str, limit: int | None, stamps: tuple[tuple[int, int], ...]) -> str:
     digest = sha256()
     for task in tasks:
         if _path(task) is None:

@@ -1,0 +1,91 @@
+"""A worker that computes nothing, for what is about sweeps and not about models; and a board for it.
+
+Its records are what the trial says and nothing else, so that any two runs can be compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stored import samples
+
+from harness import executors, provenance, record, spec
+from harness.types import Trial
+
+PHASES = ("load", "calibration", "ranking", "surgery", "metric accuracy")
+
+
+class Stub:
+    """Names the phases of a trial; seeds beyond 90 go wrong in their own ways."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.progress = progress
+
+    def run(self, trial: Trial) -> executors.Result:
+        for phase in PHASES:
+            self.progress(phase)
+        if trial.seed == 97:
+            time.sleep(300)
+        if trial.seed == 98:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trial.seed == 99:
+            held = bytearray(os.urandom(1 << 20)) * 400
+            time.sleep(300)
+            del held
+        answers = samples([(trial.seed + i) % 2 for i in range(18)])
+        return made(trial), answers
+
+
+def make(device: str, jobs: int, progress: Callable[[str], None]) -> Stub:
+    return Stub(progress)
+
+
+def made(trial: Trial) -> dict[str, Any]:
+    """The record of a trial, always the same."""
+    about = {"title": trial.method, "variant": trial.variant, "role": "reference", "regime": "training-free"}
+    accuracy = {task: {"accuracy": 0.5} for task in ("mini_gqa", "mini_textvqa", "mini_vqav2")}
+    return {
+        "schema": record.SCHEMA,
+        "id": spec.trial_id(trial),
+        "status": "ok",
+        "error": None,
+        "trial": {**trial.content(), **about, "resolved": {}},
+        "metrics": {"accuracy": {"mean": 0.5, "tasks": accuracy}},
+        "cost": {"total_s": 0.0},
+        "env": {},
+        "code": {},
+        "hashes": provenance.hashes(trial),
+    }
+
+
+class Trials(spec.Board):
+    """A board of one trial for each of these seeds and budgets, so that no method has to be imported."""
+
+    seeds: tuple[int, ...]
+
+    def trials(self) -> list[Trial]:
+        first = Trial(
+            board=self.name, model=self.model, method="random", options={}, scope="vision", units="both", budget=0.5,
+            seed=0, tasks=self.tasks, split="validation", limit=6, metrics=("accuracy",),
+            calibration={"samples": 8, "tasks": list(self.tasks), "split": "calibration"}, latency={},
+            reference_input={},
+        )  # fmt: skip
+        return [replace(first, seed=seed, budget=budget) for seed in self.seeds for budget in self.budgets]
+
+
+def board(*seeds: int, budgets: tuple[float, ...] = (0.75, 0.5), **changes: Any) -> Trials:
+    random = spec.Entry(method="random")
+    return Trials(**{"name": "made", "model": "mini-qwen2-vl", "methods": (random,), "budgets": budgets,
+                  "tasks": ("mini_gqa",), "seeds": seeds, **changes})  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a sweep left in a board's folder, but for its log and claims."""
+    kept = [file for file in sorted(folder.iterdir()) if file.name not in (".claims", "sweep.log")]
+    return {file.name: file.read_bytes() for file in kept}

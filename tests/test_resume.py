@@ -1,0 +1,288 @@
+"""What a sweep takes as done, two sweeps on one folder, folders that fail it: with a worker that computes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stubs
+
+from harness import provenance, record, spec
+from harness.claims import Claims, held
+from harness.executors import Result
+from harness.sweep import plan, sweep
+from harness.types import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(board: spec.Board, results: Path, **how: Any) -> Any:
+    return sweep(board, results, inline=True, make=stubs.make, **how)
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """A results folder with all six trials of the board of seeds 0 to 2."""
+    run(stubs.board(0, 1, 2), tmp_path / "results")
+    return tmp_path / "results"
+
+
+# --- stale or not -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of methods `one`, which imports a helper, and `two`."""
+    package = tmp_path / "contestants"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("FACTOR = 1\n")
+    (package / "one.py").write_text(
+        '"""One."""\nfrom contestants.helper import FACTOR\n\n\ndef rank(): return FACTOR\n'
+    )
+    (package / "two.py").write_text('"""Two."""\n\n\ndef rank():\n    """Ranks."""\n    return 2  # units\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(provenance.registry, "module_path", lambda name: f"contestants.{name}")
+    caches = (provenance.code, provenance._file, provenance._imports, provenance._bare)
+    for cache in caches:
+        cache.cache_clear()
+    yield package
+    for cache in caches:
+        cache.cache_clear()
+
+
+def codes(*names: str) -> dict[str, str]:
+    provenance.code.cache_clear()
+    return {name: provenance.code(name, ("flops",), "qwen2_vl") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "touched"),
+    [
+        ("helper.py", "1", "2", {"one"}),
+        ("two.py", "2  #", "3  #", {"two"}),
+        ("two.py", "# units", "# things", set()),
+        ("two.py", '"""Ranks."""', '"""Ranks units.\n\n    Well.\n    """', set()),
+        ("two.py", "def rank", "\n\ndef rank", set()),
+    ],
+)
+def test_code_is_what_a_method_is_made_of(methods: Path, file: str, old: str, new: str, touched: set[str]) -> None:
+    before = codes("one", "two")
+    assert before == codes("one", "two") and len(set(before.values())) == 2
+    path = methods / file
+    path.write_text(path.read_text().replace(old, new))
+    os.utime(path, ns=(1, 1))  # another time, however coarse the clock
+    after = codes("one", "two")
+    assert {name for name in after if after[name] != before[name]} == touched
+
+
+def test_code_holds_the_trial_path_and_no_plumbing() -> None:
+    found = set(provenance._closure(["harness.runner", "baselines.infoprune", "harness.metrics.accuracy"]))
+    assert {"harness.budget", "harness.surgery", "harness.calibration", "harness.tasks.adapter"} <= found
+    assert {"baselines.infoprune.heads", "baselines.linalg", "harness.stats"} <= found
+    assert not {"baselines.taylor", "harness.metrics.latency", "harness.families.llava", "harness.sweep"} & found
+    assert not set(provenance.PLUMBING) & found
+
+
+def _rehash(path: Path, **hashes: str | None) -> None:
+    """Change a record's hashes and make it whole again; None takes one away."""
+    made = record.read(path)
+    made["hashes"] = {key: value for key, value in {**made["hashes"], **hashes}.items() if value is not None}
+    made["hashes"]["record"] = record.content_hash(made)
+    path.write_text(json.dumps(made))
+
+
+@pytest.mark.parametrize("key", ["code", "checkpoint", "data", "calibration"])
+def test_a_stale_record_is_made_again_and_no_other(done: Path, key: str) -> None:
+    board = stubs.board(0, 1, 2)
+    before, chosen = stubs.contents(done / "made"), spec.trial_id(board.trials()[3])
+    _rehash(done / "made" / f"{chosen}.json", **{key: "0" * 16})
+    todo = plan(board, done)
+    assert [spec.trial_id(trial) for trial in todo.trials] == [chosen] and (todo.done, todo.stale) == (5, 1)
+    outcome = run(board, done)
+    assert (outcome.ran, outcome.skipped) == (1, 5)
+    assert stubs.contents(done / "made") == before
+
+
+def test_records_from_before_there_were_hashes_count_as_done(done: Path) -> None:
+    for path in (done / "made").glob("*.json"):
+        _rehash(path, code=None, checkpoint=None, calibration=None)
+    assert plan(stubs.board(0, 1, 2), done).trials == ()
+
+
+def test_the_committed_records_hold(tmp_path: Path) -> None:
+    todo = plan(spec.read("demo"), ROOT / "results")
+    assert (todo.trials, todo.done, todo.stale) == ((), 13, 0)
+
+
+def test_another_checkpoint_or_question_set_is_seen(tiny_folder: Path, questions: Path, tmp_path: Path) -> None:
+    model, data = tmp_path / "model", tmp_path / "mine.parquet"
+    shutil.copytree(tiny_folder, model)
+    shutil.copy(questions, data)
+    trial = stubs.board(0, model=str(model), tasks=(str(data),)).trials()[0]
+    before = provenance.hashes(trial)
+    assert before == provenance.hashes(trial) and set(before) == {"code", "checkpoint", "data", "calibration"}
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    changed = provenance.hashes(trial)
+    assert {key for key in before if before[key] != changed[key]} == {"checkpoint"}
+    from test_tasks import rows, write
+
+    write(data, rows("mini_vqav2", 9))
+    assert {key for key in before if changed[key] != provenance.hashes(trial)[key]} == {"data", "calibration"}
+
+
+# --- two sweeps ---------------------------------------------------------------------------------------------
+
+OTHER = """
+import sys
+from pathlib import Path
+import stubs
+from harness.sweep import sweep
+
+class Waits(stubs.Stub):
+    def run(self, trial):
+        print("begun", flush=True)
+        sys.stdin.readline()
+        return super().run(trial)
+
+print(sweep(stubs.board(0, 1, 2), Path(sys.argv[1]), inline=True, make=lambda *about: Waits(about[2])), flush=True)
+"""
+
+
+def other(results: Path) -> subprocess.Popen[str]:
+    """A second process with a sweep on this folder, in its first trial when this returns."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    running = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(results)],
+        env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stdout and running.stdout.readline() == "begun\n"
+    return running
+
+
+def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
+    """Each trial is run once, and what one has begun the other leaves alone."""
+    board, results = stubs.board(0, 1, 2), tmp_path / "results"
+    ids = [spec.trial_id(trial) for trial in board.trials()]
+    with other(results) as running:
+        assert held(results / "made", ids) == {ids[0]}
+        outcome = run(board, results)
+        assert (outcome.ran, outcome.elsewhere) == (5, 1)
+        said, _ = running.communicate("\n")
+    assert "ran=1" in said and "elsewhere=5" in said
+    assert held(results / "made", ids) == set()
+    run(board, tmp_path / "alone")
+    assert stubs.contents(results / "made") == stubs.contents(tmp_path / "alone" / "made")
+
+
+def test_what_a_killed_sweep_had_claimed_is_free(tmp_path: Path) -> None:
+    board, results = stubs.board(0, 1, 2), tmp_path / "results"
+    with other(results) as running:
+        mine = spec.trial_id(board.trials()[0])
+        yours = spec.trial_id(board.trials()[1])
+        left = [results / "made" / f".{name}.json.1.tmp" for name in (mine, yours)]
+        for path in left:
+            path.write_text("{")
+        with Claims(results / "made") as claims:
+            claims.tidy()
+        assert [path.exists() for path in left] == [True, False]  # the first one's writer lives
+        running.kill()
+        running.wait()
+    outcome = run(board, results)
+    assert (outcome.ran, outcome.elsewhere) == (6, 0) and not left[0].exists()
+
+
+# --- folders that fail --------------------------------------------------------------------------------------
+
+
+class Spoils(stubs.Stub):
+    """Does something to the results folder when the third trial ends."""
+
+    def __init__(self, deed: Any) -> None:
+        super().__init__(lambda text: None)
+        self.deed, self.number = deed, 0
+
+    def run(self, trial: Any) -> Result:
+        self.number += 1
+        if self.number == 3:
+            self.deed()
+        return super().run(trial)
+
+
+def spoilt(results: Path, deed: Any) -> str:
+    with pytest.raises(InputError) as error:
+        sweep(stubs.board(0, 1, 2), results, inline=True, make=lambda *about: Spoils(deed))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def full(*anything: Any, **more: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["pyarrow.parquet.write_table", "os.fsync", "os.replace", "pathlib.Path.write_text"])
+def test_full_disk(tmp_path: Path, call: str) -> None:
+    """Whichever call meets it: one line, and the two trials before it are whole; afterwards the sweep goes on."""
+    results = tmp_path / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        said = spoilt(results, lambda: patch.setattr(call, full))
+    assert "No space left on device" in said and str(results) in said
+    found, problems = record.load(results / "made")
+    assert (len(found), problems) == (2, []) and not list((results / "made").glob(".*.tmp"))
+    assert run(stubs.board(0, 1, 2), results).ran == 4
+
+
+def test_full_disk_for_real(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(results)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root mounts a small file system")
+    try:
+        said = spoilt(results, lambda: fill(results))
+        assert "No space left on device" in said
+        found, problems = record.load(results / "made")
+        assert (len(found), problems) == (2, []) and not list((results / "made").glob(".*.tmp"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Use up what is left of a file system."""
+    with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"0" * 512):
+            pass
+
+
+def test_folder_that_vanishes_or_can_no_longer_be_written(tmp_path: Path) -> None:
+    gone, moved = tmp_path / "gone", tmp_path / "moved"
+    assert "vanished" in spoilt(gone, lambda: shutil.rmtree(gone / "made"))
+    assert not (gone / "made").exists()
+    assert "vanished" in spoilt(moved, lambda: (moved / "made").rename(moved / "elsewhere"))
+    assert len(record.load(moved / "elsewhere")[0]) == 2
+
+    def forbid(*anything: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.MonkeyPatch.context() as patch:
+        said = spoilt(tmp_path / "fixed", lambda: patch.setattr("pyarrow.parquet.write_table", forbid))
+    assert "Read-only file system" in said and len(record.load(tmp_path / "fixed" / "made")[0]) == 2
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlockable(*anything: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", unlockable)
+    with pytest.raises(InputError, match="cannot lock: No locks available"):
+        run(stubs.board(0), tmp_path / "results")
