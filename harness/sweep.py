@@ -62,7 +62,7 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
     folder = results / board.name
     there: dict[str, dict[str, Any]] = {}
     if folder.is_dir():
-        there = {found["id"]: found for found in record.load(folder)[0] if found["status"] == "ok"}
+        there = {found["id"]: found for found in record.load(folder)[0] if _whole(found, folder)}
     todo, seconds, stale = [], [], 0
     for trial in trials:
         found = there.get(spec.trial_id(trial))
@@ -162,7 +162,13 @@ def _done(path: Path, trial: Trial) -> bool:
         found = record.read(path)
     except InputError:
         return False
-    return found["status"] == "ok" and not provenance.stale(found, trial)
+    return _whole(found, path.parent) and not provenance.stale(found, trial)
+
+
+def _whole(found: dict[str, Any], folder: Path) -> bool:
+    """Whether a record is a result, with its samples beside it if it had any (a power cut can take them)."""
+    samples = folder / f"{found['id']}.parquet"
+    return found["status"] == "ok" and ("samples" not in found["hashes"] or samples.is_file())
 
 
 def _failure(made: dict[str, Any]) -> str:

@@ -113,6 +113,13 @@ def test_a_stale_record_is_made_again_and_no_other(done: Path, key: str) -> None
     assert stubs.contents(done / "made") == before
 
 
+def test_a_record_that_lost_its_samples_is_made_again(done: Path) -> None:
+    before = stubs.contents(done / "made")
+    next((done / "made").glob("*.parquet")).unlink()
+    outcome = run(stubs.board(0, 1, 2), done)
+    assert (outcome.ran, outcome.skipped) == (1, 5) and stubs.contents(done / "made") == before
+
+
 def test_records_from_before_there_were_hashes_count_as_done(done: Path) -> None:
     for path in (done / "made").glob("*.json"):
         _rehash(path, code=None, checkpoint=None, calibration=None)
