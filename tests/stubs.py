@@ -26,6 +26,7 @@ class Stub:
 
     def __init__(self, progress: Callable[[str], None]) -> None:
         self.progress = progress
+        samples([0.0] * 3)  # what this imports is no part of a trial's time
 
     def run(self, trial: Trial) -> executors.Result:
         for phase in PHASES:

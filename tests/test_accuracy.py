@@ -149,6 +149,25 @@ def test_answers_do_not_depend_on_the_batch(sets: Path, talker: VLM, monkeypatch
     assert answers(talker, batch_size=64) == one  # each question with its own image features
 
 
+def test_short_memory_halves_the_batch(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch):
+    whole, real, sizes = answers(talker), adapter.Adapter._answer, []
+
+    def answer(self: Any, requests: Any, room: int = 2) -> list[str]:
+        sizes.append(len(requests))
+        if len(requests) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, requests)
+
+    monkeypatch.setattr(adapter.Adapter, "_answer", answer)
+    found = tasks.ask(talker, NAMES, "validation", 9)
+    assert found.table["answer"].to_pylist() == whole and found.batch == 2 and max(sizes) > 2
+    assert all(size <= 2 for size in sizes[sizes.index(2) :])  # and stays there
+    monkeypatch.setattr(adapter.Adapter, "_answer", lambda self, requests: answer(self, requests, room=0))
+    with pytest.raises(torch.OutOfMemoryError):
+        tasks.ask(talker, NAMES, "validation", 9)
+    assert sizes[-1] == 1
+
+
 def test_answers_are_what_the_model_generates(sets: Path, talker: VLM):
     """One question by hand, with the processor's own call."""
     table = tasks.evaluate(talker, ["mini_gqa"], "validation", 1)[1].to_pylist()[0]
@@ -210,8 +229,14 @@ def test_a_failing_model_fails(sets: Path, talker: VLM, monkeypatch: pytest.Monk
     model: Any = talker.model
     head = model.get_output_embeddings()
     head.weight.data[0, 0] = math.nan
-    with pytest.raises(FloatingPointError, match="NaN"):
+    with pytest.raises(FloatingPointError, match=r"NaN or Inf; the first layer with such an output is .*embed_tokens"):
         answers(talker)
+    head.weight.data[0, 0] = 0
+    linear = "model.language_model.layers.1.mlp.gate_proj"
+    model.get_submodule(linear).weight.data[0, 0] = math.inf
+    with pytest.raises(FloatingPointError, match=f"the first layer with such an output is {linear}"):
+        answers(talker)
+    assert not any(module._forward_hooks for module in model.modules())
 
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of something")

@@ -24,13 +24,14 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
 
     `collapse` names what the answers have collapsed to, by the shares in `degenerate` (see COLLAPSED). Raises
     FloatingPointError at NaN or Inf logits. Differences from the dense model are made in the report, from the
-    stored answers.
+    stored answers. `batch` is there if memory was short: questions answered at a time, halved until they fitted.
     """
     found = answers(pruned, trial, context)
     context.attach_samples(found.table)
     shares = degenerate(found)
     collapse = [name for name, share in shares.items() if share >= COLLAPSED[name]]
-    return {**tasks.summary(found.table), "collapse": collapse, "degenerate": shares}
+    short = {"batch": found.batch} if found.batch < tasks.BATCH else {}
+    return {**tasks.summary(found.table), "collapse": collapse, "degenerate": shares, **short}
 
 
 def answers(vlm: VLM, trial: Trial, context: Any) -> tasks.Answers:

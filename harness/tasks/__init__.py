@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.tasks.suite import Suite
 
 MINI = Path(__file__).parent / "mini"
+BATCH = 64  # questions answered at a time, unless memory is short
 
 
 def names() -> list[str]:
@@ -120,12 +121,14 @@ class Answers:
     """A model's answers: a row per question (task, question_id, image_id, answer, score), and what else was seen.
 
     `overlong`: whether each did not end within the limit. `firsts`: log-probabilities of each one's first token,
-    (questions, vocabulary), float32 on the CPU, if they were asked for.
+    (questions, vocabulary), float32 on the CPU, if they were asked for. `batch`: how many were answered at a
+    time, fewer than were to be if memory was short.
     """
 
     table: pa.Table
     overlong: tuple[bool, ...] = ()
     firsts: torch.Tensor | None = None
+    batch: int = BATCH
 
 
 def evaluate(
@@ -135,7 +138,7 @@ def evaluate(
     limit: int | None = None,
     *,
     images: Shown = "own",
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     label: str = "",
 ) -> tuple[dict[str, Any], pa.Table]:
     """Answer and score the questions of every task with lmms-eval's official scorers: `summary` and table of `ask`."""
@@ -151,7 +154,7 @@ def ask(
     *,
     images: Shown = "own",
     first: bool = False,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     label: str = "",
 ) -> Answers:
     """The model's answers, scored with lmms-eval's official scorers.
@@ -179,7 +182,9 @@ def ask(
         import torch
 
         firsts = torch.stack([adapter.firsts[place] for place in places])
-    return Answers(_table(suite, found), tuple(place in adapter.overlong for place in places), firsts)
+    return Answers(
+        _table(suite, found), tuple(place in adapter.overlong for place in places), firsts, adapter.batch_size
+    )
 
 
 _KEPT: WeakKeyDictionary[Any, dict[Any, Answers]] = WeakKeyDictionary()  # model -> questions -> its answers

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from harness.memory import out_of_memory, release
 from harness.prompts import encode
 from harness.types import VLM, InputError
 
@@ -149,11 +150,26 @@ class Adapter(lmms):
             range(len(requests)), key=lambda i: (longest[images[i]], images[i], len(requests[i].arguments[0]), i)
         )
         answers = [""] * len(requests)
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            for i, answer in zip(chunk, self._answer([requests[i] for i in chunk]), strict=True):
+        while order:
+            chunk = order[: self.batch_size]
+            found = self._try([requests[i] for i in chunk])
+            if found is None:  # here, where the error no longer holds what filled the memory
+                self.batch_size = (len(chunk) + 1) // 2
+                release()
+                continue
+            for i, answer in zip(chunk, found, strict=True):
                 answers[i] = answer
+            order = order[len(chunk) :]
         return answers
+
+    def _try(self, requests: Sequence[Instance]) -> list[str] | None:
+        """Their answers; None if there is not memory enough for so many at a time, but may be for fewer."""
+        try:
+            return self._answer(requests)
+        except Exception as error:
+            if len(requests) == 1 or not out_of_memory(error):
+                raise
+        return None
 
     def _image(self, request: Instance) -> tuple[str, str]:
         ids = self.image_ids.get(request.task_name)
@@ -174,7 +190,13 @@ class Adapter(lmms):
                 inputs["mm_encoder_outputs"] = {"image": seen}
             first = First()
             watching = LogitsProcessorList([Finite(), first] if self.first else [Finite()])
-            tokens = model.generate(**inputs, generation_config=self.generation, logits_processor=watching)
+            how = {"generation_config": self.generation, "logits_processor": watching}
+            try:
+                tokens = model.generate(**inputs, **how)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"{error}; {broken(model, lambda: model.generate(**inputs, **how))}"
+                ) from error
         rows = tokens[:, batch.inputs["input_ids"].shape[1] :].tolist()
         places = [(request.task_name, int(request.doc_id)) for request in requests]
         self.overlong |= {key for key, row in zip(places, rows, strict=True) if not self.ends & set(row)}
@@ -216,6 +238,30 @@ class Adapter(lmms):
         distinct = pictures(self.vlm, [[image] for image in first.values()])
         inputs.pop("pixel_values")
         return Batch(inputs, distinct, tuple(places[content] for content in pixels))
+
+
+def broken(model: torch.nn.Module, run: Callable[[], object]) -> str:
+    """In words, the first module whose output is not finite when `run` is run again, or that there is none."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            parts = output if isinstance(output, tuple | list) else (output,)
+            whole = all(p.isfinite().all() for p in parts if isinstance(p, torch.Tensor) and p.is_floating_point())
+            if not whole and not found:
+                found.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        run()
+    except FloatingPointError:
+        pass  # as the first time
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"the first layer with such an output is {found[0]}" if found else "every layer's output is finite"
 
 
 def partners(image_ids: Sequence[str], task: str = "") -> list[int]:

@@ -1,0 +1,133 @@
+"""Who gets which trial, what one may take, and what becomes of a worker that goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import stubs
+import torch
+
+from harness import registry, runner, spec
+from harness.executors import local
+from harness.executors.feed import Feed
+from harness.executors.local import Limits
+from harness.types import InputError, Trial
+
+# --- who gets which trial -----------------------------------------------------------------------------------
+
+
+def feed(trials: list[Trial], refused: tuple[int, ...] = ()) -> Feed:
+    return Feed(trials, lambda trial: trials.index(trial) not in refused)
+
+
+def test_a_single_worker_keeps_the_order() -> None:
+    trials = stubs.board(0, 1, 2).trials()
+    hand, near, given = feed(trials), None, []
+    while near := hand.take(near):
+        given.append(near)
+    assert given == trials
+
+
+def test_workers_stay_with_their_ranking_and_then_help() -> None:
+    trials = stubs.board(0, 1, 2, budgets=(0.9, 0.7, 0.5, 0.3)).trials()
+    hand = feed(trials)
+    a, b = hand.take(), hand.take()
+    assert a and b and (a.seed, b.seed) == (0, 1)
+    for _ in range(3):
+        a = hand.take(a)
+    assert a and (a.seed, a.budget) == (0, 0.3)
+    a = hand.take(a)
+    assert a and a.seed == 2  # a ranking that nobody has begun
+    for _ in range(3):
+        a = hand.take(a)
+    a, b = hand.take(a), hand.take(b)
+    assert a and b and (a.seed, a.budget, b.seed, b.budget) == (1, 0.7, 1, 0.5)  # the rest of the other's
+
+
+def test_refused_trials_are_left_out() -> None:
+    trials = stubs.board(0, 1).trials()
+    hand = feed(trials, refused=(0, 2))
+    assert [hand.take(), hand.take(), hand.take()] == [trials[1], trials[3], None]
+
+
+def test_workers_go_over_all_gpus_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert local._places("cuda", 4) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert local._places("cuda", 1) == ["cuda"] and local._places("cuda:1", 2) == ["cuda:1"] * 2
+    assert local._places("cpu", 2) == ["cpu", "cpu"]
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+def test_trials_that_hang_die_or_swell() -> None:
+    """Each leaves a record, its worker is replaced, and what runs beside it goes on: seed 0 is not waited for."""
+    trials = stubs.board(97, 98, 99, 0, 1, budgets=(0.5,)).trials()
+    limits = Limits(seconds=6, memory=450 * 10**6)
+    found = [made for made, _ in local.run(trials, jobs=2, limits=limits, make=stubs.make)]
+    by_seed = {made["trial"]["seed"]: made for made in found}
+    assert set(by_seed) == {97, 98, 99, 0, 1} and len(found) == 5
+    errors = {seed: (made["error"] or {}).get("type") for seed, made in by_seed.items()}
+    assert errors == {97: "TimeLimit", 98: "WorkerDied", 99: "MemoryLimit", 0: None, 1: None}
+    assert "not done within 6 s" in by_seed[97]["error"]["message"]
+    assert "more than 450000000" in by_seed[99]["error"]["message"]
+    assert [made["trial"]["seed"] for made in found].index(97) > 0  # the others did not wait for it
+    assert all(made["status"] == "failed" and not made["metrics"] for made in found if made["error"])
+
+
+def test_limits_that_cannot_be_watched_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathlib.Path.is_file", lambda path: False)
+    with pytest.raises(InputError, match="--memory-limit: needs /proc"):
+        next(local.run(stubs.board(0).trials(), limits=Limits(memory=1)))
+
+
+@pytest.mark.parametrize("option", [("--jobs", 2), ("--time-limit", 9), ("--memory-limit", 1)])
+def test_what_needs_workers_is_refused_inline(call: Any, option: tuple[str, int]) -> None:
+    done = call("sweep", "demo", "--inline", *option)
+    assert done.code == 2 and done.err == f"error: {option[0]}: needs worker processes; leave out --inline\n"
+
+
+# --- out of memory ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hungry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """A method that has memory for batches of this size."""
+    room, plain = {"batch": 4}, registry.method("random")
+    asked = []
+
+    def rank(vlm: Any, calibration: Any, *, seed: int) -> Any:
+        asked.append(calibration.batch_size)
+        if calibration.batch_size > room["batch"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain.module.rank(vlm, calibration, seed=seed)
+
+    made = replace(plain, module=SimpleNamespace(rank=rank, __name__="hungry"))  # type: ignore[arg-type]
+    monkeypatch.setattr(registry, "method", lambda name: made)
+    yield room
+
+
+def trial(board: dict[str, Any]) -> Trial:
+    from pathlib import Path
+
+    return spec.check({**board, "metrics": ["flops"], "methods": ["random"]}, Path("b.yaml")).trials()[1]
+
+
+def test_short_memory_halves_the_batch_of_calibration(board: dict[str, Any], hungry: dict[str, int]) -> None:
+    worker = runner.Worker()
+    made, _ = worker.run(trial(board))
+    assert made["status"] == "ok" and made["cost"]["calibration_batch"] == 4
+    hungry["batch"] = 0
+    made, _ = worker.run(replace(trial(board), seed=1))
+    assert (made["error"]["type"], made["error"]["phase"]) == ("OutOfMemoryError", "ranking")
+    assert made["cost"]["calibration_batch"] == 1 and made["metrics"] == {}
+
+
+def test_enough_memory_says_nothing(board: dict[str, Any], hungry: dict[str, int]) -> None:
+    hungry["batch"] = 16
+    made, _ = runner.Worker().run(trial(board))
+    assert made["status"] == "ok" and "calibration_batch" not in made["cost"]
