@@ -211,7 +211,11 @@ def _write(
         (folder / PLAN).write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(trial, asdict(done), made.record, found, dense), encoding="utf-8")
         progress("load again")
-        _check_same(made.vlm, families.load(folder, dtype=trial.dtype, device=device), context)
+        _check_same(
+            made.vlm,
+            families.load(folder, dtype=trial.dtype, device=device, attention=trial.loading.attention),
+            context,
+        )
         folder.chmod(0o755)
         if out.exists():
             out.rmdir()

@@ -56,6 +56,7 @@ class _Trial(TypedDict):
     calibration: dict[str, Any]
     recovery: NotRequired[dict[str, Any]]  # the tuning in full, if there is one
     control: NotRequired[str]
+    loading: NotRequired[dict[str, Any]]  # what of it is not the default
 
 
 class _Kept(TypedDict, total=False):

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from harness import budget, control, families, provenance, record, registry, spe
 from harness.calibration import Calibration
 from harness.memory import out_of_memory, release
 from harness.prompts import encode
-from harness.types import VLM, Budget, Component, Extent, Plan, Ranking, Trial
+from harness.types import VLM, Budget, Component, Extent, Loading, Plan, Ranking, Trial
 
 if TYPE_CHECKING:
     import pyarrow
@@ -141,6 +141,7 @@ class Worker:
             made["hashes"] |= provenance.hashes(trial)
             dense = self.load(trial)
             made["hashes"]["weights"] = dense.weights_hash
+            made["env"] = {**made["env"], "attention": families.attention(dense.model)}
         extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
         pruned, plan = self._prune(dense, trial, method, extents, made, watch)
         made["plan"] = plan.to_json()
@@ -149,7 +150,7 @@ class Worker:
 
     def load(self, trial: Trial) -> VLM:
         """The dense model of a trial."""
-        return self._dense(trial.model, trial.dtype)
+        return self._dense(trial.model, trial.dtype, trial.loading)
 
     def _prune(
         self,
@@ -189,20 +190,19 @@ class Worker:
         how, drawn = trial.tuning, trial.calibration
         with watch("tuning"):
             draw = (tuple(drawn["tasks"]), drawn["split"], how.samples, trial.seed)
-            lessons = self._lessons(trial.model, trial.dtype, *draw, how.batch)
+            lessons = self._lessons((trial.model, trial.dtype, trial.loading), *draw, how.batch)
             tuned = tuning.tune(vlm, lessons, how, seed=trial.seed, turn=turn, progress=self.progress)
         made["log"].setdefault("tuning", []).append(list(tuned.curve))
         for key, amount in (("tuning_steps", tuned.steps), ("tuning_samples", tuned.samples)):
             made["cost"][key] = made["cost"].get(key, 0) + amount
         return tuned.vlm
 
-    def _load(self, model: str, dtype: str) -> VLM:
-        return families.load(registry.model(model), dtype=dtype, device=self.device, name=model)
+    def _load(self, model: str, dtype: str, loading: Loading) -> VLM:
+        return families.load(registry.model(model), dtype=dtype, device=self.device, name=model, **asdict(loading))
 
     def _calibrate(
         self,
-        model: str,
-        dtype: str,
+        source: tuple[str, str, Loading],
         drawn: tuple[str, ...],
         split: str,
         number: int,
@@ -210,7 +210,7 @@ class Worker:
         batch: int | None = None,
     ) -> Calibration:
         samples = tasks.samples(drawn, split, number, seed)
-        return Calibration(self._dense(model, dtype), samples, batch or self._batch, progress=self.progress)
+        return Calibration(self._dense(*source), samples, batch or self._batch, progress=self.progress)
 
     def _rank(
         self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, asked: Budget, watch: _Watch
@@ -220,7 +220,8 @@ class Worker:
         That of the dense model is kept until another is asked for; a later round's model is ranked anew.
         """
         drawn = trial.calibration
-        draw = (trial.model, trial.dtype, tuple(drawn["tasks"]), drawn["split"], drawn["samples"], trial.seed)
+        source = (trial.model, trial.dtype, trial.loading)
+        draw = (source, tuple(drawn["tasks"]), drawn["split"], drawn["samples"], trial.seed)
         key = (method.name, repr(sorted(trial.options.items())), trial.seed, draw, asked if method.per_budget else None)
         with watch("calibration"):
             calibration = self._calibration(*draw)
@@ -308,7 +309,6 @@ def facts(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "attention": "sdpa",
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)

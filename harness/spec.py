@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +15,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness import families, record, registry, tasks
-from harness.types import InputError, Scope, Trial, Tuning, UnitKinds
+from harness.types import InputError, Loading, Scope, Trial, Tuning, UnitKinds
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+ANSWERED = ("accuracy", "floors", "fidelity")  # the metrics that are made of answers
 
 
 class _Strict(BaseModel):
@@ -78,6 +80,16 @@ class Board(_Strict):
     latency: Latency = Latency()
     reference_input: ReferenceInput = ReferenceInput()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    # How the model is loaded; see `types.Loading`.
+    revision: str | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    trust_remote_code: bool = False
+    random_weights: bool = False
+
+    @property
+    def loading(self) -> Loading:
+        return Loading(**{item.name: getattr(self, item.name) for item in fields(Loading)})
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -101,6 +113,7 @@ class Board(_Strict):
             "latency": self.latency.model_dump(),
             "reference_input": self.reference_input.model_dump(),
             "dtype": self.dtype,
+            "loading": self.loading,
         }
         floors = self.floors is not False and "accuracy" in self.metrics and "floors" not in self.metrics
         blinded = (*self.metrics, "floors") if floors else self.metrics
@@ -175,6 +188,13 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
     for metric in board.metrics:
         if metric not in registry.metrics():
             raise InputError.unknown("metric", metric, registry.metrics(), where + "metrics: ")
+    if board.random_weights and (asked := [metric for metric in board.metrics if metric in ANSWERED]):
+        raise InputError(
+            f"{where}metrics: {asked[0]}: random weights have no answers worth scoring; with random_weights ask for "
+            "metrics: [flops, latency]"
+        )
+    if board.random_weights and board.device_map:
+        raise InputError(f"{where}device_map: random weights are made on one device; leave it out")
     for key in ("budgets", "scopes", "tasks", "metrics"):
         values = getattr(board, key)
         if twice := [value for value in values if values.count(value) > 1]:
@@ -182,7 +202,7 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
     try:
         source = Path(registry.model(board.model))
         if source.is_dir():
-            families.check_folder(source)
+            families.check_folder(source, random_weights=board.random_weights)
         tasks.require(board.tasks, board.split)
         contestants = []
         for entry in board.methods:

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
     """Rough seconds that the trials will take, from one timed prefill: for a first run, when no record tells."""
     from harness.runner import Context
 
-    vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device)
+    vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **asdict(board.loading))
     batch = max(board.latency.batches)
     call = Context(todo.trials[0], lambda text: None).stages(vlm, batch)["all"]
     call()
@@ -125,7 +125,7 @@ def sweep(
     """
     todo = todo or plan(board, results)
     if todo.trials:
-        families.check(registry.model(board.model))
+        families.check(registry.model(board.model), revision=board.revision, random_weights=board.random_weights)
     folder, failed = results / board.name, []
     check_writable(folder)
     finished = elsewhere = 0

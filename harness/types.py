@@ -302,6 +302,21 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How a checkpoint becomes a model, beside its dtype and device: the arguments of `families.load`."""
+
+    revision: str | None = None  # of a hub id: a commit, a tag or a branch
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    device_map: str | None = None  # accelerate's: auto, balanced, balanced_low_0, sequential
+    trust_remote_code: bool = False
+    random_weights: bool = False  # config and processor only: the geometry, for FLOPs and latency
+
+    def content(self) -> dict[str, Any]:
+        """What is not the default."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
+
+
+@dataclass(frozen=True)
 class Trial:
     """Everything that decides a result, as data: hashed to the id under which its record is stored."""
 
@@ -323,6 +338,7 @@ class Trial:
     dtype: str = "float32"
     tuning: Tuning = Tuning()
     control: Literal["none", "random-units"] = "none"
+    loading: Loading = Loading()
 
     def content(self) -> dict[str, Any]:
         """The trial as plain data: what its id is made of, and what its record holds of it.
@@ -335,6 +351,9 @@ class Trial:
             found["recovery"] = recovery
         if self.control == "none":
             del found["control"]
+        found["loading"] = self.loading.content()
+        if not found["loading"]:
+            del found["loading"]
         return found
 
     @classmethod
@@ -342,7 +361,8 @@ class Trial:
         """The trial with this content, or of a record that holds more; the inverse of `content`."""
         given = {item.name: content[item.name] for item in fields(cls) if item.name in content}
         given |= {name: tuple(given[name]) for name in ("tasks", "metrics")}
-        return cls(**{**given, "tuning": Tuning(**content.get("recovery", {}))})
+        tuning, loading = Tuning(**content.get("recovery", {})), Loading(**content.get("loading", {}))
+        return cls(**{**given, "tuning": tuning, "loading": loading})
 
     @property
     def ranking(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import yaml
 from test_tasks import made_sets, sets
 
 from harness import registry, spec, tasks
-from harness.types import SCOPES, InputError, Trial
+from harness.types import SCOPES, InputError, Loading, Trial
 
 __all__ = ["made_sets", "sets"]  # fixtures
 
@@ -144,8 +144,22 @@ def test_an_id_is_stable() -> None:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Trial)])
 def test_an_id_depends_on_every_field(field: str) -> None:
     value = getattr(trial(), field)
-    other = {**value, "more": 1} if isinstance(value, dict) else (*value, "x") if isinstance(value, tuple) else "other"
+    other: Any = "other"
+    if isinstance(value, dict | tuple):
+        other = {**value, "more": 1} if isinstance(value, dict) else (*value, "x")
+    if isinstance(value, Loading):
+        other = Loading(revision="other")
     assert spec.trial_id(trial(**{field: other})) != spec.trial_id(trial())
+
+
+def test_how_a_model_is_loaded_counts_where_it_is_not_the_usual_way(read: Any) -> None:
+    plain = read().trials()[0]
+    spelled = read(attention="sdpa", device_map=None, trust_remote_code=False, random_weights=False).trials()[0]
+    assert spec.trial_id(spelled) == spec.trial_id(plain) and "loading" not in plain.content()
+    other = read(revision="0123abc", attention="eager", trust_remote_code=True).trials()[0]
+    assert other.loading == Loading(revision="0123abc", attention="eager", trust_remote_code=True)
+    assert other.content()["loading"] == {"revision": "0123abc", "attention": "eager", "trust_remote_code": True}
+    assert Trial.of(other.content()) == other
 
 
 def test_options_at_their_default_are_the_plain_method(read: Any) -> None:
@@ -189,6 +203,10 @@ def test_options_at_their_default_are_the_plain_method(read: Any) -> None:
         ({"limit": 0}, "limit: "),
         ({"name": "../up"}, "name: "),
         ({"dtype": "float23"}, "dtype: .*'float23'"),
+        ({"attention": "flash"}, "attention: .*'flash'; .*flash_attention_2"),
+        ({"device_map": "atuo"}, "device_map: .*'atuo'; did you mean 'auto'"),
+        ({"random_weights": True}, r"metrics: accuracy: random weights .* metrics: \[flops, latency\]"),
+        ({"random_weights": True, "device_map": "auto", "metrics": ["flops"]}, "device_map: .*one device"),
     ],
 )
 def test_a_bad_board_is_one_line_that_names_file_and_key(read: Any, changes: dict[str, Any], words: str) -> None:

@@ -38,6 +38,7 @@ def prune(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration questions.")] = 128,
     image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the image whose FLOPs are budgeted.")] = "448x448",
+    revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, a tag or a branch.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
@@ -63,6 +64,7 @@ def prune(
         "calibration": {"samples": samples},
         "reference_input": {"image": [int(width), int(height)]},
         "dtype": dtype,
+        "revision": revision,
     }
     trial = spec.check(content, Path("of these flags")).trials()[-1]
     with _status() as status:

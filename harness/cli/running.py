@@ -57,6 +57,9 @@ def sweep(
     memory_limit: MemoryLimit = None,
     inline: Inline = False,
     against: Annotated[str | None, typer.Option(help="Run only what a gate against these records needs.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="The model's geometry without its weights: FLOPs and latency only.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, run nothing.")] = False,
 ) -> None:
     """Run a board; what has a record already is skipped."""
@@ -65,7 +68,8 @@ def sweep(
 
     check_workers(inline, jobs, time_limit, memory_limit)
 
-    read = spec.read(board, **({"limit": limit} if limit else {}))
+    changed = {"limit": limit, "random_weights": random_weights}
+    read = spec.read(board, **{key: value for key, value in changed.items() if value})
     if dry_run:
         todo = plan(read, results, against)
         table = Table(

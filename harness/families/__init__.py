@@ -67,6 +67,8 @@ def load(
         raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
     if random_weights and device_map is not None:
         raise InputError("device_map: random weights are made on one device; leave it out")
+    if attention == "flash_attention_2":
+        _check_flash(dtype, device)
     folder = Path(source)
     if folder.is_dir():
         _check_files(folder, random_weights)
@@ -113,6 +115,21 @@ def save(vlm: VLM, folder: Path) -> str:
     from harness.families import _saving
 
     return _saving.save(vlm, folder)
+
+
+def attention(model: Any) -> str:
+    """The attention implementation that a loaded model runs: of each part, where they differ."""
+    parts = (model.config, model.config.vision_config, model.config.get_text_config())
+    return ", ".join(dict.fromkeys(part._attn_implementation for part in parts))
+
+
+def _check_flash(dtype: str, device: str) -> None:
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        raise InputError("attention: flash_attention_2 needs the package flash-attn and a CUDA device; use sdpa")
+    if dtype == "float32" or not device.startswith("cuda"):
+        raise InputError(f"attention: flash_attention_2 runs in bfloat16 or float16 on cuda, not {dtype} on {device}")
 
 
 def _class(config: Any) -> Any:

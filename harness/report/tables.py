@@ -251,7 +251,7 @@ def _row(record: Mapping[str, Any], tasks: Mapping[str, str], name_calibration: 
     if name_calibration:
         parts.append(_pairs(trial["calibration"]))
     row["curve"] = plain(" ".join(filter(None, parts)))
-    row["setting"] = plain(_pairs({key: trial[key] for key in SETTING}))
+    row["setting"] = plain(_pairs({key: trial[key] for key in SETTING} | trial.get("loading", {})))
     row["trial"] = record["id"]
     error = record["error"] or {}
     row["status"] = "ok" if ok else plain(f"failed: {error['type']}: {error['message']}")
