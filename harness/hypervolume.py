@@ -55,22 +55,44 @@ def hypervolume_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Hypervolume:
-    """Hypervolume of mean scores over tasks, with a bootstrap over images that all points share.
+    """Hypervolume of one front, `flops_kept` (points,), with its interval; see `hypervolume_intervals`."""
+    fronts = [np.asarray(flops_kept, dtype=np.float64)]
+    return hypervolume_intervals(
+        fronts, scores, clusters, strata, reference, confidence=confidence, resamples=resamples, seed=seed
+    )[0]
 
-    `flops_kept`: (points,); `scores`: (questions, points), fractions; `clusters` (images) and `strata` (tasks):
-    (questions,). Points that tie within their error leave the best of them a little too high, in the estimate as in
-    the interval. A task with one image makes the interval infinite. Raises ValueError as `hypervolume` does.
+
+def hypervolume_intervals(
+    fronts: Sequence[np.ndarray],
+    scores: np.ndarray,
+    clusters: Sequence[Hashable],
+    strata: Sequence[Hashable],
+    reference: tuple[float, float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[Hypervolume]:
+    """Hypervolumes of mean scores over tasks, with a bootstrap over images that all points of all fronts share.
+
+    `fronts`: FLOPs kept, (points,) each; `scores`: (questions, points of all fronts), fractions; `clusters` (images)
+    and `strata` (tasks): (questions,). Points that tie within their error leave the best of them a little too high, in
+    the estimate as in the interval. A task with one image makes the interval infinite. Raises ValueError as
+    `hypervolume` does.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or not len(table):
         raise ValueError(f"scores of shape {table.shape}: they must be (questions, points), with a question at least")
+    if sum(map(len, fronts)) != table.shape[1]:
+        raise ValueError(f"{table.shape[1]} columns of scores and {sum(map(len, fronts))} points: they do not fit")
     sampled = resample(table, clusters, strata, resamples, np.random.default_rng(seed))
     rows = [[task == name for task in strata] for name in dict.fromkeys(strata)]
     means = np.mean([table[inside].mean(axis=0) for inside in rows], axis=0)
-    areas = hypervolume(flops_kept, sampled.draws, reference)
-    tail = (1 - confidence) / 2
-    return Hypervolume(
-        float(hypervolume(flops_kept, means, reference)),
-        quantile(areas, tail, sampled.freedom),
-        quantile(areas, 1 - tail, sampled.freedom),
-    )
+    tail, found, start = (1 - confidence) / 2, [], 0
+    for front in fronts:
+        own = slice(start, start + len(front))
+        areas = hypervolume(front, sampled.draws[:, own], reference)
+        lo, hi = (quantile(areas, level, sampled.freedom) for level in (tail, 1 - tail))
+        found.append(Hypervolume(float(hypervolume(front, means[own], reference)), lo, hi))
+        start += len(front)
+    return found

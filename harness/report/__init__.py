@@ -12,13 +12,14 @@ import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.record import load, plain
-from harness.report import details, examples, latex, page, plots, tables
+from harness.report import details, examples, latex, page, plots, tables, totals
 from harness.report.board import Board
 from harness.types import InputError
 
@@ -55,7 +56,7 @@ def _board(source: Path, out: Path) -> str:
     records, problems = _load(source)
     for problem in problems:
         log.warning(problem)
-    board = Board.of(source.name, records, len(problems))
+    board = Board.of(source.name, records, len(problems), source)
     target = out / board.name
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".report-") as scratch:
@@ -97,7 +98,12 @@ def _json(board: Board) -> str:
         return cell
 
     rows = [{str(key): value(cell) for key, cell in row.items()} for row in board.frame.to_dict("records")]
-    return json.dumps({"board": board.name, "trials": rows}, indent=1, allow_nan=False) + "\n"
+    summaries = [
+        {"panel": panel.title, "curves": [{key: value(cell) for key, cell in asdict(total).items()} for total in found]}
+        for panel, found in zip(board.panels, board.totals, strict=True)
+    ]
+    content = {"board": board.name, "summary": summaries, "trials": rows}
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------
@@ -107,14 +113,22 @@ def _markdown(board: Board, repeat: str) -> str:
     facts = "\n".join(f"- {name}: {tables.escape(text)}" for name, text in board.facts)
     sections = [f"# {tables.escape(board.name)}", facts, board.notes, "## Methods", _contestants(board)]
     sections += ["## Accuracy at equal FLOPs", _legend(board)]
-    for panel in board.panels:
-        sections += [f"### {tables.escape(panel.title)}", tables.summary(panel)]
+    for panel, found in zip(board.panels, board.totals, strict=True):
+        sections += [f"### {tables.escape(panel.title)}", tables.summary(panel), _totals(panel, found)]
     sections += ["## Pareto front", "![Accuracy over FLOPs kept and over measured speedup](pareto.svg)"]
     sections += [f"With hover, filters, plans and examples: [{INDEX}]({INDEX})."]
     sections += ["## All trials", tables.trials(board.columns)]
     if board.reported:
         sections += ["## Reported by papers, not measured here", _reported(board)]
     return "\n\n".join([*sections, "## Repeat", repeat]) + "\n"
+
+
+def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
+    heads, rows = totals.shown(found)
+    names = {curve: f"{tables.STUDIED} " if curve in panel.studied else "" for curve in rows}
+    return tables.markdown(
+        ["method", *heads], [[names[curve] + tables.escape(curve), *row] for curve, row in rows.items()]
+    )
 
 
 def _reported(board: Board) -> str:
@@ -151,7 +165,10 @@ def _legend(board: Board) -> str:
     )
     if any(role == "studied" for _, _, role, *_ in board.methods):
         text += f" {tables.STUDIED} marks the method under study."
-    return text + " A difference smaller than the interval of one trial is not evidence."
+    text += " A difference smaller than the interval of one trial is not evidence."
+    if board.totals:
+        text += f"\n\n{totals.LEGEND}"
+    return text
 
 
 def _repeat(board: str, records: Sequence[Mapping[str, Any]]) -> str:

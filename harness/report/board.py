@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.record import plain
-from harness.report import tables
+from harness.report import tables, totals
 from harness.report.reported import Figure, figures
+from harness.report.totals import Total
 
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
 
@@ -29,17 +31,16 @@ class Board:
     notes: str  # how its trials went
     methods: list[tuple[str, str, str, str, str]]  # method, title, role, regime, tuning
     frame: pd.DataFrame
+    panels: list[tables.Panel]
+    totals: list[list[Total]]  # of each panel
 
     @classmethod
-    def of(cls, name: str, records: Sequence[Mapping[str, Any]], unreadable: int = 0) -> Board:
-        """The board of these records; `unreadable` counts the files beside them that are none."""
-        return cls(
-            name, _measured(records), _notes(records, unreadable), _methods(records), tables.board_frame(records)
-        )
-
-    @cached_property
-    def panels(self) -> list[tables.Panel]:
-        return tables.panels(self.frame)
+    def of(cls, name: str, records: Sequence[Mapping[str, Any]], unreadable: int = 0, folder: Path = Path()) -> Board:
+        """The board of these records, their samples lying in `folder`; `unreadable` counts the files that are none."""
+        frame = tables.board_frame(records)
+        panels = tables.panels(frame)
+        found = totals.find(panels, folder, records)
+        return cls(name, _measured(records), _notes(records, unreadable), _methods(records), frame, panels, found)
 
     @cached_property
     def columns(self) -> list[tables.Column]:

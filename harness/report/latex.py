@@ -8,8 +8,10 @@ The file is to be \input; it needs \usepackage{booktabs}.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.record import plain
-from harness.report import tables
+from harness.report import tables, totals
 from harness.report.board import Board
 
 SPECIAL = {
@@ -30,8 +32,9 @@ SPECIAL = {
 
 def document(board: Board) -> str:
     """Every panel of a board as a table in LaTeX; paper-reported figures stand below the measured ones, marked."""
-    blocks = [r"% Made by infoprune report. Needs \usepackage{booktabs}."]
-    blocks += [_table(panel) for panel in board.panels]
+    blocks = [f"% Made by infoprune report. Needs \\usepackage{{booktabs}}.\n% {totals.LEGEND}"]
+    for panel, found in zip(board.panels, board.totals, strict=True):
+        blocks += [_table(panel), _totals(panel, found)]
     if board.reported:
         heads = ["method", "FLOPs reduction", "speedup", "source"]
         rows = [
@@ -63,6 +66,13 @@ def _table(panel: tables.Panel) -> str:
     caption = escape(f"{panel.title}. Accuracy in points, the mean over tasks. {levels}.")
     heads = ["method", *map(tables.budget_text, budgets)]
     return _tabular(caption, "l" + "r" * len(budgets), heads, rows)
+
+
+def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
+    heads, rows = totals.shown(found)
+    names = {curve: f"{tables.STUDIED} {curve}" if curve in panel.studied else curve for curve in rows}
+    body = [[escape(names[curve]), *map(escape, row)] for curve, row in rows.items()]
+    return _tabular(escape(f"{panel.title}. Each curve as a whole."), "l" + "r" * len(heads), ["method", *heads], body)
 
 
 def _tabular(caption: str, align: str, heads: list[str], rows: list[list[str]]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.record import plain
-from harness.report import reported, tables
+from harness.report import reported, tables, totals
 from harness.report.board import Board
 
 # What is most looked for comes first: a narrow screen shows the first columns only.
@@ -36,7 +36,8 @@ def board(shown: Board, data: Mapping[str, Any]) -> str:
         "title": escape(shown.name),
         "facts": _facts(shown),
         "notes": escape(shown.notes),
-        "summary": "".join(map(_summary, shown.panels)),
+        "legend": escape(totals.LEGEND),
+        "summary": "".join(map(_summary, shown.panels, shown.totals)),
         "table": _table(shown),
         "methods": _methods(shown),
         "data": _json(data),
@@ -84,7 +85,7 @@ def _facts(shown: Board) -> str:
     return f'<dl class="facts">{"".join(f"<dt>{escape(key)}<dd>{escape(value)}" for key, value in shown.facts)}</dl>'
 
 
-def _summary(panel: tables.Panel) -> str:
+def _summary(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
     budgets, curves = tables.standings(panel)
     heads = "".join(f'<th scope="col">{escape(tables.budget_text(budget))}' for budget in budgets)
     rows = []
@@ -96,6 +97,20 @@ def _summary(panel: tables.Panel) -> str:
     return (
         f'<h3>{escape(panel.title)}</h3><p class="quiet">{escape(levels)}</p><div class="scroll" tabindex="0">'
         f'<table class="summary"><thead><tr><th scope="col">method{heads}<tbody>{"".join(rows)}</table></div>'
+        f"{_totals(panel, found)}"
+    )
+
+
+def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
+    heads, curves = totals.shown(found)
+    rows = []
+    for curve, cells in curves.items():
+        name = f"{tables.STUDIED} {curve}" if curve in panel.studied else curve
+        rows.append(f'<tr><th scope="row">{escape(name)}{"".join(f"<td>{escape(cell)}" for cell in cells)}')
+    columns = "".join(f'<th scope="col">{escape(head)}' for head in heads)
+    return (
+        f'<div class="scroll" tabindex="0"><table class="summary"><thead><tr><th scope="col">method{columns}'
+        f"<tbody>{''.join(rows)}</table></div>"
     )
 
 

@@ -130,6 +130,19 @@ def values(rows: Iterable[Row], column: str) -> list[float]:
     return [row[column] for row in rows if not math.isnan(row[column])]
 
 
+def places(panel: Panel) -> dict[tuple[str, float], int]:
+    """The place of every (curve, budget) that was measured among its budget's, by accuracy as shown, so that what looks
+    like a tie is one."""
+    points = {
+        key: round(100 * fmean(found), 1) for key, rows in panel.groups.items() if (found := values(rows, "accuracy"))
+    }
+    found = {}
+    for curve, budget in points:
+        rivals = [value for (_, other), value in points.items() if other == budget]
+        found[curve, budget] = 1 + sum(value > points[curve, budget] for value in rivals)
+    return found
+
+
 def standings(panel: Panel) -> tuple[list[float], dict[str, list[tuple[str, bool]]]]:
     """The budgets, larger first, and each curve's cells: accuracy in points, and whether it is the budget's best.
 
@@ -137,21 +150,14 @@ def standings(panel: Panel) -> tuple[list[float], dict[str, list[tuple[str, bool
     """
     curves = sorted({curve for curve, _ in panel.groups})
     budgets = sorted({budget for _, budget in panel.groups}, reverse=True)
-    # As shown, so that what looks like a tie is one.
-    points = {
-        key: round(100 * fmean(found), 1) for key, rows in panel.groups.items() if (found := values(rows, "accuracy"))
-    }
-    places: dict[tuple[str, float], int] = {}
-    for curve, budget in points:
-        rivals = [value for (_, other), value in points.items() if other == budget]
-        places[curve, budget] = 1 + sum(value > points[curve, budget] for value in rivals)
+    found = places(panel)
 
     def standing(curve: str) -> tuple[float, str]:
-        own = [place for (name, _), place in places.items() if name == curve]
+        own = [place for (name, _), place in found.items() if name == curve]
         return (fmean(own) if own else math.inf, curve)
 
     return budgets, {
-        curve: [(_cell(panel.groups.get((curve, budget), [])), places.get((curve, budget)) == 1) for budget in budgets]
+        curve: [(_cell(panel.groups.get((curve, budget), [])), found.get((curve, budget)) == 1) for budget in budgets]
         for curve in sorted(curves, key=standing)
     }
 

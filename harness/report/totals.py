@@ -1,0 +1,200 @@
+"""A method's curve in few numbers: hypervolume, area under the curve, mean rank, and what it cost to get there.
+
+    python -c "from pathlib import Path; from harness.record import load; from harness.report import tables, totals; \
+               records = load('results/demo')[0]; panels = tables.panels(tables.board_frame(records)); \
+               print(totals.find(panels, Path('results/demo'), records))"
+
+The hypervolume's interval is a bootstrap over images of the stored scores; those of several seeds are averaged first,
+so that it holds for these seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.hypervolume import hypervolume, hypervolume_intervals
+from harness.report.tables import NOTHING, Panel, places, values
+
+RESAMPLES = 2000
+HEADS = ("hypervolume", "area under the curve", "mean rank", "scoring s", "tuning s", "peak memory GB")
+LEGEND = (
+    "The second table has each curve as a whole. Hypervolume: the area between the front of (FLOPs kept, accuracy) and "
+    "the corner of all FLOPs and the blind floor (0 where that was not measured), times 100, with its 95 % interval "
+    "from a bootstrap over images (seeds averaged first). Area under the curve: accuracy in points, averaged over the "
+    "range of budgets. Both only where every budget was measured. Scoring, tuning: seconds, medians over the trials; "
+    "one scoring serves all budgets, and a pass over the calibration set counts for the method that asks for it first. "
+    "Peak memory: the least of the trials' figures, each the peak of a process that may have run other trials before: "
+    "an upper bound."
+)
+COLUMNS = ("task", "question_id", "image_id", "score")
+
+
+@dataclass(frozen=True)
+class Total:
+    """Of one curve of a panel; None where it was not measured, or not at every budget of the panel.
+
+    hypervolume: of the (FLOPs kept, accuracy) front up to the whole scope and down to the blind floor (0 if that was
+    not measured), both fractions, with its interval; area: mean accuracy over the range of budgets, a fraction
+    (trapezoids); ranking_s, tuning_s: medians over the trials; memory_bytes: the least of the trials' figures, each the
+    peak of a process that may have run others before it.
+    """
+
+    curve: str
+    hypervolume: float | None
+    lo: float | None
+    hi: float | None
+    area: float | None
+    rank: float | None
+    ranking_s: float | None
+    tuning_s: float | None
+    memory_bytes: float | None
+
+
+class _Scores(NamedTuple):
+    questions: list[tuple[str, str]]  # (task, question)
+    images: list[tuple[str, str]]
+    score: np.ndarray
+
+
+def find(panels: Sequence[Panel], folder: Path, records: Sequence[Mapping[str, Any]]) -> list[list[Total]]:
+    """The totals of every panel's curves, in the order of their mean rank; samples are read beside the records."""
+    known = {record["id"]: record for record in records}
+    return [_panel(panel, folder, known) for panel in panels]
+
+
+def cells(total: Total) -> list[str]:
+    """A total as it is shown under HEADS, accuracies in points."""
+    volume = _text(total.hypervolume, "{:.1f}", 100)
+    if total.lo is not None and total.hi is not None:
+        volume += f" [{100 * total.lo:.1f}, {100 * total.hi:.1f}]"
+    return [
+        volume,
+        _text(total.area, "{:.1f}", 100),
+        _text(total.rank, "{:.1f}"),
+        _text(total.ranking_s, "{:.3g}"),
+        _text(total.tuning_s, "{:.3g}"),
+        _text(total.memory_bytes, "{:.2f}", 1e-9),
+    ]
+
+
+def shown(totals: Sequence[Total]) -> tuple[list[str], dict[str, list[str]]]:
+    """The heads that have something under them, and each curve's cells."""
+    rows = {total.curve: cells(total) for total in totals}
+    kept = [place for place in range(len(HEADS)) if any(row[place] != NOTHING for row in rows.values())]
+    return [HEADS[place] for place in kept], {curve: [row[place] for place in kept] for curve, row in rows.items()}
+
+
+def _text(value: float | None, form: str, scale: float = 1) -> str:
+    return NOTHING if value is None else form.format(scale * value)
+
+
+def _panel(panel: Panel, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Total]:
+    budgets = sorted({budget for _, budget in panel.groups})
+    standing = places(panel)
+    curves = dict.fromkeys(curve for curve, _ in panel.groups)
+    ranks = {curve: [place for (name, _), place in standing.items() if name == curve] for curve in curves}
+    whole = [curve for curve in curves if len(ranks[curve]) == len(budgets)]
+    floor = (1.0, panel.level("blank_accuracy") or 0.0)
+    fronts = {curve: _front(panel, curve, budgets) for curve in whole}
+    intervals = _intervals(panel, fronts, budgets, floor, folder, records)
+    found = []
+    for curve in sorted(curves, key=lambda curve: (fmean(ranks[curve]) if ranks[curve] else math.inf, curve)):
+        rows = [row for (name, _), group in panel.groups.items() if name == curve for row in group]
+        costs = [records[row["trial"]].get("cost") or {} for row in rows if row["status"] == "ok"]
+        volume = area = None
+        if curve in fronts:
+            flops, accuracy = fronts[curve]
+            volume = float(hypervolume(flops, accuracy, floor))
+            area = _area(budgets, accuracy) if len(budgets) > 1 else None
+        lo, hi = intervals.get(curve, (None, None))
+        rank = fmean(ranks[curve]) if ranks[curve] else None
+        ranking, tuning = (_middle(costs, key) for key in ("ranking_s", "tuning_s"))
+        memory = min((cost["peak_memory_bytes"] for cost in costs if cost.get("peak_memory_bytes")), default=None)
+        found.append(Total(curve, volume, lo, hi, area, rank, ranking, tuning, memory))
+    return found
+
+
+def _front(panel: Panel, curve: str, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs kept and accuracy at these budgets, means over seeds; what a plan keeps is the budget if nobody counted."""
+    groups = [panel.groups[curve, budget] for budget in budgets]
+    flops = [fmean(values(group, "flops_kept") or [budget]) for group, budget in zip(groups, budgets, strict=True)]
+    return np.array(flops), np.array([fmean(values(group, "accuracy")) for group in groups])
+
+
+def _area(budgets: Sequence[float], accuracy: np.ndarray) -> float:
+    return float(np.trapezoid(accuracy, budgets) / (budgets[-1] - budgets[0]))
+
+
+def _middle(costs: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    found = [cost[key] for cost in costs if cost.get(key) is not None]
+    return median(found) if found else None
+
+
+# --- the interval -------------------------------------------------------------------------------------------
+
+
+def _intervals(
+    panel: Panel,
+    fronts: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    budgets: Sequence[float],
+    floor: tuple[float, float],
+    folder: Path,
+    records: Mapping[str, Mapping[str, Any]],
+) -> dict[str, tuple[float, float]]:
+    """Of every front whose trials all have their samples, of the same questions: one bootstrap for all of them."""
+    asked: _Scores | None = None
+    columns: dict[str, list[np.ndarray]] = {}
+    for curve in fronts:
+        own = []
+        for budget in budgets:
+            trials = [row["trial"] for row in panel.groups[curve, budget] if not math.isnan(row["accuracy"])]
+            read = [_read(folder, records[trial], asked) for trial in trials]
+            asked = asked or next(filter(None, read), None)
+            if None in read:
+                break
+            own.append(np.mean([scores.score for scores in read if scores is not None], axis=0))
+        else:
+            columns[curve] = own
+    if asked is None or not columns:
+        return {}
+    table = np.column_stack([column for own in columns.values() for column in own])
+    strata = [task for task, _ in asked.questions]
+    points = [fronts[curve][0] for curve in columns]
+    found = hypervolume_intervals(points, table, asked.images, strata, floor, resamples=RESAMPLES)
+    return {
+        curve: (volume.lo, volume.hi)
+        for curve, volume in zip(columns, found, strict=True)
+        if math.isfinite(volume.lo) and math.isfinite(volume.hi)
+    }
+
+
+def _read(folder: Path, record: Mapping[str, Any], asked: _Scores | None) -> _Scores | None:
+    """The stored scores of a trial; None if there are none that can be used, or they answer other questions."""
+    try:
+        content = (folder / f"{record['id']}.parquet").read_bytes()
+        if record["hashes"].get("samples") != hashlib.sha256(content).hexdigest():
+            return None  # the list of flips says so, in the log
+        table = pq.ParquetFile(pa.BufferReader(content)).read(list(COLUMNS), use_threads=False)
+        score = table["score"].to_numpy().astype(np.float64)
+        if asked is not None and len(asked.score) == len(score):
+            questions = asked.questions if table["question_id"].to_pylist() == [q for _, q in asked.questions] else []
+            images = asked.images
+        else:
+            task = table["task"].to_pylist()
+            questions = list(zip(task, table["question_id"].to_pylist(), strict=True))
+            images = list(zip(task, table["image_id"].to_pylist(), strict=True))
+    except (OSError, pa.ArrowException, KeyError):
+        return None
+    if not len(score) or not np.isfinite(score).all() or (asked is not None and questions != asked.questions):
+        return None
+    return _Scores(questions, images, score)
