@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness.types import VLM, Budget, Dense, InputError, Plan, Ranking
+from harness.types import VLM, Bar, Budget, Dense, InputError, Plan, Ranking
 
 if TYPE_CHECKING:
     from harness.calibration import Calibration
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 BUILT_IN = "baselines"
 GROUP = "infoprune.methods"
 COMMANDS = "infoprune.commands"
+BENCHES = "infoprune.benches"
 HERE = Path(__file__).parent
 MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
 BOARDS = HERE / "boards"
+GEOMETRIES = HERE / "geometries"
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,12 @@ def commands() -> dict[str, Callable[..., Any]]:
     return {point.name: point.load() for point in sorted(entry_points(group=COMMANDS), key=lambda point: point.name)}
 
 
+def benches() -> dict[str, Callable[..., list[Bar]]]:
+    """What other packages add to `infoprune bench`, contestants among them: entry points of the group
+    `infoprune.benches`, each a function `bars(quick, progress)`."""
+    return {point.name: point.load() for point in sorted(entry_points(group=BENCHES), key=lambda point: point.name)}
+
+
 def metrics() -> list[str]:
     """The metric names."""
     spec = importlib.util.find_spec("harness.metrics")
@@ -195,6 +203,11 @@ def metric(name: str) -> Callable[..., dict[str, Any]]:
     return importlib.import_module(f"harness.metrics.{name}").measure
 
 
+def geometries() -> list[str]:
+    """The shipped models of published sizes without their weights."""
+    return sorted(path.parent.name for path in GEOMETRIES.glob("*/config.json"))
+
+
 def model(name: str) -> str:
     """Where a model is: the folder of a shipped name, or the name itself (a folder or a hub id owner/name).
 
@@ -202,6 +215,8 @@ def model(name: str) -> str:
     """
     if name in MODELS:
         return str(MODELS[name])
+    if name in geometries():
+        return str(GEOMETRIES / name)
     if Path(name).is_dir():
         return name
     # What begins with a folder that is there is meant as a path, not as a hub id.
@@ -209,7 +224,7 @@ def model(name: str) -> str:
         return name
     if "/" in name:
         raise InputError(f"model {name}: no such folder")
-    raise InputError.unknown("model", name, [*MODELS, "a checkpoint folder", "a hub id owner/name"])
+    raise InputError.unknown("model", name, [*MODELS, *geometries(), "a checkpoint folder", "a hub id owner/name"])
 
 
 def boards() -> list[str]:

@@ -11,13 +11,11 @@ import functools
 import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,9 @@ from PIL import Image
 
 from harness import budget, control, families, provenance, record, registry, spec, surgery, tasks, tuning
 from harness.calibration import Calibration
+from harness.machine import Machine, facts, machine
 from harness.memory import out_of_memory, release
+from harness.phases import STEPS, Watch
 from harness.prompts import encode
 from harness.types import VLM, Budget, Component, Extent, Loading, Plan, Ranking, Trial
 
@@ -37,25 +37,32 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 BATCH = 16  # of calibration, unless memory is short
 SHRINKS = ("calibration", "ranking", "repair")  # phases that a smaller one helps
-PACKAGES = ("torch", "transformers", "lmms-eval", "fvcore", "numpy")
 
 
 class Context:
-    """What a metric gets besides the two models: the timed stages, a progress line, a place for samples."""
+    """What a metric gets besides the two models: timed stages, a progress line, the machine, a place for samples."""
 
     def __init__(self, trial: Trial, progress: Progress) -> None:
         self.progress = progress
         self.samples: pyarrow.Table | None = None
         self._reference = trial.reference_input
 
-    def inputs(self, vlm: VLM, batch: int = 1) -> dict[str, torch.Tensor]:
-        """The trial's reference input, encoded for this model, `batch` times."""
-        image = Image.new("RGB", tuple(self._reference["image"]), (128, 128, 128))
+    def inputs(self, vlm: VLM, batch: int = 1, image_size: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
+        """The trial's reference input `batch` times, encoded for this model; with an image of another size if given."""
+        width, height = image_size or self._reference["image"]
+        image = Image.new("RGB", (width, height), (128, 128, 128))
         device = next(vlm.model.parameters()).device
         return encode(vlm.processor, [[image]] * batch, [self._reference["text"]] * batch, device=device)
 
-    def stages(self, vlm: VLM, batch: int = 1) -> dict[str, Callable[[], Any]]:
-        return families.family(vlm.family).stages(vlm.model, self.inputs(vlm, batch))
+    def stages(
+        self, vlm: VLM, batch: int = 1, image_size: tuple[int, int] | None = None
+    ) -> dict[str, Callable[[], Any]]:
+        return families.family(vlm.family).stages(vlm.model, self.inputs(vlm, batch, image_size))
+
+    def machine(self, vlm: VLM) -> Machine:
+        """What the machine can do at best on this model's device, in its dtype."""
+        weight = next(vlm.model.parameters())
+        return machine(str(weight.device), str(weight.dtype).removeprefix("torch."))
 
     def attach_samples(self, table: pyarrow.Table) -> None:
         self.samples = table
@@ -85,14 +92,15 @@ class Worker:
 
     def run(self, trial: Trial) -> tuple[dict[str, Any], pyarrow.Table | None]:
         """The record of a trial and its samples. A failure of the trial is a record too; an interrupt is passed on."""
-        watch = _Watch(self.progress)
+        watch = Watch(self.progress)
         again = True
         while again:
             made, context, again = blank(trial, self.device), Context(trial, self.progress), False
             try:
-                self._measure(trial, registry.method(trial.method), made, context, watch)
-                with watch("record"):
-                    json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
+                with watch:
+                    self._measure(trial, registry.method(trial.method), made, context, watch)
+                    with watch("record"):
+                        json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
             except Exception as error:  # the sweep goes on; the record says what happened
                 again = out_of_memory(error) and watch.phase in SHRINKS and self._batch > 1
                 if not again:
@@ -103,7 +111,10 @@ class Worker:
         if self._batch < BATCH:
             made["cost"]["calibration_batch"] = self._batch
         made["cost"].update(
-            watch.seconds, total_s=time.perf_counter() - watch.start, peak_memory_bytes=peak(self.device)
+            {f"{step}_s": watch.whole[step] for step in STEPS if step in watch.whole},
+            phases_s=watch.own,
+            total_s=time.perf_counter() - watch.start,
+            peak_memory_bytes=max(made["cost"].get("peak_memory_bytes", 0), peak(self.device)),
         )
         return made, context.samples
 
@@ -114,35 +125,37 @@ class Worker:
         release()
 
     def _measure(
-        self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: _Watch
+        self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: Watch
     ) -> None:
         dense, pruned, _ = self._make(trial, method, made, context, watch)
-        made["cost"]["metrics_s"] = {}
+        made["cost"] |= {"metrics_s": {}, "peak_memory_bytes": peak(self.device)}  # a metric may begin it anew
         for name in trial.metrics:
             measure = registry.metric(name)
             with watch(f"metric {name}"):
                 start = time.perf_counter()
                 made["metrics"][name] = measure(pruned, dense, trial, context)
                 made["cost"]["metrics_s"][name] = time.perf_counter() - start
-        made["hashes"]["data"] = tasks.data_hash(trial.tasks, trial.split, trial.limit)[:16]
+        with watch("hashes"):
+            made["hashes"]["data"] = tasks.data_hash(trial.tasks, trial.split, trial.limit)[:16]
 
     def prune(self, trial: Trial) -> Pruned:
         """The models of a trial, nothing measured; what goes wrong is raised."""
         made = blank(trial, self.device)
         dense, pruned, plan = self._make(
-            trial, registry.method(trial.method), made, Context(trial, self.progress), _Watch(self.progress)
+            trial, registry.method(trial.method), made, Context(trial, self.progress), Watch(self.progress)
         )
         return Pruned(dense, pruned, plan, made)
 
     def _make(
-        self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: _Watch
+        self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: Watch
     ) -> tuple[VLM, VLM, Plan]:
         with watch("load"):
             made["hashes"] |= provenance.hashes(trial)
             dense = self.load(trial)
             made["hashes"]["weights"] = dense.weights_hash
             made["env"] = {**made["env"], "attention": families.attention(dense.model)}
-        extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+        with watch("inputs"):
+            extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
         pruned, plan = self._prune(dense, trial, method, extents, made, watch)
         made["plan"] = plan.to_json()
         made["hashes"]["plan"] = record.trial_id(made["plan"])
@@ -159,7 +172,7 @@ class Worker:
         method: registry.Method,
         extents: Mapping[Component, Extent],
         made: dict[str, Any],
-        watch: _Watch,
+        watch: Watch,
     ) -> tuple[VLM, Plan]:
         """Rank, cut and tune: once, or in rounds that keep the same share each."""
         vlm, whole, rounds = dense, Plan({}, 1.0, 1.0), trial.tuning.rounds
@@ -186,7 +199,7 @@ class Worker:
                 vlm = self._tune(vlm, trial, turn, made, watch)
         return vlm, replace(whole, requested=trial.budget)
 
-    def _tune(self, vlm: VLM, trial: Trial, turn: int, made: dict[str, Any], watch: _Watch) -> VLM:
+    def _tune(self, vlm: VLM, trial: Trial, turn: int, made: dict[str, Any], watch: Watch) -> VLM:
         how, drawn = trial.tuning, trial.calibration
         with watch("tuning"):
             draw = (tuple(drawn["tasks"]), drawn["split"], how.samples, trial.seed)
@@ -213,7 +226,7 @@ class Worker:
         return Calibration(self._dense(*source), samples, batch or self._batch, progress=self.progress)
 
     def _rank(
-        self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, asked: Budget, watch: _Watch
+        self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, asked: Budget, watch: Watch
     ) -> tuple[Ranking, Calibration, float]:
         """The method's ranking, its calibration, and the seconds it took to make.
 
@@ -270,22 +283,6 @@ def fail(made: dict[str, Any], kind: str, message: str, phase: str) -> None:
     made.update(status="failed", metrics={}, log={}, plan=None, error=error)
 
 
-class _Watch:
-    """Names the phase a trial is in and sums the seconds of the harness's own phases."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.start = time.perf_counter()
-        self.progress, self.phase, self.seconds = progress, "start", {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        self.phase, start = phase, time.perf_counter()
-        self.progress(phase)
-        yield
-        if phase in ("load", "calibration", "solve", "repair", "surgery", "tuning"):
-            self.seconds[f"{phase}_s"] = self.seconds.get(f"{phase}_s", 0.0) + time.perf_counter() - start
-
-
 def share_processor(jobs: int) -> None:
     """Leave cores to the other workers of this machine."""
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // jobs)))
@@ -296,36 +293,6 @@ def peak(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@functools.cache
-def facts(device: str) -> dict[str, Any]:
-    """What is known of the machine: processor, memory, GPU with clocks, library versions."""
-    found: dict[str, Any] = {
-        "device": device,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cpu": f"{_processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-    if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        found["gpu"] = properties.name
-        found["gpu_memory_bytes"] = properties.total_memory
-        found["gpu_clock_mhz"] = torch.cuda.clock_rate(device)
-        found["cuda"] = torch.version.cuda
-    return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @functools.cache

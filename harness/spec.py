@@ -49,8 +49,22 @@ class Entry(_Strict):
 
 
 class Latency(_Strict):
+    """What is timed how often. Further image sizes and modes are timed beside the reference input in eager mode.
+
+    Modes: `compile` is torch.compile of each stage, `graphs` the same with CUDA graphs (left out without a GPU).
+    """
+
     batches: tuple[Count, ...] = Field(default=(1, 8), min_length=1)
     repeats: Annotated[int, Field(ge=3)] = 20
+    images: tuple[tuple[Count, Count], ...] = ()
+    modes: tuple[Literal["eager", "compile", "graphs"], ...] = Field(default=("eager",), min_length=1)
+
+    def content(self) -> dict[str, Any]:
+        """Plain values; what there was not always is left out where it is not used, so that ids of trials stay."""
+        found = self.model_dump()
+        return {
+            k: v for k, v in found.items() if k in ("batches", "repeats") or v != type(self).model_fields[k].default
+        }
 
 
 class ReferenceInput(_Strict):
@@ -110,7 +124,7 @@ class Board(_Strict):
             "tasks": self.tasks,
             "split": self.split,
             "limit": self.limit,
-            "latency": self.latency.model_dump(),
+            "latency": self.latency.content(),
             "reference_input": self.reference_input.model_dump(),
             "dtype": self.dtype,
             "loading": self.loading,

@@ -46,6 +46,8 @@ class Outcome:
     skipped: int
     failed: tuple[str, ...]  # one line per failed trial
     elsewhere: int = 0
+    ids: tuple[str, ...] = ()  # of the trials that were run
+    seconds: float = 0.0  # wall-clock, from the first worker's start to the last record
 
 
 def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
@@ -91,7 +93,8 @@ def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
     questions = sum(len(tasks.subset(task, board.split, board.limit)) for task in board.tasks)
     # Each question is prefilled and decoded (about another prefill); each timed round runs both models' stages.
     accuracy = 2 * questions * ("accuracy" in board.metrics)
-    latency = 4 * board.latency.repeats * sum(board.latency.batches) * ("latency" in board.metrics)
+    settings = len(board.latency.modes) * (1 + len(board.latency.images))
+    latency = 4 * settings * board.latency.repeats * sum(board.latency.batches) * ("latency" in board.metrics)
     return len(todo.trials) * prefill * (accuracy + latency)
 
 
@@ -128,7 +131,7 @@ def sweep(
         families.check(registry.model(board.model), revision=board.revision, random_weights=board.random_weights)
     folder, failed = results / board.name, []
     check_writable(folder)
-    finished = elsewhere = 0
+    finished, elsewhere, ids, start = 0, 0, [], time.perf_counter()
     with Claims(folder) as claims:
 
         def claim(trial: Trial) -> bool:
@@ -150,10 +153,11 @@ def sweep(
             record.write(folder, made, samples)
             claims.give_up(made["id"])
             finished += 1
+            ids.append(made["id"])
             progress(finished + elsewhere, "")
             if made["status"] != "ok":
                 failed.append(_failure(made))
-    return Outcome(folder, finished, todo.done, tuple(failed), elsewhere)
+    return Outcome(folder, finished, todo.done, tuple(failed), elsewhere, tuple(ids), time.perf_counter() - start)
 
 
 def _done(path: Path, trial: Trial) -> bool:

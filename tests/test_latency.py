@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,8 +87,8 @@ def test_the_interval_contains_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= held / 300 <= 0.995
 
 
-def test_every_stage_at_every_batch(tiny: VLM) -> None:
-    trial = Trial(
+def trial_of(**latency: Any) -> Trial:
+    return Trial(
         board="b",
         model="tiny",
         method="none",
@@ -101,9 +102,13 @@ def test_every_stage_at_every_batch(tiny: VLM) -> None:
         limit=None,
         metrics=("latency",),
         calibration={},
-        latency={"batches": [1, 2], "repeats": 3},
+        latency={"batches": [1, 2], "repeats": 3, **latency},
         reference_input={"image": [64, 64], "text": "How many?"},
     )
+
+
+def test_every_stage_at_every_batch(tiny: VLM) -> None:
+    trial = trial_of()
     said: list[str] = []
     found = latency.measure(tiny, tiny, trial, Context(trial, said.append))
     assert set(found["stages"]) == {"vision", "language", "all", "decode"}
@@ -115,3 +120,40 @@ def test_every_stage_at_every_batch(tiny: VLM) -> None:
             assert 0 < figures["lo"] <= figures["ratio"] <= figures["hi"]
     assert found["speedup"] == found["stages"]["vision"]["2"]["ratio"]  # the scope's, at the largest batch
     assert len(said) == 8 and said[0] == "latency: vision, batch 1"
+    assert "more" not in found and set(found["answer"]) == {"1", "2"}
+
+
+def test_an_answer_is_prefill_and_its_further_steps(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"vision": 1.0, "language": 2.0, "all": 4.0, "decode": 0.5}
+
+    class Fixed:
+        progress = staticmethod(lambda text: None)
+
+        @staticmethod
+        def stages(vlm: VLM, batch: int, size: Any) -> dict[str, Any]:
+            return {name: clock.takes(name, own) for name, own in seconds.items()}
+
+    clock = Clock(monkeypatch)
+    found = latency.measure(tiny, tiny, trial_of(), Fixed)
+    assert found["answer"]["1"]["dense_ms"]["p50"] == pytest.approx(1000 * (4 + 15 * 0.5))
+    assert found["answer"]["1"]["ratio"] == 1
+
+
+def test_further_images_and_modes_stand_beside_the_reference(tiny: VLM) -> None:
+    trial = trial_of(batches=[1], images=[[32, 32]], modes=["eager", "graphs"])
+    found = latency.measure(tiny, tiny, trial, Context(trial, lambda text: None))
+    assert [(more["mode"], more["image"]) for more in found["more"]] == [("eager", [32, 32])]  # no graphs on a CPU
+    assert set(found["more"][0]["stages"]) == set(found["stages"])
+    assert found["speedup"] == found["stages"]["vision"]["1"]["ratio"]
+
+
+@pytest.mark.slow
+def test_compiled_stages_give_what_eager_ones_give(tiny: VLM) -> None:
+    trial = trial_of(batches=[1], modes=["compile"])
+    context = Context(trial, lambda text: None)
+    with torch.no_grad():
+        call = context.stages(tiny)["vision"]
+        torch.testing.assert_close(latency._compiled(call, "compile")(), call(), rtol=1e-3, atol=1e-4)
+    found = latency.measure(tiny, tiny, trial, context)
+    (more,) = found["more"]
+    assert more["mode"] == "compile" and all(own["1"]["ratio"] > 0 for own in more["stages"].values())

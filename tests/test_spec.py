@@ -88,6 +88,16 @@ def test_an_entry_may_have_a_calibration_of_its_own(read: Any) -> None:
     assert drawn == [8] * (len(drawn) // 2) + [2] * (len(drawn) // 2)
 
 
+def test_what_latency_got_later_leaves_older_ids_alone(read: Any) -> None:
+    assert read().trials()[0].latency == {"batches": (1, 8), "repeats": 20}
+    more = read(latency={"images": [[224, 224]], "modes": ["eager", "compile"], "batches": [32]}).trials()[0].latency
+    assert more == {"batches": (32,), "repeats": 20, "images": ((224, 224),), "modes": ("eager", "compile")}
+    with pytest.raises(
+        InputError, match=r"latency\.modes\.0: unknown value 'fast'; choose from: compile, eager, graphs"
+    ):
+        read(latency={"modes": ["fast"]})
+
+
 def test_overrides_replace_top_level_keys(read: Any, tmp_path: Path) -> None:
     read()
     changed = spec.read(str(tmp_path / "board.yaml"), limit=3)

@@ -349,12 +349,12 @@ def test_bad_input_is_one_line(call: Call, tiny_folder: Path) -> None:
 
 def test_svd_routes_are_timed_and_exact() -> None:
     bars = svd_routes(((24, 40), (40, 24)), rank=6, repeats=1)
-    assert [bar["name"].rsplit(" ", 3)[0] for bar in bars] == ["svd gram", "svd truncated", "svd randomised"] * 2
+    assert [bar.name.rsplit(" ", 3)[0] for bar in bars] == ["svd gram", "svd truncated", "svd randomised"] * 2
     for bar in bars:
-        assert bar["ratio"] > 0 and bar["goal"] == 8
-        assert bar["holds"] == (bar["ratio"] >= 8 and bar["measured"]["error"] <= 1e-3)
-        assert bar["measured"]["error"] < (1e-3 if "randomised" in bar["name"] else 1e-5)
-        assert bar["measured"]["held"] == pytest.approx(1) or "gram" not in bar["name"]
+        assert bar.ratio is not None and bar.ratio > 0 and bar.goal == 8
+        assert bar.holds == (bar.ratio >= 8 and bar.detail["error"] <= 1e-3)
+        assert bar.detail["error"] < (1e-3 if "randomised" in bar.name else 1e-5)
+        assert bar.detail["held"] == pytest.approx(1) or "gram" not in bar.name
 
 
 def test_energy_error_is_the_largest_gap_of_what_the_first_values_hold() -> None:

@@ -1,4 +1,4 @@
-"""How much faster the SVD routes of this package are than `torch.linalg.svd`, and how exact.
+"""How much faster the SVD routes of this package are than `torch.linalg.svd`, and how exact: bars of `infoprune bench`.
 
     python -m baselines.infoprune.bench --size 1792x9472 --size 3584x18944
 
@@ -13,12 +13,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from baselines.linalg import decompose, randomized_svd, truncated_svd
+from harness.types import Bar
 
 SIZES = ((1792, 9472), (3584, 18944))
 GOAL, ERROR = 8.0, 1e-3  # times as fast as torch.linalg.svd; relative error of the energy
@@ -28,19 +28,26 @@ DECAY = (
 ITERATIONS = 8  # fewer are faster, and miss the energy error that is asked for on such a slow decay
 
 
+def bars(quick: bool = False, progress: Callable[[str], None] = lambda text: None) -> list[Bar]:
+    """What `infoprune bench` shows of them: the routes that methods use, at the smaller size only if `quick`."""
+    progress("singular values")
+    found = svd_routes(SIZES[:1] if quick else SIZES, repeats=1 if quick else 2)
+    return [bar for bar in found if "randomised" not in bar.name]  # a route that no method takes
+
+
 def svd_routes(
     sizes: Sequence[tuple[int, int]] = SIZES, rank: int | None = None, repeats: int = 3, seed: int = 0
-) -> list[dict[str, Any]]:
-    """A bar a size and route: {"name", "ratio", "goal", "holds", "measured"}.
+) -> list[Bar]:
+    """A bar a size and route.
 
     ratio: the median time of torch.linalg.svd over the route's. Routes: `gram`, all energies and left vectors
     (`decompose`, float64: what methods use); `truncated`, the first `rank` singular values and both vectors by Gram and
     eigh; `randomised`, the same by a random sketch. rank: an eighth of the full rank if not given.
-    measured: seconds; held, the share of the energy in the values the route finds; and the energy error: the largest
+    detail: seconds; held, the share of the energy in the values the route finds; and the energy error: the largest
     difference of the energy that the first r values hold, over all r that the route knows, as a share of the whole.
     A bar holds at 8 times the speed and an error up to 1e-3.
     """
-    bars: list[dict[str, Any]] = []
+    found: list[Bar] = []
     for rows, columns in sizes:
         matrix = _made(rows, columns, seed)
         first = rank or max(1, min(rows, columns) // 8)
@@ -65,20 +72,20 @@ def svd_routes(
             ratio = median(seconds["torch.linalg.svd"]) / median(seconds[name])
             error = energy_error(exact, energies[name])
             known = len(energies[name])
-            bars.append(
-                {
-                    "name": f"svd {name} {rows}x{columns} rank {known}",
-                    "ratio": ratio,
-                    "goal": GOAL,
-                    "holds": ratio >= GOAL and error <= ERROR,
-                    "measured": {
+            found.append(
+                Bar(
+                    f"svd {name} {rows}x{columns} rank {known}",
+                    goal=GOAL,
+                    ratio=ratio,
+                    sound=error <= ERROR,
+                    detail={
                         "seconds": {key: median(seconds[key]) for key in (name, "torch.linalg.svd")},
                         "held": float(exact[:known].sum() / exact.sum()),
                         "error": error,
                     },
-                }
+                )
             )
-    return bars
+    return found
 
 
 def energy_error(exact: Tensor, found: Tensor) -> float:
@@ -112,7 +119,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="of the truncated and randomised routes (default: an eighth)")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    print(json.dumps({"bars": svd_routes(given.size or SIZES, given.rank, given.repeats)}, indent=1))
+    found = svd_routes(given.size or SIZES, given.rank, given.repeats)
+    print(json.dumps({"bars": [bar.to_json() for bar in found]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from harness import registry
-from harness.cli import checkpoints, looking, reference, results, running, verdicts
+from harness.cli import bench, checkpoints, looking, reference, results, running, verdicts
 from harness.cli.shared import err
 from harness.types import InputError
 
@@ -38,6 +38,7 @@ app = _group(
     load=checkpoints.load,
     gate=verdicts.gate,
     verdict=verdicts.verdict,
+    bench=bench.bench,
     results=_group(
         "The evidence: look at it, bring it together, check it.",
         ls=results.ls,

@@ -45,6 +45,10 @@ def list_(thing: Thing, json_: Json = False) -> None:
     elif thing is Thing.models:
         rows = [{"name": name, "title": "shipped, trained, loads offline"} for name in registry.MODELS]
         rows += [
+            {"name": name, "title": "published sizes without weights, loads offline; timed with random ones"}
+            for name in registry.geometries()
+        ]
+        rows += [
             {"name": f"<{name}>", "title": "any checkpoint folder or hub id of this type"} for name in families.names()
         ]
     elif thing is Thing.tasks:

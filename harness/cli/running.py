@@ -61,6 +61,7 @@ def sweep(
         bool, typer.Option("--random-weights", help="The model's geometry without its weights: FLOPs and latency only.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, run nothing.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time went.")] = False,
 ) -> None:
     """Run a board; what has a record already is skipped."""
     from harness import spec
@@ -95,6 +96,8 @@ def sweep(
     )
     if outcome.elsewhere:
         out.print(f"{outcome.elsewhere} trials left to, or done by, other sweeps on this folder")
+    if profile:
+        _profile(outcome, read, jobs)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -102,6 +105,24 @@ def sweep(
 def _counts(todo: Any) -> str:
     stale = f" ({todo.stale} of them again: code, model or data changed)" if todo.stale else ""
     return f"{len(todo.trials)} trials to run{stale}, {todo.done} done"
+
+
+def _profile(outcome: Any, board: Any, jobs: int) -> None:
+    """The phases of what was run, or of the board's records if all were there."""
+    from harness import record, spec
+    from harness.phases import account, overhead
+
+    ids = outcome.ids or [spec.trial_id(trial) for trial in board.trials()]
+    made = [found for found in record.load(outcome.folder)[0] if found["id"] in ids]
+    rows = account(made, jobs * outcome.seconds if outcome.ran else None)
+    total = sum(row.seconds for row in rows)
+    table = Table("phase", "seconds", "share", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        name = f"[bold]{escape(row.phase)}[/]" if row.useful else escape(row.phase)
+        table.add_row(name, f"{row.seconds:.1f}", f"{100 * row.seconds / total:.1f} %")
+    out.print(table)
+    workers = f" of {jobs} workers" if jobs > 1 else ""
+    out.print(f"{total:.1f} s{workers}, {100 * overhead(rows):.1f} % of them neither generating, timing nor tuning")
 
 
 def _sweep(board: Any, results: Path, device: str, against: str | None = None, **how: Any) -> Any:

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -92,12 +93,18 @@ def count(model: torch.nn.Module, call: Callable[[], torch.Tensor]) -> tuple[dic
         analysis.set_op_handle(ATTENTION, attention_macs, **more)
         by_module = {path.removeprefix("inner."): int(macs) for path, macs in analysis.by_module().items()}
         missed: Counter[str] = Counter(analysis.unsupported_ops())
-        with FlopCounterMode(display=False, custom_mapping=_torch_formulas()) as counter:
-            call()
-    macs, other = by_module[""], counter.get_total_flops() / 2
+        other = flops(call) / 2
+    macs = by_module[""]
     if abs(macs - other) > DISAGREEMENT * max(macs, other):
         raise RuntimeError(f"the FLOP counters disagree: fvcore {macs:,} MACs, torch {other:,.0f} MACs")
     return by_module, sorted(set(missed) - NOT_COUNTED_ON_PURPOSE)
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """FLOPs of a call by torch's counter, fused attention included."""
+    with FlopCounterMode(display=False, custom_mapping=_torch_formulas()) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def profile(vlm: VLM, stages: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, Any]:
@@ -121,9 +128,21 @@ def profile(vlm: VLM, stages: Mapping[str, Callable[[], torch.Tensor]]) -> dict[
     }
 
 
+_DENSE: WeakKeyDictionary[torch.nn.Module, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+
+
+def _once(dense: VLM, trial: Trial, context: Any) -> dict[str, Any]:
+    """The profile of the dense model, counted once for all its trials on one reference input."""
+    known = _DENSE.setdefault(dense.model, {})
+    key = repr(trial.reference_input)
+    if key not in known:
+        known[key] = profile(dense, context.stages(dense))
+    return known[key]
+
+
 def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, Any]:
     """MACs and parameters, pruned against dense: of the budget's scope and unit kinds, per component, end to end."""
-    before = profile(dense, context.stages(dense))
+    before = _once(dense, trial, context)
     after = profile(pruned, context.stages(pruned))
     keys = [(block.name, kind) for block, kind in dense.select(trial.scope, trial.units)]
     kept = sum(after["parts"][key] for key in keys) / sum(before["parts"][key] for key in keys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,27 @@ def ask(
     return Answers(
         _table(suite, found), tuple(place in adapter.overlong for place in places), firsts, adapter.batch_size
     )
+
+
+def paces(
+    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, rounds: int
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Seconds that lmms-eval's stock loop at batch 1 and `ask` take for the same questions, (rounds, 2), in turn.
+
+    Nothing is kept from one round to the next. Also both answers to every question, of the last round.
+    """
+    from harness.tasks.adapter import Adapter
+    from harness.tasks.stock import Stock
+
+    suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
+    seconds, answers = np.empty((rounds, 2)), [[""], [""]]
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            start = time.perf_counter()
+            found = suite.run(Adapter(vlm, image_ids=suite.image_ids) if which else Stock(vlm))
+            seconds[turn, which] = time.perf_counter() - start
+            answers[which] = [answer for rows in found.values() for _, answer, _ in rows]
+    return seconds, list(zip(*answers, strict=True))
 
 
 _KEPT: WeakKeyDictionary[Any, dict[Any, Answers]] = WeakKeyDictionary()  # model -> questions -> its answers

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from harness.memory import out_of_memory, release
+from harness.phases import inside
 from harness.prompts import encode
 from harness.types import VLM, InputError
 
@@ -183,7 +184,7 @@ class Adapter(lmms):
             self.encoded.keep(key, batch)
         model: Any = self.vlm.model
         inputs: dict[str, Any] = place(batch.inputs, model)
-        with torch.no_grad():
+        with inside("generate"), torch.no_grad():
             if batch.order:
                 seen = model.get_image_features(**place(batch.distinct, model))
                 seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)

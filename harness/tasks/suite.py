@@ -22,6 +22,7 @@ with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
     import lmms_eval.api.task
     import lmms_eval.evaluator
 from datasets.table import InMemoryTable
+from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
@@ -30,7 +31,7 @@ from PIL import ImageFile
 from tenacity import RetryError
 from tqdm import tqdm
 
-from harness.tasks.adapter import Adapter, Encoded
+from harness.tasks.adapter import Encoded
 from harness.tasks.data import Source, choose
 from harness.types import InputError
 
@@ -76,7 +77,7 @@ class Suite:
     image_ids: dict[str, tuple[str, ...]]
     encoded: Encoded = field(default_factory=Encoded)
 
-    def run(self, adapter: Adapter) -> dict[str, list[tuple[int, str, float]]]:
+    def run(self, adapter: lmms) -> dict[str, list[tuple[int, str, float]]]:
         """(document, answer, score) of every question, by task, through lmms-eval's evaluator."""
         evaluate: Any = lmms_eval.evaluator.simple_evaluate
         output = evaluate(
