@@ -115,13 +115,14 @@ def test_own_tasks_of_lmms_eval_have_one_split():
 def test_own_task_without_its_data_says_so(tmp_path: Path):
     """In a process that may not reach the hub and has nothing in its cache."""
     code = (
-        "from harness import tasks\ntry: tasks.samples(['textvqa_val'], 'validation', 2, 0)\n"
-        "except tasks.InputError as error: print(error)"
+        "from harness import tasks\nfor name in ('vizwiz_vqa_val', 'gqa'):\n"
+        "    try: tasks.samples([name], 'validation', 2, 0)\n    except tasks.InputError as error: print(error)"
     )
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "INFOPRUNE_DATA_OWNER": "elsewhere"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert "task textvqa_val: lmms-eval could not load its data set" in done.stdout
-    assert len(done.stdout.strip().splitlines()) == 1
+    stock, official = done.stdout.strip().splitlines()
+    assert "task vizwiz_vqa_val: lmms-eval could not load its data set" in stock
+    assert "task gqa: cannot fetch elsewhere/GQA (" in official and official.endswith("or gqa@FOLDER")
 
 
 # --- files ------------------------------------------------------------------------------------------------

@@ -113,11 +113,16 @@ def check_method(
         raise typer.Exit(1)
 
 
-def data_check(path: Path, json_: Json = False) -> None:
-    """Validate a parquet file or a folder of them in the official columns."""
-    from harness.tasks import check
+def data_check(
+    path: Annotated[str, typer.Argument(help="A parquet file or folder, or TASK@FOLDER of an official set.")],
+    json_: Json = False,
+) -> None:
+    """Validate question sets in the official columns; counts, and what one constant answer would score."""
+    from harness.tasks import check, majority, summary
 
     found = check(path)
+    if "rows" in found:  # of one set
+        found["majority"] = round(summary(majority([path], "validation", None))["mean"], 4)
     if json_:
         print(json.dumps(found, indent=1, default=str))
     else:

@@ -2,8 +2,9 @@
 
     result, samples = evaluate(vlm, ["mini_vqav2", "my.parquet"], split="validation", limit=600)
 
-A task is a shipped name, a parquet file or folder (see `harness.tasks.data` for the columns), or the name of one of
-lmms-eval's own tasks. lmms-eval and torch are imported by the first call that needs them.
+A task is a shipped name, a parquet file or folder (see `harness.tasks.data` for the columns), an official set (see
+`harness.tasks.official`), or the name of another of lmms-eval's own tasks. lmms-eval and torch are imported by the
+first call that needs them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ import pyarrow as pa
 import yaml
 
 from harness import stats
-from harness.tasks import data
+from harness.tasks import data, official
 from harness.tasks.data import SPLITS as SPLITS
-from harness.tasks.data import check as check
 from harness.types import VLM, InputError, Sample
 
 if TYPE_CHECKING:
@@ -58,11 +58,43 @@ def require(tasks: Sequence[str], split: str | None = None, n: int = 0, key: str
     for (lmms-eval's own tasks say so only when they are loaded).
     """
     for place, task in enumerate(tasks):
+        found = official.parse(task)
+        if found:
+            official.part(task, split or "validation")
+            if found[1] is not None:
+                rows = official.check(task, split or "validation")["rows"]
+                _share(n, tasks, place, split or "validation", rows, key)
+            continue
         path = _path(task)
         if path is not None and task not in names():
-            check(path)
+            data.check(path)
         if path is not None and split is not None:
             _share(n, tasks, place, split, len(data.source(task, path, split, None).indices), key)
+
+
+def check(path: str | Path) -> dict[str, Any]:
+    """Validate a parquet file, a folder of them, or an official set's (`vqav2_val@FOLDER`), each image included.
+
+    See `harness.tasks.data.check` and `harness.tasks.official.check`.
+    """
+    found = official.parse(str(path))
+    if found is None:
+        return data.check(path)
+    if found[1] is None:
+        raise InputError(f"{path}: names no folder; use {path}@FOLDER")
+    return official.check(str(path), decode=True)
+
+
+def fetched(tasks: Sequence[str], split: str) -> list[str]:
+    """The data sets of the hub that these tasks would be fetched from, where the Hugging Face cache lacks them."""
+    found = []
+    for task in tasks:
+        parsed = official.parse(task)
+        if parsed and parsed[1] is None:
+            found.append(f"data set {official.source(task, split)} ({split} of {task})")
+        elif parsed is None and _path(task) is None:
+            found.append(f"data set of lmms-eval's task {task}")
+    return found
 
 
 def subset(task: str, split: str, limit: int | None) -> list[int]:
@@ -84,7 +116,10 @@ def data_hash(tasks: Sequence[str], split: str, limit: int | None) -> str:
 def _data_hash(tasks: tuple[str, ...], split: str, limit: int | None, stamps: tuple[tuple[int, int], ...]) -> str:
     digest = sha256()
     for task in tasks:
-        if _path(task) is None:
+        if official.parse(task):
+            suite = _suite((task,), split, limit, _stamps((task,), split))
+            digest.update(repr((suite.tasks[task].origin, suite.question_ids[task])).encode())
+        elif _path(task) is None:
             own = _suite((task,), split, limit, ((0, 0),)).tasks[task]
             digest.update(repr((task, own.eval_docs._fingerprint)).encode())
         else:
@@ -283,6 +318,8 @@ def _path(task: str) -> Path | None:
     """Where a task's parquet lies; None for a task of lmms-eval; raises InputError if there is no such task."""
     if task in names():
         return data.REFERENCE / task
+    if official.parse(task):
+        return None
     path = Path(task)
     if task.endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
         return path
@@ -327,7 +364,9 @@ def _source(task: str, split: str, limit: int | None) -> data.Source:
 
 def _stamps(tasks: Sequence[str], split: str) -> tuple[tuple[int, int], ...]:
     """When each task's file was changed, and its size, so that a kept suite is not used after a change."""
-    paths = [_path(task) for task in tasks]
+    apart = [found[1] for task in tasks if (found := official.parse(task)) and found[1] is not None]
+    more = [file for folder in apart for file in sorted(folder.rglob("*.parquet"))]
+    paths = [*(_path(task) for task in tasks), *more]
     files = [path / f"{split}.parquet" if path is not None and path.is_dir() else path for path in paths]
     stats = [file.stat() if file is not None and file.is_file() else None for file in files]
     return tuple((s.st_mtime_ns, s.st_size) if s else (0, 0) for s in stats)
@@ -345,7 +384,7 @@ def _suite(tasks: tuple[str, ...], split: str, limit: int | None, stamps: tuple[
     loaded, question_ids, image_ids = {}, {}, {}
     for task in tasks:
         if _path(task) is None:
-            loaded[task] = suite.stock(task, split)
+            loaded[task] = suite.load_official(task, split) if official.parse(task) else suite.stock(task, split)
             question_ids[task], image_ids[task] = suite.restrict(loaded[task], limit)
         else:
             source = _source(task, split, limit)

@@ -21,6 +21,7 @@ with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
     import datasets
     import lmms_eval.api.task
     import lmms_eval.evaluator
+    import lmms_eval.tasks
 from datasets.table import InMemoryTable
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
@@ -31,8 +32,9 @@ from PIL import ImageFile
 from tenacity import RetryError
 from tqdm import tqdm
 
-from harness.tasks.adapter import Encoded
-from harness.tasks.data import Source, choose
+from harness.tasks import official
+from harness.tasks.adapter import LONGEST, Encoded
+from harness.tasks.data import Source, choose, content_hash
 from harness.types import InputError
 
 MINI = Path(__file__).parent / "mini"
@@ -66,6 +68,47 @@ class LocalTask(ConfigurableMessagesTask):
 
     # The scorer as it is: lmms-eval's own wrapper tries again for ten seconds when it raises.
     process_results = vars(ConfigurableTask)["process_results"].__wrapped__
+
+
+class OfficialTask(ConfigurableMessagesTask):
+    """lmms-eval's definition of an official set over its rows, memory-mapped; images that lie apart are looked up when
+    a question is asked."""
+
+    def download(self, dataset_kwargs: Any = None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        task, split = dataset_kwargs["official"]
+        self.set_config("dataset_kwargs", None)
+        rows, self.origin = _rows(task, split)
+        if official.parse(task)[0].images:  # pyright: ignore[reportOptionalSubscript]
+            pictures, origin = _rows(task, split, images=True)
+            self.origin += origin
+            place = {str(key): row for row, key in enumerate(pictures["id"])}
+            self.set_config("doc_to_visual", lambda doc: [pictures[place[doc["imageId"]]]["image"].convert("RGB")])
+        bare = rows.remove_columns("image") if "image" in rows.column_names else rows
+        self.dataset = datasets.DatasetDict({self.config.test_split: rows})
+        self.dataset_no_image = datasets.DatasetDict({self.config.test_split: bare})
+
+    process_results = LocalTask.process_results
+
+
+def _rows(task: str, split: str, images: bool = False) -> tuple[Any, str]:
+    """Rows of an official set with their images encoded, and what tells them from any other rows."""
+    found, folder = official.parse(task) or (None, None)
+    assert found is not None
+    part = official.part(task, split, images)
+    if folder is not None:
+        own = official.files(task, split, images)
+        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in own], split="train")
+        origin = repr([content_hash(file) for file in own])
+    else:
+        name, origin = f"{official.OWNER}/{found.dataset}", repr((found.dataset, found.revision, part))
+        try:
+            rows = datasets.load_dataset(name, part.config, split=part.split, revision=found.revision)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"task {task}: cannot fetch {name} ({str(error).splitlines()[0]}); it needs the network once, the"
+                f" Hugging Face cache, or {task}@FOLDER"
+            ) from error
+    return rows.cast_column("image", datasets.Image()) if "image" in rows.column_names else rows, origin
 
 
 @dataclass
@@ -121,6 +164,27 @@ def local(source: Source, split: str) -> LocalTask:
     """The shipped definition that fits the file, on the rows of this source."""
     config = load_yaml_config(str(MINI / f"{source.form}.yaml"), mode="full")
     return LocalTask(config={**config, "task": source.task, "test_split": split, "dataset_kwargs": {"source": source}})
+
+
+def load_official(task: str, split: str) -> OfficialTask:
+    """An official task on this split: lmms-eval's definition, answers of at most 16 tokens, no submission files."""
+    found, _ = official.parse(task) or (None, None)
+    assert found is not None
+    path = Path(lmms_eval.tasks.__file__).parent / found.definition
+    config = load_yaml_config(str(path), mode="full")
+    for key in ("dataset_path", "dataset_name", "process_docs"):
+        config.pop(key, None)
+    return OfficialTask(
+        config={
+            **config,
+            "task": task,
+            "dataset_path": "parquet",
+            "test_split": split,
+            "generation_kwargs": {**config["generation_kwargs"], "max_new_tokens": LONGEST},
+            "metric_list": [metric for metric in config["metric_list"] if metric["metric"] != "submission"],
+            "dataset_kwargs": {"official": (task, split)},
+        }
+    )
 
 
 def stock(name: str, split: str) -> Any:
