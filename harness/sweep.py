@@ -79,6 +79,17 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
     return Todo(tuple(todo), len(seconds), None if each is None else each * len(todo), stale)
 
 
+def fetched(board: spec.Board) -> list[str]:
+    """What a run would take from the hub, where the Hugging Face cache lacks it: the model, and sets of questions."""
+    source = registry.model(board.model)
+    found = [] if Path(source).is_dir() else [f"model {source} at revision {board.revision or 'main'}"]
+    found += tasks.fetched(board.tasks, board.split)
+    for entry in board.methods:
+        drawn = entry.calibration or board.calibration
+        found += tasks.fetched(drawn.tasks or board.tasks, drawn.split)
+    return list(dict.fromkeys(found))
+
+
 def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
     """Rough seconds that the trials will take, from one timed prefill: for a first run, when no record tells."""
     from harness.runner import Context
@@ -90,7 +101,7 @@ def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
     start = time.perf_counter()
     call()
     prefill = (time.perf_counter() - start) / batch
-    questions = sum(len(tasks.subset(task, board.split, board.limit)) for task in board.tasks)
+    questions = sum(tasks.count(task, board.split, board.limit) for task in board.tasks)
     # Each question is prefilled and decoded (about another prefill); each timed round runs both models' stages.
     accuracy = 2 * questions * ("accuracy" in board.metrics)
     settings = len(board.latency.modes) * (1 + len(board.latency.images))

@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stored
 import yaml
 from commands import Call, refused
 from test_tasks import QUESTIONS, picture, rows, write
 
-from harness import record, tasks
+from harness import record, spec, tasks
+from harness.report import report
 from harness.tasks import data, official
 from harness.types import InputError
 
@@ -191,6 +193,31 @@ def test_the_hub_is_asked_for_pinned_revisions() -> None:
         assert len(revision) == 40 and revision in line and line.startswith("data set lmms-lab-encoder/")
 
 
+def test_the_papers_board_can_be_looked_at_offline(call: Call) -> None:
+    """Six budgets, both scopes, the three official sets; what it would fetch is named, nothing is fetched."""
+    done = call("sweep", "paper", "--dry-run")
+    assert done.code == 0, done
+    lines = [line for line in done.out.splitlines() if line.startswith("from the hub")]
+    assert len(lines) == 5 and "Qwen/Qwen2-VL-7B-Instruct at revision eed1309" in lines[0]
+    for line, words in zip(lines[1:], ("VQAv2", "textvqa", "GQA", "calibration of textvqa_val"), strict=True):
+        assert words in line
+    board = spec.read("paper")
+    assert board.budgets == (0.9, 0.75, 0.5, 0.3125, 0.2, 0.1) and board.scopes == ("vision", "all")
+    assert board.tasks == SETS and "109 trials to run, 0 done" in done.out
+    refused(call("sweep", "paper", "--random-weights"), "metrics: accuracy", "random weights")
+
+
+def test_the_papers_own_figures_stand_on_its_board(tmp_path: Path) -> None:
+    stored.put(
+        tmp_path / "results", stored.scores(30), board="paper", method="infoprune", budget=0.3125, scope="vision"
+    )
+    report(tmp_path / "results", tmp_path / "boards")
+    text = (tmp_path / "boards" / "paper" / "README.md").read_text()
+    told = text.partition("## Reported by papers, not measured here")[2]
+    assert "3.2" in told and "1.8" in told and "2511.19518" in told
+    assert "reported, not measured" in (tmp_path / "boards" / "paper" / "index.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_board_on_the_three_official_sets(call: Call, tmp_path: Path) -> None:
     """The embedded model, its own questions in the official columns, calibration from a training part."""
@@ -221,6 +248,8 @@ def test_a_board_on_the_three_official_sets(call: Call, tmp_path: Path) -> None:
         "limit": 40,
     }
     Path("official.yaml").write_text(yaml.safe_dump(board))
+    planned = call("sweep", "official.yaml", "--dry-run")
+    assert planned.code == 0 and "2 trials to run" in planned.out and "from the hub" not in planned.out
     done = call("sweep", "official.yaml", "--inline")
     assert done.code == 0, done
     records, problems = record.load(Path("results/official"))

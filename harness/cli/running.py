@@ -65,7 +65,7 @@ def sweep(
 ) -> None:
     """Run a board; what has a record already is skipped."""
     from harness import spec
-    from harness.sweep import Limits, plan, probe
+    from harness.sweep import Limits, fetched, plan, probe
 
     check_workers(inline, jobs, time_limit, memory_limit)
 
@@ -83,8 +83,10 @@ def sweep(
         for key, seeds in rows.items():
             table.add_row(*(escape(cell) for cell in key), str(seeds))
         out.print(table)
-        seconds = todo.seconds
-        if seconds is None and todo.trials:
+        seconds, needed = todo.seconds, fetched(read)
+        for line in needed:
+            out.print(f"from the hub, if not in its cache: {escape(line)}", soft_wrap=True)
+        if seconds is None and todo.trials and not needed:
             check_device(device)
             seconds = probe(read, todo, device)
         out.print(f"{_counts(todo)}; {duration(seconds)}")

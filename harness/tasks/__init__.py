@@ -107,6 +107,14 @@ def local(tasks: Sequence[str]) -> bool:
     return all(_path(task) is not None for task in tasks)
 
 
+def count(task: str, split: str, limit: int | None) -> int:
+    """How many questions `evaluate` asks, without loading a set whose rows can be counted."""
+    if official.parse(task):
+        rows = official.check(task, split)["rows"]
+        return min(rows, limit or rows)
+    return len(subset(task, split, limit))
+
+
 def data_hash(tasks: Sequence[str], split: str, limit: int | None) -> str:
     """SHA-256 over the files' bytes and the chosen rows; a task of lmms-eval counts by its documents' fingerprint."""
     return _data_hash(tuple(tasks), split, limit, _stamps(tasks, split))
