@@ -147,13 +147,24 @@ def test_further_images_and_modes_stand_beside_the_reference(tiny: VLM) -> None:
     assert found["speedup"] == found["stages"]["vision"]["1"]["ratio"]
 
 
-@pytest.mark.slow
-def test_compiled_stages_give_what_eager_ones_give(tiny: VLM) -> None:
+def test_other_modes_compile_both_models(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def compile_(call: Any, *, dynamic: bool, mode: str) -> Any:
+        asked.append(mode)
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
     trial = trial_of(batches=[1], modes=["compile"])
-    context = Context(trial, lambda text: None)
+    found = latency.measure(tiny, tiny, trial, Context(trial, lambda text: None))
+    assert [more["mode"] for more in found["more"]] == ["compile"] and asked == ["default"] * 8
+    latency._compiled(lambda: None, "graphs")
+    assert asked[-1] == "reduce-overhead"
+
+
+@pytest.mark.slow
+def test_a_compiled_stage_gives_what_the_eager_one_gives(tiny: VLM) -> None:
+    context = Context(trial_of(), lambda text: None)
     with torch.no_grad():
         call = context.stages(tiny)["vision"]
         torch.testing.assert_close(latency._compiled(call, "compile")(), call(), rtol=1e-3, atol=1e-4)
-    found = latency.measure(tiny, tiny, trial, context)
-    (more,) = found["more"]
-    assert more["mode"] == "compile" and all(own["1"]["ratio"] > 0 for own in more["stages"].values())
