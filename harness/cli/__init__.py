@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from harness import registry
-from harness.cli import bench, checkpoints, looking, reference, results, running, verdicts
+from harness.cli import bench, checkpoints, looking, quality, reference, results, running, verdicts
 from harness.cli.shared import err
 from harness.types import InputError
 
@@ -49,6 +49,7 @@ app = _group(
     list=looking.list_,
     doctor=looking.doctor,
     **{"check-method": looking.check_method},
+    quality=quality.quality,
     data=_group("Question sets of your own.", check=looking.data_check),
     reference=_group("The embedded model: retrain, fine-tune, verify.", train=reference.train, check=reference.check),
     **registry.commands(),

@@ -1,0 +1,64 @@
+"""`infoprune quality`: do the methods' scores order units as the model's loss does?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli.shared import Device, Json, check_device, err, out
+from harness.types import InputError
+
+
+def quality(
+    model: Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.")] = (
+        "mini-qwen2-vl"
+    ),
+    samples: Annotated[int, typer.Option(min=2, help="Questions of the dev split that damage is measured on.")] = 256,
+    channels: Annotated[int, typer.Option(min=0, help="FFN channels to leave out one by one; heads all are.")] = 200,
+    methods: Annotated[list[str] | None, typer.Option(help="A method; give it again for more. Default: all.")] = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the outcome; damages found there are reused.")] = (
+        Path("runs/quality")
+    ),
+    device: Device = "cpu",
+    json_: Json = False,
+) -> None:
+    """Rank correlation of every method's unit scores with the true damage of leaving units out."""
+    from harness import families, registry
+    from harness.progress import progress_bar
+    from harness.quality import asked, measure
+    from harness.report.quality import write
+    from harness.sweep import check_writable
+
+    names = methods or [name for name in registry.methods() if name != "none"]
+    contestants = [registry.method(name) for name in names]
+    source = registry.model(model)
+    check_device(device)
+    check_writable(out_dir, "--out")
+    stored = _stored(out_dir / "quality.json")
+    with progress_bar(err) as bar:
+        vlm = families.load(source, name=model, device=device)
+        wanted = asked(vlm, samples, channels)
+        measured = measure(vlm, names, wanted, lambda items, text: bar.track(items, description=text), stored)
+    files = write(measured, out_dir, frozenset(method.name for method in contestants if method.role == "studied"))
+    if json_:
+        print(json.dumps(measured, indent=1))
+        return
+    for name, found in measured["methods"].items():
+        if "error" in found:
+            err.print(f"{name}: {found['error']}", soft_wrap=True, markup=False)
+    for file in files:
+        out.print(str(file), soft_wrap=True, markup=False)
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """An earlier outcome, whose damages may fit."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON; delete it to measure anew") from error
+    return found if isinstance(found, dict) else None
