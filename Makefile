@@ -12,10 +12,11 @@ test: .venv/installed ## install and run the tests
 slow: .venv/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
 
-lint: .venv/installed ## formatting, lint, types
+lint: .venv/installed ## formatting, lint, types, what is known to be unsafe
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive harness baselines
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'

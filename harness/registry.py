@@ -13,7 +13,9 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -38,6 +40,7 @@ HERE = Path(__file__).parent
 MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
 BOARDS = HERE / "boards"
 GEOMETRIES = HERE / "geometries"
+HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -217,10 +220,10 @@ def model(name: str) -> str:
         return str(MODELS[name])
     if name in geometries():
         return str(GEOMETRIES / name)
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # False for what can be no path at all
         return name
     # What begins with a folder that is there is meant as a path, not as a hub id.
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir():
+    if HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(name)):
         return name
     if "/" in name:
         raise InputError(f"model {name}: no such folder")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Progress = Callable[[str], None]
+Shared = tuple[Any, Ranking, float]  # what it is a ranking of, and the seconds it took
 BATCH = 16  # of calibration, unless memory is short
 SHRINKS = ("calibration", "ranking", "repair")  # phases that a smaller one helps
 
@@ -87,7 +88,7 @@ class Worker:
         self._dense = functools.lru_cache(maxsize=1)(self._load)
         self._calibration = functools.lru_cache(maxsize=1)(self._calibrate)
         self._lessons = functools.lru_cache(maxsize=1)(self._calibrate)  # what tuning learns from
-        self._ranking: tuple[Any, Ranking, float] | None = None
+        self._ranking: Shared | None = None
         self._batch = BATCH  # questions that calibration looks at together
 
     def run(self, trial: Trial) -> tuple[dict[str, Any], pyarrow.Table | None]:
@@ -137,6 +138,26 @@ class Worker:
                 made["cost"]["metrics_s"][name] = time.perf_counter() - start
         with watch("hashes"):
             made["hashes"]["data"] = tasks.data_hash(trial.tasks, trial.split, trial.limit)[:16]
+
+    def share(self, trial: Trial) -> Shared | None:
+        """The dense model's ranking that trials like this one ask for, for other workers to `adopt`.
+
+        None where each budget has its own, and where it cannot be made: then each trial's record says why.
+        """
+        method, context, watch = registry.method(trial.method), Context(trial, self.progress), Watch(self.progress)
+        if method.per_budget:
+            return None
+        try:
+            dense = self.load(trial)
+            extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+            self._rank(dense, dense, trial, method, Budget(trial.scope, trial.budget, trial.units, extents), watch)
+        except Exception:
+            return None
+        return self._ranking
+
+    def adopt(self, ranking: Shared) -> None:
+        """Use another worker's ranking for the trials that ask for it."""
+        self._ranking = ranking
 
     def prune(self, trial: Trial) -> Pruned:
         """The models of a trial, nothing measured; what goes wrong is raised."""

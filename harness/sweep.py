@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import families, gate, provenance, record, registry, spec, tasks
 from harness.claims import Claims
-from harness.executors import Make, local, real
+from harness.executors import Make, local, ray, real
 from harness.executors.local import UNLIMITED, Limits
 from harness.results import collect
 from harness.types import InputError, Trial
@@ -35,6 +35,14 @@ class Todo:
     done: int
     seconds: float | None
     stale: int = 0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Ray instead of workers of our own; address: of a running cluster, None: Ray's own on this machine."""
+
+    address: str | None = None
+    needs: ray.Needs | None = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +135,14 @@ def sweep(
     inline: bool = False,
     jobs: int = 1,
     limits: Limits = UNLIMITED,
+    cluster: Cluster | None = None,
     make: Make = real,
     todo: Todo | None = None,
     progress: Progress = lambda finished, text: None,
 ) -> Outcome:
     """Run what is missing of a board, one record a trial under `results/<board>/`; todo: its `plan`, if there is one.
 
+    In workers of this machine (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`).
     Several sweeps may share a folder, each trial is run by one of them.
     Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written;
     and when it cannot be written any more: what was finished before is kept.
@@ -156,9 +166,11 @@ def sweep(
             progress(finished + elsewhere, f"{trial.method} {trial.scope} {trial.budget:g}: {text}")
 
         claims.tidy()
-        runs = local.run(
-            todo.trials, device=device, inline=inline, jobs=jobs, limits=limits, make=make, claim=claim, progress=said
-        )
+        common: dict[str, Any] = {"device": device, "make": make, "claim": claim, "progress": said}
+        if cluster is None:
+            runs = local.run(todo.trials, inline=inline, jobs=jobs, limits=limits, **common)
+        else:
+            runs = ray.run(todo.trials, address=cluster.address, needs=cluster.needs, **common)
         for made, samples in runs:
             claims.check()
             record.write(folder, made, samples)

@@ -106,7 +106,7 @@ def timeless(folder: Path) -> dict[str, Any]:
     for name, content in stubs.contents(folder).items():
         if name.endswith(".json"):
             made = record.parse(content, folder / name)
-            cost = made["cost"]["calibration_samples"]
+            cost = made["cost"].get("calibration_samples")
             found[name] = {**made, "cost": cost, "hashes": {**made["hashes"], "record": ""}}
         else:
             found[name] = content

@@ -131,3 +131,23 @@ def test_enough_memory_says_nothing(board: dict[str, Any], hungry: dict[str, int
     hungry["batch"] = 16
     made, _ = runner.Worker().run(trial(board))
     assert made["status"] == "ok" and "calibration_batch" not in made["cost"]
+
+
+# --- shared rankings ----------------------------------------------------------------------------------------
+
+
+def test_a_ranking_that_was_adopted_serves_as_an_own_one(board: dict[str, Any]) -> None:
+    own = trial(board)
+    giving, taking = runner.Worker(), runner.Worker()
+    shared = giving.share(own)
+    assert shared is not None
+    taking.adopt(shared)
+    made, _ = taking.run(own)
+    expected, _ = runner.Worker().run(own)
+    assert made["status"] == "ok" and made["plan"] == expected["plan"]
+    assert made["cost"]["ranking_s"] == shared[2]  # it was not made again
+
+
+def test_a_ranking_that_cannot_be_made_is_not_shared(board: dict[str, Any], hungry: dict[str, int]) -> None:
+    hungry["batch"] = 0
+    assert runner.Worker().share(trial(board)) is None

@@ -17,6 +17,8 @@ from harness.cli import bench, checkpoints, looking, quality, reference, results
 from harness.cli.shared import err
 from harness.types import InputError
 
+LINE = 1500  # characters of an error
+
 
 def _group(about: str, **commands: object) -> typer.Typer:
     group = typer.Typer(help=about, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -62,7 +64,12 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        err.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        from harness.record import plain
+
+        text = plain(str(error))
+        if len(text) > LINE:  # what is named in it may be of any length
+            text = f"{text[: LINE - 300]} ... {text[-300:]}"
+        err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # what typer makes of an interrupt

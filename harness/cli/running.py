@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,12 @@ from harness.cli.shared import (
     err,
     out,
 )
+from harness.types import InputError
+
+
+class Executor(StrEnum):
+    local = "local"
+    ray = "ray"
 
 
 def demo(
@@ -55,6 +62,11 @@ def sweep(
     jobs: Jobs = 1,
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
+    executor: Annotated[
+        Executor, typer.Option(help="Workers of this machine, or tasks on a Ray cluster.")
+    ] = Executor.local,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, such as auto or HOST:PORT.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores that a trial occupies on the cluster (1).")] = None,
     inline: Inline = False,
     against: Annotated[str | None, typer.Option(help="Run only what a gate against these records needs.")] = None,
     random_weights: Annotated[
@@ -68,13 +80,21 @@ def sweep(
     from harness.sweep import Limits, fetched, plan, probe
 
     check_workers(inline, jobs, time_limit, memory_limit)
+    cluster = _cluster(executor, address, cpus, device, inline, jobs, time_limit, memory_limit)
 
     changed = {"limit": limit, "random_weights": random_weights}
     read = spec.read(board, **{key: value for key, value in changed.items() if value})
     if dry_run:
         todo = plan(read, results, against)
         table = Table(
-            "method", "variant", "tuning", "scope", "units", "budget", "seeds", title=f"{read.name} on {read.model}"
+            "method",
+            "variant",
+            "tuning",
+            "scope",
+            "units",
+            "budget",
+            "seeds",
+            title=escape(f"{read.name} on {read.model}"),
         )
         rows: dict[tuple[str, ...], int] = {}
         for trial in todo.trials:
@@ -92,7 +112,7 @@ def sweep(
         out.print(f"{_counts(todo)}; {duration(seconds)}")
         return
     limits = Limits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
-    outcome = _sweep(read, results, device, against, inline=inline, jobs=jobs, limits=limits)
+    outcome = _sweep(read, results, device, against, inline=inline, jobs=jobs, limits=limits, cluster=cluster)
     out.print(
         f"{outcome.ran} trials run, {outcome.skipped} already done, {len(outcome.failed)} failed: {outcome.folder}"
     )
@@ -102,6 +122,35 @@ def sweep(
         _profile(outcome, read, jobs)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _cluster(
+    executor: Executor,
+    address: str | None,
+    cpus: int | None,
+    device: str,
+    inline: bool,
+    jobs: int,
+    time_limit: float | None,
+    memory_limit: float | None,
+) -> Any:
+    """The cluster to run on, if any. Raises InputError for what the chosen executor has no use for."""
+    from harness.executors.ray import Needs
+    from harness.sweep import Cluster
+
+    local = executor is Executor.local
+    odd = (
+        {"--address": address is not None, "--cpus": cpus is not None}
+        if local
+        else {"--inline": inline, "--jobs": jobs > 1, "--time-limit": time_limit is not None}
+    )
+    for option, given in odd.items():
+        if given:
+            raise InputError(f"{option}: does not go with --executor {executor.value}")
+    if local:
+        return None
+    memory = None if memory_limit is None else int(memory_limit * 1e9)
+    return Cluster(address, Needs(cpus or 1, int(device.startswith("cuda")), memory))
 
 
 def _counts(todo: Any) -> str:
@@ -133,7 +182,8 @@ def _sweep(board: Any, results: Path, device: str, against: str | None = None, *
     from harness.sweep import plan
     from harness.sweep import sweep as run
 
-    check_device(device)
+    if how.get("cluster") is None:  # the devices of a cluster are not this machine's
+        check_device(device)
     todo = plan(board, results, against)
     err.print(f"{board.name}: {_counts(todo)}; {duration(todo.seconds)}")
     with progress_bar(err) as bar:

@@ -18,6 +18,12 @@ class Worker(Protocol):
 
     def run(self, trial: Trial) -> Result: ...
 
+    def share(self, trial: Trial) -> Any:
+        """This trial's ranking, for other workers to adopt; None if there is nothing to share."""
+        ...
+
+    def adopt(self, ranking: Any) -> None: ...
+
 
 Make = Callable[[str, int, Callable[[str], None]], Worker]  # device, workers that share the processor, progress
 

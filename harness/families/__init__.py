@@ -182,7 +182,7 @@ def _check_files(folder: Path, random_weights: bool) -> None:
 def _model_type(path: Path) -> str:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a transformers config with a model_type") from error
 
 

@@ -10,6 +10,7 @@ first call that needs them.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import time
 from collections import Counter
@@ -165,8 +166,7 @@ class Answers:
     """A model's answers: a row per question (task, question_id, image_id, answer, score), and what else was seen.
 
     `overlong`: whether each did not end within the limit. `firsts`: log-probabilities of each one's first token,
-    (questions, vocabulary), float32 on the CPU, if they were asked for. `batch`: how many were answered at a
-    time, fewer than were to be if memory was short.
+    (questions, vocabulary), float32 on the CPU, if asked for. `batch`: how many at a time, less if memory was short.
     """
 
     table: pa.Table
@@ -329,7 +329,7 @@ def _path(task: str) -> Path | None:
     if official.parse(task):
         return None
     path = Path(task)
-    if task.endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
+    if task.endswith(".parquet") or (os.path.isdir(task) and any(path.glob("*.parquet"))):
         return path
     if task in _stock():
         return None
@@ -360,7 +360,7 @@ def _definition(name: str) -> dict[str, Any]:
         pass
 
     Loader.add_constructor("!function", lambda loader, node: node.value)
-    return yaml.load((MINI / f"{name}.yaml").read_text(encoding="utf-8"), Loader)
+    return yaml.load((MINI / f"{name}.yaml").read_text(encoding="utf-8"), Loader)  # nosec
 
 
 def _source(task: str, split: str, limit: int | None) -> data.Source:

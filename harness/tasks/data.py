@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +28,7 @@ from harness.types import InputError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "data"
 SPLITS = ("validation", "dev", "calibration")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none that PIL hands to another program
 COLUMNS = (
     "question_id, image {bytes, path}, question and answers (a list of strings, or of {answer, answer_id}),"
     " or GQA's id, image, question and answer"
@@ -49,7 +52,7 @@ class Source:
         file = _open(self.path)
         target = "answer" if self.form == "mini_gqa" else "answers"
         wanted, pieces, start = set(self.indices), [], 0
-        for batch in file.iter_batches(batch_size=256, columns=["image", "question", target]):
+        for batch in _batches(file, self.path, ["image", "question", target], 256):
             own = [i for i in range(batch.num_rows) if start + i in wanted]
             pieces.append(batch.take(pa.array(own, pa.int64())))
             start += batch.num_rows
@@ -118,14 +121,14 @@ def choose(question_ids: Sequence[str], image_ids: Sequence[str], limit: int | N
 
 
 def check(path: str | Path) -> dict[str, Any]:
-    """Validate a parquet file, or every parquet file in a folder: columns, answers, and each image decoded.
+    """Validate a parquet file, or those in a folder and its folders: columns, answers, and each image decoded.
 
     Returns {"path", "rows", "images", "form"} for a file, {"path", "files": [...]} for a folder. Memory is bounded by
     a batch of rows. Raises InputError naming file, row and column of the first fault and what would be right.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
+        files = sorted(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern))
         if not files:
             raise InputError(f"{path}: no .parquet file in this folder")
         return {"path": str(path), "files": [check(file) for file in files]}
@@ -142,7 +145,8 @@ def form(schema: pa.Schema, path: Path) -> str:
         listed = ", ".join(f"'{name}'" for name in missing)
         raise InputError(f"{path}: missing column {listed} (there are: {', '.join(names)}); needed are {COLUMNS}")
     image = schema.field("image").type
-    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+    place = image.get_field_index("bytes") if pa.types.is_struct(image) else -1
+    if place < 0 or not (pa.types.is_binary(image[place].type) or pa.types.is_large_binary(image[place].type)):
         raise InputError(f"{path}: column 'image' is {image}; it has to be a struct {{bytes, path}}")
     if gqa:
         return "mini_gqa"
@@ -167,7 +171,7 @@ def content_hash(path: Path) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for what can be no path at all
         raise InputError(f"{path}: no such file; expected a parquet file with columns {COLUMNS}")
     status = path.stat()
     return status.st_mtime_ns, status.st_size
@@ -176,8 +180,11 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+    groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    if file.metadata.num_rows != sum(groups) or min(groups, default=0) < 0:
+        raise InputError(f"{path}: not a parquet file (it says {file.metadata.num_rows} rows, its parts {sum(groups)})")
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: no rows; a question set needs at least one")
     return file
@@ -200,7 +207,7 @@ def _ids(path: Path, changed: int, size: int) -> tuple[list[str], list[str]]:
     known = next((column for column in ("image_id", "imageId") if column in file.schema_arrow.names), None)
     questions: list[str] = []
     images: list[str] = []
-    for batch in file.iter_batches(batch_size=256, columns=[name, known or "image"]):
+    for batch in _batches(file, path, [name, known or "image"], 256):
         questions += map(str, batch.column(name).to_pylist())
         if known:
             images += map(str, batch.column(known).to_pylist())
@@ -214,7 +221,7 @@ def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
     file = _open(path)
     kind = form(file.schema_arrow, path)
     target = "answer" if kind == "mini_gqa" else "answers"
-    for row, doc in enumerate(_rows(file, ["image", "question", target])):
+    for row, doc in enumerate(_rows(file, path, ["image", "question", target])):
         where = f"{path}: row {row}"
         if not (doc["question"] or "").strip():
             raise InputError(f"{where}: column 'question' is empty")
@@ -231,9 +238,17 @@ def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
     return {"path": str(path), "rows": len(images), "images": len(set(images)), "form": kind}
 
 
-def _rows(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(batch_size=64, columns=list(columns)):
+def _rows(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in _batches(file, path, columns, 64):
         yield from batch.to_pylist()
+
+
+def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """The rows in batches; raises InputError for a file whose inside is not what its outside says."""
+    try:
+        yield from file.iter_batches(batch_size=size, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: a damaged parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _decode(data: bytes | None, where: str) -> None:
@@ -242,9 +257,11 @@ def _decode(data: bytes | None, where: str) -> None:
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # some libraries switch this on for the whole process
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a quarter of a gigabyte is enough
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{where}: column 'image' cannot be decoded ({error}); store a whole PNG or JPEG") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from harness.tasks import data
 from harness.types import InputError
 
@@ -150,7 +148,7 @@ def _check(task: str, split: str, decode: bool, stamps: Any) -> tuple[int, int]:
             raise InputError(f"{file}: column 'answers' is that of {form}, {task} needs that of {official.form}")
         if decode and not apart:
             data.check(file)
-        for row, doc in enumerate(data._rows(pq.ParquetFile(file), columns)):
+        for row, doc in enumerate(data._rows(data._open(file), file, columns)):
             where = f"{file}: row {row}"
             _check_row(doc, target, where)
             if apart and str(doc["imageId"]) not in known:
@@ -181,7 +179,7 @@ def _images(task: str, split: str, decode: bool) -> Iterator[str]:
         names = data._open(file).schema_arrow.names
         if missing := [name for name in ("id", "image") if name not in names]:
             raise InputError(f"{file}: missing column '{missing[0]}' (there are: {', '.join(names)})")
-        for row, doc in enumerate(data._rows(pq.ParquetFile(file), ["id", "image"] if decode else ["id"])):
+        for row, doc in enumerate(data._rows(data._open(file), file, ["id", "image"] if decode else ["id"])):
             if decode:
                 data._decode((doc["image"] or {}).get("bytes"), f"{file}: row {row}")
             yield str(doc["id"])
