@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -24,6 +24,8 @@ from harness.attention import EntropyMeter
 from harness.families import family
 from harness.prompts import encode
 from harness.types import VLM, Component, Extent, InputError, Kind, Sample, Units
+
+ENCODED = "encoded"
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,18 @@ class _Sum:
         self.gram += rows.T @ rows
 
 
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What it took to make some statistics, in seconds, and when that was, on the performance counter."""
+
+    seconds: float
+    ended: float
+
+
 class Calibration:
     """Statistics of a model on its calibration samples, streamed in single passes and kept for whoever asks next.
 
-    The model is left as found: mode, gradients, weights and hooks. `seconds` adds up the time of the passes.
+    The model is left as found: mode, gradients, weights and hooks.
     """
 
     def __init__(
@@ -90,19 +100,47 @@ class Calibration:
         self.samples = tuple(samples)
         self.batch_size = batch_size
         self.progress = progress  # a line on what a long ranking is doing
-        self.seconds = 0.0
-        self._moments: dict[str, Moment] = {}
-        self._features: dict[str, Features] = {}
-        self._rows: dict[tuple[str, int], Tensor] = {}
+        self._kept: dict[tuple[Hashable, Hashable], tuple[Any, _Pass]] = {}
+        self._used: set[_Pass] = set()
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Encoded inputs with labels, on the model's device."""
-        return (dict(batch) for batch in self._encoded)
+        return (dict(batch) for batch in self._encoded())
 
     @cached_property
     def singly(self) -> Calibration:
         """The same samples one at a time: a row a sample in `gate_gradients`, and no padding."""
-        return self if self.batch_size == 1 else Calibration(self.vlm, self.samples, 1, self.progress)
+        if self.batch_size == 1:
+            return self
+        made = Calibration(self.vlm, self.samples, 1, self.progress)
+        made._used = self._used
+        return made
+
+    @contextmanager
+    def billed(self) -> Iterator[Callable[[], float]]:
+        """Gives a clock of what the work inside costs by itself, in seconds.
+
+        What others had made before and is used inside counts with the time of its pass: whoever asks first is not the
+        only one who pays.
+        """
+        self._used.clear()
+        start = time.perf_counter()
+        yield lambda: time.perf_counter() - start + sum(p.seconds for p in self._used if p.ended <= start)
+
+    def _keep(
+        self, kind: Hashable, wanted: Iterable[Any], make: Callable[[list[Any]], Mapping[Any, Any]]
+    ) -> dict[Any, Any]:
+        """The statistics of one kind that are wanted, by name; `make` makes all missing ones in one pass."""
+        wanted = list(dict.fromkeys(wanted))
+        if missing := [name for name in wanted if (kind, name) not in self._kept]:
+            if kind != ENCODED:
+                self._encoded()  # no part of this pass
+            start = time.perf_counter()
+            found = make(missing)
+            took = _Pass(time.perf_counter() - start, time.perf_counter())
+            self._kept |= {(kind, name): (value, took) for name, value in found.items()}
+        self._used |= {self._kept[kind, name][1] for name in wanted}
+        return {name: self._kept[kind, name][0] for name in wanted}
 
     @cached_property
     def extents(self) -> Mapping[Component, Extent]:
@@ -113,8 +151,10 @@ class Calibration:
             for component, whole in parts[0].items()
         }
 
-    @cached_property
     def _encoded(self) -> list[dict[str, Any]]:
+        return self._keep(ENCODED, [""], lambda _: {"": self._encode()})[""]
+
+    def _encode(self) -> list[dict[str, Any]]:
         batches = []
         for start in range(0, len(self.samples), self.batch_size):
             part = self.samples[start : start + self.batch_size]
@@ -128,21 +168,21 @@ class Calibration:
         Padding does not count; of the vision tower, every patch does. Float64, on the model's device.
         Raises InputError naming the first layer whose input is not finite.
         """
-        wanted = list(dict.fromkeys(modules))
-        if missing := [path for path in wanted if path not in self._moments]:
-            sums: dict[str, _Sum] = {}
+        return self._keep("moments", modules, self._moments)
 
-            def add(path: str, rows: Tensor) -> None:
-                if path not in sums:
-                    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-                    sums[path] = _Sum(0, zero, torch.outer(zero, zero))
-                sums[path].add(rows)
+    def _moments(self, modules: list[str]) -> dict[str, Moment]:
+        sums: dict[str, _Sum] = {}
 
-            self.visit(missing, add)
-            for path, sum_ in sums.items():  # in the order of the forward pass
-                self._check(path, sum_.total, sum_.gram)
-            self._moments |= {path: Moment(s.count, s.total / s.count, s.gram / s.count) for path, s in sums.items()}
-        return {path: self._moments[path] for path in wanted}
+        def add(path: str, rows: Tensor) -> None:
+            if path not in sums:
+                zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+                sums[path] = _Sum(0, zero, torch.outer(zero, zero))
+            sums[path].add(rows)
+
+        self.visit(modules, add)
+        for path, sum_ in sums.items():  # in the order of the forward pass
+            self._check(path, sum_.total, sum_.gram)
+        return {path: Moment(s.count, s.total / s.count, s.gram / s.count) for path, s in sums.items()}
 
     def _check(self, path: str, *sums: Tensor) -> None:
         if not all(sum_.isfinite().all() for sum_ in sums):
@@ -154,40 +194,40 @@ class Calibration:
         What `moments` has on its diagonal, without the matrix. Float64, on the model's device, padding left out.
         Raises InputError naming the first layer whose input is not finite.
         """
-        wanted = list(dict.fromkeys(modules))
-        if missing := [path for path in wanted if path not in self._features]:
-            counts: dict[str, int] = dict.fromkeys(missing, 0)
-            sums: dict[str, Tensor] = {}
+        return self._keep("features", modules, self._features)
 
-            def add(path: str, rows: Tensor) -> None:
-                rows = rows.double()
-                found = torch.stack([rows.sum(0), rows.square().sum(0), rows.abs().sum(0)])
-                counts[path] += len(rows)
-                sums[path] = sums[path] + found if path in sums else found
+    def _features(self, modules: list[str]) -> dict[str, Features]:
+        counts: dict[str, int] = dict.fromkeys(modules, 0)
+        sums: dict[str, Tensor] = {}
 
-            self.visit(missing, add)
-            for path, sum_ in sums.items():  # in the order of the forward pass
-                self._check(path, sum_)
-            self._features |= {path: Features(*(sum_ / counts[path])) for path, sum_ in sums.items()}
-        return {path: self._features[path] for path in wanted}
+        def add(path: str, rows: Tensor) -> None:
+            rows = rows.double()
+            found = torch.stack([rows.sum(0), rows.square().sum(0), rows.abs().sum(0)])
+            counts[path] += len(rows)
+            sums[path] = sums[path] + found if path in sums else found
+
+        self.visit(modules, add)
+        for path, sum_ in sums.items():  # in the order of the forward pass
+            self._check(path, sum_)
+        return {path: Features(*(sum_ / counts[path])) for path, sum_ in sums.items()}
 
     def rows(self, modules: Iterable[str], limit: int = 4096) -> Mapping[str, Tensor]:
         """About `limit` rows of what each of these Linears reads, evenly spaced over the samples: (rows, in).
 
         The same places for all Linears that read the same tokens. In the model's dtype, on its device.
         """
-        wanted = list(dict.fromkeys(modules))
-        if missing := [path for path in wanted if (path, limit) not in self._rows]:
-            found: dict[str, list[Tensor]] = {path: [] for path in missing}
-            quota = -(-limit // len(self._encoded))
+        return self._keep(("rows", limit), modules, lambda missing: self._rows(missing, limit))
 
-            def take(path: str, rows: Tensor) -> None:
-                places = torch.linspace(0, len(rows) - 1, min(quota, len(rows)), device=rows.device).long()
-                found[path].append(rows[places].clone())
+    def _rows(self, modules: list[str], limit: int) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {path: [] for path in modules}
+        quota = -(-limit // len(self._encoded()))
 
-            self.visit(missing, take)
-            self._rows |= {(path, limit): torch.cat(parts) for path, parts in found.items()}
-        return {path: self._rows[path, limit] for path in wanted}
+        def take(path: str, rows: Tensor) -> None:
+            places = torch.linspace(0, len(rows) - 1, min(quota, len(rows)), device=rows.device).long()
+            found[path].append(rows[places].clone())
+
+        self.visit(modules, take)
+        return {path: torch.cat(parts) for path, parts in found.items()}
 
     def visit(self, modules: Iterable[str], see: Callable[[str, Tensor], None]) -> None:
         """One pass without gradients; `see` gets the path and input rows (n, in) of each Linear, a batch at a time.
@@ -222,9 +262,8 @@ class Calibration:
         The loss is the mean cross-entropy over the mini-batch's answer tokens. Raises InputError naming the first
         block whose derivative is not finite.
         """
-        return self._gate_gradients
+        return self._keep("gate gradients", [""], lambda _: {"": self._gate_gradients()})[""]
 
-    @cached_property
     def _gate_gradients(self) -> dict[tuple[str, Kind], Tensor]:
         model = self.vlm.model
         gates: dict[tuple[str, Kind], Tensor] = {
@@ -267,9 +306,8 @@ class Calibration:
         Averaged over queries, the query heads of a unit, and samples; between 0 (one key a query) and 1; float64, CPU.
         Raises InputError for a model whose attention does not go through torch's scaled_dot_product_attention.
         """
-        return self._attention_entropy
+        return self._keep("attention entropy", [""], lambda _: {"": self._attention_entropy()})[""]
 
-    @cached_property
     def _attention_entropy(self) -> dict[str, Tensor]:
         meter = EntropyMeter(self.vlm)
         with self.frozen(), torch.no_grad(), meter.attached(), meter:
@@ -310,11 +348,9 @@ class Calibration:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode and frozen weights inside, everything as found afterwards; the time is added up."""
+        """Evaluation mode and frozen weights inside, everything as found afterwards."""
         training = [module for module in self.vlm.model.modules() if module.training]
         learning = [weight for weight in self.vlm.model.parameters() if weight.requires_grad]
-        self._encoded  # noqa: B018 - encoding is not part of the pass
-        start = time.perf_counter()
         self.vlm.model.eval()
         for weight in learning:
             weight.requires_grad_(False)
@@ -325,7 +361,6 @@ class Calibration:
                 module.training = True
             for weight in learning:
                 weight.requires_grad_(True)
-            self.seconds += time.perf_counter() - start
 
 
 def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

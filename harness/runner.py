@@ -263,10 +263,9 @@ class Worker:
                 calibration = Calibration(vlm, calibration.samples, self._batch, progress=self.progress)
         if vlm is dense and self._ranking is not None and self._ranking[0] == key:
             return self._ranking[1], calibration, self._ranking[2]
-        with watch("ranking"):
-            start = time.perf_counter()
+        with watch("ranking"), calibration.billed() as clock:
             ranking = method.rank(vlm, calibration, seed=trial.seed, budget=asked, **trial.options)
-            seconds = time.perf_counter() - start
+            seconds = clock()
         if vlm is dense:
             self._ranking = (key, ranking, seconds)
         return ranking, calibration, seconds

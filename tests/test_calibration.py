@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -64,8 +65,34 @@ def test_each_statistic_costs_one_pass(tiny: VLM, samples: list[Sample]) -> None
     assert len(calls) == 4
     assert calibration.gate_gradients() is calibration.gate_gradients()
     assert len(calls) == 6
-    assert calibration.seconds > 0
     hook.remove()
+
+
+def test_who_uses_what_others_made_pays_for_it_too(
+    tiny: VLM, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def pass_of_ten(*_: object) -> None:
+        nonlocal now
+        now += 10
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    hook = tiny.model.register_forward_hook(pass_of_ten)
+    calibration = Calibration(tiny, samples, batch_size=len(samples))
+    first, second = (block.heads.consumer for block in tiny.blocks[:2])
+    bills = []
+    for wanted in ([first], [first], [first, second], []):
+        with calibration.billed() as clock:
+            calibration.moments(wanted)
+            bills.append(clock())
+    with calibration.billed() as clock:
+        calibration.singly.gate_gradients()
+    with calibration.billed() as again:
+        calibration.singly.gate_gradients()
+        assert again() == clock() == 10 * len(samples)
+    hook.remove()
+    assert bills == [10, 10, 20, 0]
 
 
 def test_gate_gradient_is_the_sum_of_activation_times_gradient(tiny: VLM, samples: list[Sample]) -> None:
