@@ -20,7 +20,13 @@ SCRIPT = Path(sys.executable).with_name("infoprune")
 def test_data_check(call: Call, questions: Path) -> None:
     done = call("data", "check", questions, "--json")
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out) == {"path": str(questions), "rows": 30, "images": 10, "form": "mini_vqav2"}
+    assert json.loads(done.out) == {
+        "path": str(questions),
+        "rows": 30,
+        "images": 10,
+        "form": "mini_vqav2",
+        "majority": 0.3333,
+    }
     assert "rows=30" in call("data", "check", questions).out
 
 

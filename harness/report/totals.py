@@ -32,7 +32,8 @@ LEGEND = (
     "the corner of all FLOPs and the blind floor (0 where that was not measured), times 100, with its 95 % interval "
     "from a bootstrap over images (seeds averaged first). Area under the curve: accuracy in points, averaged over the "
     "range of budgets. Both only where every budget was measured. Scoring, tuning: seconds, medians over the trials; "
-    "one scoring serves all budgets, and a pass over the calibration set counts for the method that asks for it first. "
+    "one scoring serves all budgets, and the passes over the calibration set that it uses count in full (in records of "
+    "versions that did not bill them, a pass counts for the method that asked for it first). "
     "Peak memory: the least of the trials' figures, each the peak of a process that may have run other trials before: "
     "an upper bound."
 )
