@@ -2,7 +2,8 @@
 
     plan = solve(vlm, ranking, Budget("vision", keep=0.5, extents=extents))
 
-Costs are multiply-adds of the blocks' Linear layers and attention products for one reference input.
+Costs are multiply-adds of the blocks' Linear layers and attention products for one reference input, or seconds at the
+budget's rates.
 """
 
 from __future__ import annotations
@@ -39,15 +40,21 @@ class _Item:
 
     key: tuple[str, Kind]
     count: int
-    unit: int  # multiply-adds per unit
-    tokens: int
+    unit: float  # multiply-adds per unit, a whole number, or seconds
+    tokens: float  # what an option's multiply-adds per token are multiplied by
     score: Score | None
+    step: int = 1  # of the counts that may stay
 
     @property
-    def full(self) -> int:
+    def full(self) -> float:
         return self.count * self.unit
 
-    def option_macs(self, option: Option) -> int:
+    @property
+    def counts(self) -> list[int]:
+        """How many units may stay, falling from all of them."""
+        return [self.count, *(n for n in range(self.count - 1, 0, -1) if n % self.step == 0)]
+
+    def option_cost(self, option: Option) -> float:
         return option.token_macs * self.tokens
 
 
@@ -55,7 +62,8 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
     """The plan that keeps `budget.keep` of the scope's FLOPs, within `tolerance` (relative).
 
     Additive units and options are cut in order of damage per multiply-add saved, options along their lower convex hull.
-    Ordinal scores cut the same share everywhere. At least one unit of every (block, kind) stays.
+    Ordinal scores cut the same share everywhere. At least one unit of every (block, kind) stays. Widths of kept heads
+    and channels are multiples of `budget.align`, or whole; the ranks and widths of options are the method's.
 
     Raises InputError when the budget is outside (0, 1], cannot be reached (naming the smallest that can), or when the
     ranking does not score what the budget is about.
@@ -71,23 +79,32 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
         if score is None:
             raise InputError(f"budget: the method does not rank the {kind} of {block.name}; choose another `units`")
         _check(block.name, kind, units.count, score)
-        items.append(_Item((block.name, kind), units.count, units.macs(extent), extent.tokens, score))
+        rate = budget.rates[block.component, kind] if budget.rates else 1
+        step = budget.align // math.gcd(budget.align, units.width)
+        items.append(
+            _Item((block.name, kind), units.count, units.macs(extent) * rate, extent.tokens * rate, score, step)
+        )
     total = sum(item.full for item in items)
     shapes = {isinstance(item.score, Ordinal) for item in items}
     if len(shapes) > 1:
         raise InputError("budget: a ranking is ordinal throughout or nowhere")
-    target = budget.keep * total
+    whole = total + budget.fixed
+    target = budget.keep * whole - budget.fixed
     parts = _share(items, target) if shapes == {True} else _trade(items, target)
-    achieved = sum(_macs(item, parts.get(item.key)) for item in items) / total
+    achieved = (sum(_cost(item, parts.get(item.key)) for item in items) + budget.fixed) / whole
     if abs(achieved / budget.keep - 1) > tolerance:
-        least = sum(_least(item) for item in items) / total
+        least = (sum(_least(item) for item in items) + budget.fixed) / whole
         why = (
             f"the smallest reachable is {least:.4f}"
             if least > budget.keep
             else f"the nearest plan keeps {achieved:.4f}"
         )
-        raise InputError(f"budget: {budget.keep:g} of the FLOPs of {budget.units} in scope {budget.scope}: {why}")
-    return Plan(parts, budget.keep, achieved)
+        what = "seconds" if budget.rates else "FLOPs"
+        aligned = f" with widths in multiples of {budget.align}" if budget.align > 1 else ""
+        raise InputError(
+            f"budget: {budget.keep:g} of the {what} of {budget.units} in scope {budget.scope}{aligned}: {why}"
+        )
+    return Plan(parts, budget.keep, achieved, budget.align)
 
 
 def _check(block: str, kind: Kind, count: int, score: Score) -> None:
@@ -105,19 +122,19 @@ def _check(block: str, kind: Kind, count: int, score: Score) -> None:
         raise InputError(f"ranking: a score of the {kind} of {block} is not finite")
 
 
-def _macs(item: _Item, part: Keep | Choice | None) -> int:
+def _cost(item: _Item, part: Keep | Choice | None) -> float:
     if part is None:
         return item.full
     if isinstance(part, Keep):
         return len(part.indices) * item.unit
     assert isinstance(item.score, Options)
-    return item.option_macs(item.score.points[part.position])
+    return item.option_cost(item.score.points[part.position])
 
 
-def _least(item: _Item) -> int:
+def _least(item: _Item) -> float:
     if isinstance(item.score, Options):
-        return min(item.option_macs(point) for point in item.score.points)
-    return item.unit
+        return min(item.option_cost(point) for point in item.score.points)
+    return item.counts[-1] * item.unit
 
 
 def _best(values: tuple[float, ...], number: int) -> Keep:
@@ -133,19 +150,19 @@ def _share(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | C
     """Every item keeps the same share of its units; what one rounds off is spread over the finer ones."""
     left, rest = target, float(sum(item.full for item in items))
     items = sorted(items, key=lambda item: -item.unit)
-    counts, ladders = [], []
+    at, ladders = [], []
     for item in items:
-        kept = min(item.count, max(1, round(item.count * left / rest)))
+        wanted = item.count * left / rest
+        rung, kept = min(enumerate(item.counts), key=lambda place: (abs(place[1] - wanted), place[1] % 2))
         left, rest = left - kept * item.unit, rest - item.full
-        counts.append(kept)
+        at.append(rung)
         # Away from the common share costs more the further: where all is coarse, a few items give or take a unit.
-        ladders.append([(n * item.unit, item.full * ((n - kept) / item.count) ** 2) for n in range(item.count, 0, -1)])
-    at = [item.count - kept for item, kept in zip(items, counts, strict=True)]
+        ladders.append([(n * item.unit, item.full * ((n - kept) / item.count) ** 2) for n in item.counts])
     _fit(ladders, at, target)
     parts: dict[tuple[str, Kind], Keep | Choice] = {}
     for item, rung in zip(items, at, strict=True):
         assert isinstance(item.score, Ordinal)
-        parts[item.key] = _best(item.score.order, item.count - rung)
+        parts[item.key] = _best(item.score.order, item.counts[rung])
     return parts
 
 
@@ -231,14 +248,14 @@ def _ladder(item: _Item) -> Ladder:
     """(cost, loss) of an item from whole to its least, one rung a unit or option; its last unit stays."""
     order = _order(item)
     if isinstance(item.score, Options):
-        return [(item.option_macs(item.score.points[i]), item.score.points[i].loss) for i in order]
+        return [(item.option_cost(item.score.points[i]), item.score.points[i].loss) for i in order]
     assert isinstance(item.score, Additive)
-    losses = itertools.accumulate((item.score.damage[i] for i in order[:-1]), initial=0.0)
-    return [(item.full - n * item.unit, loss) for n, loss in enumerate(losses)]
+    losses = list(itertools.accumulate((item.score.damage[i] for i in order[:-1]), initial=0.0))
+    return [(n * item.unit, losses[item.count - n]) for n in item.counts]
 
 
 def _part(item: _Item, rung: int) -> Keep | Choice:
     order = _order(item)
     if isinstance(item.score, Options):
         return Choice(order[rung], item.score.points[order[rung]].label)
-    return Keep(tuple(sorted(order[rung:])))
+    return Keep(tuple(sorted(order[item.count - item.counts[rung] :])))

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from harness import budget, control, families, provenance, record, registry, spec, surgery, tasks, tuning
+from harness import budget, control, families, prices, provenance, record, registry, spec, surgery, tasks, tuning
 from harness.calibration import Calibration
-from harness.machine import Machine, facts, machine
+from harness.machine import Machine, facts, machine, step
 from harness.memory import out_of_memory, release
+from harness.metrics.latency import STAGE_OF_SCOPE
 from harness.phases import STEPS, Watch
 from harness.prompts import encode
-from harness.types import VLM, Budget, Component, Extent, Loading, Plan, Ranking, Trial
+from harness.types import VLM, Budget, Component, Extent, InputError, Loading, Plan, Ranking, Trial
 
 if TYPE_CHECKING:
     import pyarrow
@@ -88,6 +89,7 @@ class Worker:
         self._dense = functools.lru_cache(maxsize=1)(self._load)
         self._calibration = functools.lru_cache(maxsize=1)(self._calibrate)
         self._lessons = functools.lru_cache(maxsize=1)(self._calibrate)  # what tuning learns from
+        self._prices: tuple[Any, prices.Rates, float] | None = None
         self._ranking: Shared | None = None
         self._batch = BATCH  # questions that calibration looks at together
 
@@ -128,7 +130,7 @@ class Worker:
     def _measure(
         self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: Watch
     ) -> None:
-        dense, pruned, _ = self._make(trial, method, made, context, watch)
+        dense, pruned, plan = self._make(trial, method, made, context, watch)
         made["cost"] |= {"metrics_s": {}, "peak_memory_bytes": peak(self.device)}  # a metric may begin it anew
         for name in trial.metrics:
             measure = registry.metric(name)
@@ -136,6 +138,9 @@ class Worker:
                 start = time.perf_counter()
                 made["metrics"][name] = measure(pruned, dense, trial, context)
                 made["cost"]["metrics_s"][name] = time.perf_counter() - start
+        if trial.currency == "latency" and "latency" in made["metrics"]:
+            found = made["metrics"]["latency"]
+            found["kept"] = {"requested": trial.budget, "predicted": plan.achieved, "measured": 1 / found["speedup"]}
         with watch("hashes"):
             made["hashes"]["data"] = tasks.data_hash(trial.tasks, trial.split, trial.limit)[:16]
 
@@ -177,7 +182,7 @@ class Worker:
             made["env"] = {**made["env"], "attention": families.attention(dense.model)}
         with watch("inputs"):
             extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
-        pruned, plan = self._prune(dense, trial, method, extents, made, watch)
+        pruned, plan = self._prune(dense, trial, method, extents, made, context, watch)
         made["plan"] = plan.to_json()
         made["hashes"]["plan"] = record.trial_id(made["plan"])
         return dense, pruned, plan
@@ -193,6 +198,7 @@ class Worker:
         method: registry.Method,
         extents: Mapping[Component, Extent],
         made: dict[str, Any],
+        context: Context,
         watch: Watch,
     ) -> tuple[VLM, Plan]:
         """Rank, cut and tune: once, or in rounds that keep the same share each."""
@@ -200,13 +206,14 @@ class Worker:
         cost = made["cost"]
         for turn in range(1, rounds + 1):
             share = min(1.0, trial.budget ** (turn / rounds) / whole.achieved)
-            asked = Budget(trial.scope, share, trial.units, extents)
+            with watch("prices"):
+                asked = self._asked(vlm, trial, Budget(trial.scope, share, trial.units, extents), context)
             ranking, calibration, seconds = self._rank(vlm, dense, trial, method, asked, watch)
             made["log"] |= ranking.log  # in rounds, that of the last
             cost["ranking_s"] = cost.get("ranking_s", 0.0) + seconds
             cost["calibration_samples"] = trial.calibration["samples"] if ranking.scores else 0
             with watch("solve"):
-                plan = budget.solve(vlm, ranking, asked)
+                plan = self._solve(vlm, ranking, asked, trial)
                 if trial.control == "random-units":
                     plan, ranking = control.redraw(vlm, plan, ranking, trial.seed)
                 whole = plan if rounds == 1 else tuning.together(whole, plan)
@@ -218,7 +225,34 @@ class Worker:
                 vlm = surgery.apply(vlm, plan, ranking, repaired)
             if trial.tuning.method != "none":
                 vlm = self._tune(vlm, trial, turn, made, watch)
-        return vlm, replace(whole, requested=trial.budget)
+        return vlm, replace(whole, requested=trial.budget, currency=trial.currency)
+
+    def _asked(self, vlm: VLM, trial: Trial, flops: Budget, context: Context) -> Budget:
+        """The budget in the trial's currency; of parameters, each of a Linear's weights is a multiply-add per token."""
+        if trial.currency == "flops" or flops.keep == 1:
+            return flops
+        if trial.currency == "params":
+            return replace(flops, extents={component: Extent(1, 0) for component in flops.extents})
+        stage, batch = STAGE_OF_SCOPE[trial.scope], max(trial.latency["batches"])
+        key = (vlm.model, trial.scope, trial.units, repr(trial.latency), repr(trial.reference_input))
+        if self._prices is None or self._prices[0] != key:  # one table serves every budget
+            found = prices.seconds(
+                vlm, flops, lambda one: context.stages(one, batch)[stage], int(trial.latency["repeats"])
+            )
+            self._prices = (key, *found)
+        return replace(flops, rates=self._prices[1], fixed=self._prices[2])
+
+    def _solve(self, vlm: VLM, ranking: Ranking, asked: Budget, trial: Trial) -> Plan:
+        """The plan with the widths that the trial wants; unless it says so, a GPU's are tried and not insisted on."""
+        gpu = self.device.startswith("cuda")
+        measured = trial.align == "auto" or (trial.align is None and gpu)
+        align = step(self.device, trial.dtype) if measured else trial.align if isinstance(trial.align, int) else 1
+        try:
+            return budget.solve(vlm, ranking, replace(asked, align=align))
+        except InputError:
+            if trial.align is not None or align == 1:
+                raise
+            return budget.solve(vlm, ranking, asked)
 
     def _tune(self, vlm: VLM, trial: Trial, turn: int, made: dict[str, Any], watch: Watch) -> VLM:
         how, drawn = trial.tuning, trial.calibration

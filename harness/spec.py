@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness import families, record, registry, tasks
-from harness.types import InputError, Loading, Scope, Trial, Tuning, UnitKinds
+from harness.types import Currency, InputError, Loading, Scope, Trial, Tuning, UnitKinds
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -100,6 +100,9 @@ class Board(_Strict):
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     trust_remote_code: bool = False
     random_weights: bool = False
+    # What a budget is a share of, and what kept widths are multiples of; see `types.Currency` and `types.Align`.
+    currency: Currency = "flops"
+    align: Count | Literal["auto", "off"] | None = None
 
     @property
     def loading(self) -> Loading:
@@ -152,6 +155,8 @@ class Board(_Strict):
                                 calibration=self._drawn(entry.calibration or self.calibration),
                                 tuning=entry.tuning or self.tuning,
                                 control=entry.control,
+                                align=self.align,
+                                currency=self.currency,
                                 **common,
                             )
                         )

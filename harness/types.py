@@ -21,6 +21,8 @@ Component = Literal["vision", "language"]
 Scope = Literal["vision", "language", "all"]
 Kind = Literal["heads", "ffn"]
 UnitKinds = Literal["both", "heads", "ffn"]
+Currency = Literal["flops", "params", "latency"]  # what a budget is a share of
+Align = int | Literal["auto", "off"] | None  # a multiple, the measured one, none; None: the measured one on a GPU only
 
 SCOPES: tuple[Scope, ...] = ("vision", "language", "all")
 UNIT_KINDS: tuple[UnitKinds, ...] = ("both", "heads", "ffn")
@@ -212,12 +214,18 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Budget:
-    """The fraction `keep` of the FLOPs of these unit kinds in this scope, on a reference input, that may remain."""
+    """The fraction `keep` of the FLOPs of these unit kinds in this scope, on a reference input, that may remain.
+
+    With `rates` (seconds of a multiply-add of each kind) and `fixed` ones that no cut saves, it is of the seconds.
+    """
 
     scope: Scope
     keep: float
     units: UnitKinds = "both"
     extents: Mapping[Component, Extent] = field(default_factory=dict)
+    align: int = 1  # widths of kept heads and channels are multiples of it
+    rates: Mapping[tuple[Component, Kind], float] = field(default_factory=dict)
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -242,13 +250,17 @@ class Plan:
     parts: Mapping[tuple[str, Kind], Keep | Choice]
     requested: float
     achieved: float
+    align: int = 1
+    currency: Currency = "flops"
 
     def to_json(self) -> dict[str, Any]:
         blocks: dict[str, dict[str, Any]] = {}
         for (block, kind), part in self.parts.items():
             value = list(part.indices) if isinstance(part, Keep) else {"option": part.position, "label": part.label}
             blocks.setdefault(block, {})[kind] = value
-        return {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
+        made = {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
+        more = {"align": (self.align, 1), "currency": (self.currency, "flops")}
+        return made | {name: value for name, (value, unused) in more.items() if value != unused}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Plan:
@@ -339,6 +351,8 @@ class Trial:
     tuning: Tuning = Tuning()
     control: Literal["none", "random-units"] = "none"
     loading: Loading = Loading()
+    align: Align = None
+    currency: Currency = "flops"
 
     def content(self) -> dict[str, Any]:
         """The trial as plain data: what its id is made of, and what its record holds of it.
@@ -354,6 +368,8 @@ class Trial:
         found["loading"] = self.loading.content()
         if not found["loading"]:
             del found["loading"]
+        new = {"align": None, "currency": "flops"}
+        found = {name: value for name, value in found.items() if name not in new or value != new[name]}
         return found
 
     @classmethod
@@ -379,11 +395,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bar:
-    """A performance bar: a ratio measured in one run, its interval where there is one, and the goal it is held to.
-
-    `sound` is what else has to be true (the same answers, a small error). What this machine cannot show has no ratio
-    and names the `command` that measures it.
-    """
+    """A performance bar: a ratio measured in one run, its interval if there is one, and the goal it is held to."""
 
     name: str
     goal: float
@@ -391,16 +403,15 @@ class Bar:
     lo: float | None = None
     hi: float | None = None
     at_most: bool = False  # the goal is an upper bound
-    sound: bool = True
-    command: str = ""
+    sound: bool = True  # what else has to be true: the same answers, a small error
+    command: str = ""  # what measures a bar that this machine cannot show
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool | None:
         """Whether the goal is reached; None if it was not measured."""
-        if self.ratio is None:
-            return None
-        return self.sound and (self.ratio <= self.goal if self.at_most else self.ratio >= self.goal)
+        reached = self.ratio is not None and (self.ratio <= self.goal if self.at_most else self.ratio >= self.goal)
+        return None if self.ratio is None else self.sound and reached
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values, with `holds` and `measured`."""

@@ -80,7 +80,7 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
             for name in calls[0]:
                 context.progress(f"latency: {name}{'' if mode == 'eager' else ' ' + mode}, batch {batch}")
                 first, second = (_compiled(own[name], mode) for own in calls)
-                times[name] = interleave(first, second, repeats, _wait(device))
+                times[name] = interleave(first, second, repeats, wait(device))
                 found["stages"].setdefault(name, {})[str(batch)] = figures(times[name])
             found["answer"][str(batch)] = figures(times["all"] + (ANSWER - 1) * times["decode"])
         return found
@@ -97,7 +97,7 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
     return {**speedup, **whole, **({"more": more} if more else {})}
 
 
-def _wait(device: torch.device) -> Callable[[], None]:
+def wait(device: torch.device) -> Callable[[], None]:
     """What returns when the device has nothing left to do."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
 

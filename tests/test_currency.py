@@ -1,0 +1,160 @@
+"""Budgets of parameters and of time, and widths in multiples: what lands where, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_budget import extents_of, ranking_of
+from test_latency import trial_of
+
+from harness import budget, prices, record, registry, runner, spec, surgery
+from harness.budget import solve
+from harness.runner import Worker
+from harness.types import VLM, Budget, Extent, InputError, Keep, Plan
+
+LINEARS = ("qkv", "proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("shape", ["ordinal", "additive"])
+@pytest.mark.parametrize("scope", ["vision", "language", "all"])
+def test_aligned_widths_are_multiples_and_land(tiny: VLM, shape: str, scope: Any) -> None:
+    for keep in (0.75, 0.5):
+        plan = solve(tiny, ranking_of(tiny, shape), Budget(scope, keep, extents=extents_of(tiny), align=4))
+        assert plan.align == 4 and abs(plan.achieved / keep - 1) <= 0.01
+        pruned = surgery.apply(tiny, plan, ranking_of(tiny, shape))
+        for name, kind in plan.parts:
+            before, after = (vlm.block(name).units(kind) for vlm in (tiny, pruned))
+            assert after.count == before.count or after.count * after.width % 4 == 0
+
+
+def test_a_multiple_that_does_not_fit_is_refused(tiny: VLM) -> None:
+    asked = Budget("vision", 0.5, extents=extents_of(tiny), align=512)
+    with pytest.raises(InputError, match=r"0.5 of the FLOPs of both in scope vision with widths in multiples of 512: "):
+        solve(tiny, ranking_of(tiny, "ordinal"), asked)
+
+
+def test_alignment_of_one_changes_nothing(tiny: VLM) -> None:
+    asked = Budget("all", 0.4, extents=extents_of(tiny))
+    for shape in ("ordinal", "additive", "options"):
+        plan = solve(tiny, ranking_of(tiny, shape), asked)
+        assert plan == solve(tiny, ranking_of(tiny, shape), replace(asked, align=1))
+        assert set(plan.to_json()) == {"requested", "achieved", "blocks"}  # as in the records of before
+
+
+def weights(vlm: VLM, scope: str) -> int:
+    """Of the scope's Linear layers."""
+    blocks = [block for block in vlm.blocks if scope in ("all", block.component)]
+    named = [vlm.model.get_submodule(block.path).named_parameters() for block in blocks]
+    return sum(w.numel() for name, w in itertools.chain(*named) if name.split(".")[-2] in LINEARS and w.ndim == 2)
+
+
+@pytest.mark.parametrize("scope", ["vision", "language", "all"])
+def test_a_budget_of_parameters_is_exact(tiny: VLM, scope: Any) -> None:
+    asked = Budget(scope, 0.5, extents=dict.fromkeys(("vision", "language"), Extent(1, 0)))
+    for shape in ("ordinal", "additive"):
+        plan = solve(tiny, ranking_of(tiny, shape), asked)
+        pruned = surgery.apply(tiny, plan, ranking_of(tiny, shape))
+        assert weights(pruned, scope) / weights(tiny, scope) == pytest.approx(plan.achieved, abs=1e-12)
+        assert abs(plan.achieved / 0.5 - 1) <= 0.01
+
+
+def test_a_budget_of_time_counts_what_no_cut_saves(tiny: VLM) -> None:
+    extents = extents_of(tiny)
+    rates: Any = {("vision", "heads"): 3e-9, ("vision", "ffn"): 1e-9}
+    own = {
+        (block.name, kind): block.units(kind).macs(extents["vision"]) * rates["vision", kind]
+        for block, kind in tiny.select("vision")
+    }
+    total = sum(own[block.name, kind] * block.units(kind).count for block, kind in tiny.select("vision"))
+    fixed = 0.25 * total
+    plan = solve(tiny, ranking_of(tiny, "additive"), Budget("vision", 0.6, extents=extents, rates=rates, fixed=fixed))
+    kept = sum(own[key] * len(part.indices) for key, part in plan.parts.items() if isinstance(part, Keep))
+    assert (kept + fixed) / (total + fixed) == pytest.approx(plan.achieved)
+    assert abs(plan.achieved / 0.6 - 1) <= 0.01
+    with pytest.raises(
+        InputError, match=r"0.2 of the seconds of both in scope vision: the smallest reachable is 0\.\d+"
+    ):
+        solve(tiny, ranking_of(tiny, "additive"), Budget("vision", 0.2, extents=extents, rates=rates, fixed=fixed))
+
+
+def test_prices_are_the_time_that_half_of_a_kind_saves(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made clock: 1 s that is fixed, 2 ns a multiply-add of heads, 5 ns of FFNs."""
+    extents = extents_of(tiny)
+    truth = {"heads": 2e-9, "ffn": 5e-9}
+
+    def takes(vlm: VLM) -> float:
+        pairs = vlm.select("vision")
+        return 1.0 + sum(b.units(k).count * b.units(k).macs(extents["vision"]) * truth[k] for b, k in pairs)
+
+    def timed(first: Any, second: Any, repeats: int, wait: Any) -> Any:
+        import numpy as np
+
+        return np.array([[first(), second()]] * repeats)
+
+    monkeypatch.setattr(prices, "interleave", timed)
+    asked = Budget("vision", 0.5, extents=extents)
+    rates, fixed = prices.seconds(tiny, asked, lambda vlm: lambda: takes(vlm), 3)
+    assert rates["vision", "heads"] == pytest.approx(2e-9) and rates["vision", "ffn"] == pytest.approx(5e-9)
+    assert fixed == pytest.approx(1.0)
+    with pytest.raises(InputError, match="taking half of the heads of vision away saves no time here"):
+        prices.seconds(tiny, asked, lambda vlm: lambda: 1.0, 3)
+
+
+def test_trials_of_before_keep_their_ids_and_new_ones_read_back() -> None:
+    old, new = trial_of(), replace(trial_of(), currency="latency", align=8)
+    assert not {"align", "currency"} & set(old.content())
+    assert {key: new.content()[key] for key in ("align", "currency")} == {"align": 8, "currency": "latency"}
+    assert spec.trial_id(old) != spec.trial_id(new)
+    assert new.of(new.content()) == replace(new, tasks=(), metrics=("latency",))
+
+
+def test_what_a_trial_asks_for_is_what_is_solved(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Budget("vision", 0.5, extents=extents_of(tiny))
+    aligned: list[int] = []
+
+    def solved(vlm: VLM, ranking: Any, wanted: Budget) -> Plan:
+        aligned.append(wanted.align)
+        if wanted.align > 1:
+            raise InputError("no")
+        return Plan({}, 0.5, 0.5)
+
+    monkeypatch.setattr(budget, "solve", solved)
+    monkeypatch.setattr(runner, "step", lambda device, dtype: 32)
+    ranking = registry.method("random").rank(tiny, None, seed=0)  # type: ignore[arg-type]
+    Worker("cpu")._solve(tiny, ranking, asked, trial_of())
+    assert aligned == [1]
+    aligned.clear()
+    Worker("cuda")._solve(tiny, ranking, asked, trial_of())  # a GPU's multiple is tried, and not insisted on
+    assert aligned == [32, 1]
+    for align, tried in (("auto", 32), (8, 8)):
+        aligned.clear()
+        with pytest.raises(InputError):
+            Worker("cpu")._solve(tiny, ranking, asked, replace(trial_of(), align=align))
+        assert aligned == [tried]
+
+
+def test_a_sweep_in_time_records_what_became_of_it(
+    tiny_folder: Any, tiny: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: Any = {("vision", "heads"): 1e-9, ("vision", "ffn"): 1e-9}
+    monkeypatch.setattr(prices, "seconds", lambda vlm, asked, call, repeats: (rates, 0.0))
+    trial = replace(
+        trial_of(),
+        model=str(tiny_folder),
+        method="random",
+        budget=0.5,
+        currency="latency",
+        metrics=("latency",),
+        tasks=("mini_gqa",),
+        calibration={"samples": 1, "tasks": ("mini_gqa",), "split": "calibration"},
+    )
+    made, _ = Worker("cpu").run(trial)
+    assert made["status"] == "ok", made["error"]
+    kept = made["metrics"]["latency"]["kept"]
+    assert kept["requested"] == 0.5 and kept["predicted"] == pytest.approx(0.5, rel=0.01)
+    assert kept["measured"] == 1 / made["metrics"]["latency"]["speedup"]
+    assert made["plan"]["currency"] == "latency" and "prices" in made["cost"]["phases_s"]
+    assert record.identity(made) == made["id"]
