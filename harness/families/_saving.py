@@ -59,11 +59,6 @@ def save(vlm: VLM, folder: Path) -> Form:
     return form
 
 
-def form(vlm: VLM) -> Form:
-    """What `save` would make of the model, without writing it."""
-    return "custom code" if _plain(vlm) is None else "plain"
-
-
 def stock(config: Any) -> Any:
     """The class of transformers for a config."""
     from transformers import AutoModelForImageTextToText

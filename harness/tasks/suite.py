@@ -52,6 +52,7 @@ logger.add(lambda message: print(message, end="", file=sys.stderr), level="ERROR
 for module in (lmms_eval.api.task, lmms_eval.evaluator):
     vars(module)["tqdm"] = _no_bar
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+datasets.disable_progress_bars()
 
 
 class LocalTask(ConfigurableMessagesTask):
