@@ -18,6 +18,7 @@ from harness import families, gate, provenance, record, registry, spec, tasks
 from harness.claims import Claims
 from harness.executors import Make, local, ray, real
 from harness.executors.local import UNLIMITED, Limits
+from harness.journal import Journal
 from harness.results import collect
 from harness.types import InputError, Trial
 
@@ -153,6 +154,7 @@ def sweep(
     folder, failed = results / board.name, []
     check_writable(folder)
     finished, elsewhere, ids, start = 0, 0, [], time.perf_counter()
+    journal = Journal(folder)
     with Claims(folder) as claims:
 
         def claim(trial: Trial) -> bool:
@@ -160,12 +162,15 @@ def sweep(
             name = spec.trial_id(trial)
             mine = claims.take(name) and not _done(folder / f"{name}.json", trial)
             elsewhere += not mine
+            if mine:
+                journal.note("begin", trial=name, method=trial.method, scope=trial.scope, budget=trial.budget)
             return mine
 
         def said(trial: Trial, text: str) -> None:
             progress(finished + elsewhere, f"{trial.method} {trial.scope} {trial.budget:g}: {text}")
 
         claims.tidy()
+        journal.note("sweep", trials=len(todo.trials), done=todo.done, stale=todo.stale)
         common: dict[str, Any] = {"device": device, "make": make, "claim": claim, "progress": said}
         if cluster is None:
             runs = local.run(todo.trials, inline=inline, jobs=jobs, limits=limits, **common)
@@ -175,11 +180,13 @@ def sweep(
             claims.check()
             record.write(folder, made, samples)
             claims.give_up(made["id"])
+            journal.note("end", trial=made["id"], status=made["status"], seconds=made["cost"].get("total_s"))
             finished += 1
             ids.append(made["id"])
             progress(finished + elsewhere, "")
             if made["status"] != "ok":
                 failed.append(_failure(made))
+        journal.note("close", ran=finished, failed=len(failed))
     return Outcome(folder, finished, todo.done, tuple(failed), elsewhere, tuple(ids), time.perf_counter() - start)
 
 

@@ -189,6 +189,7 @@ HEAVY = ("torch", "transformers", "lmms_eval", "datasets")
     [
         "import harness.report",
         "import harness.record",
+        "import harness.journal",
         "import harness.types, harness.stats, harness.budget, harness.families",
         "import harness.registry; harness.registry.methods(); harness.registry.metrics(); harness.registry.boards()",
         "from typer.testing import CliRunner; from harness.cli import app\n"

@@ -293,3 +293,26 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fcntl.lockf", unlockable)
     with pytest.raises(InputError, match="cannot lock: No locks available"):
         run(stubs.board(0), tmp_path / "results")
+
+
+# --- what a watcher sees ------------------------------------------------------------------------------------
+
+
+def test_status_of_a_running_and_of_a_finished_sweep(tmp_path: Path, call: Any) -> None:
+    board, results = stubs.board(0, 1, 2), tmp_path / "results"
+    with other(results) as running:
+        (row,) = json.loads(call("status", results, "--json").out)
+        first = spec.trial_id(board.trials()[0])
+        assert row == {"board": "made", "done": 0, "failed": 0, "running": [first], "left": 6, "end": None}
+        running.kill()
+        running.wait()
+    (row,) = json.loads(call("status", results, "--json").out)
+    assert (row["running"], row["left"]) == ([], None)  # begun, but by nobody who lives
+    with (results / "made" / "sweep.log").open("a") as log:
+        log.write('{"time": 1, "event": "be')
+    run(board, results)
+    assert "made" in call("status", results / "made").out
+    events = [line for line in (results / "made" / "sweep.log").read_text().splitlines() if '"end"' in line]
+    assert len(events) >= 5 and json.loads(call("status", results, "--json").out)[0]["done"] == 6
+    done = call("status", tmp_path / "nowhere")
+    assert done.code == 2 and "no board there" in done.err

@@ -115,7 +115,7 @@ def test_every_trial_leaves_a_record(inline: Run, process: Run) -> None:
         assert (run.outcome.ran, run.outcome.skipped, len(run.outcome.failed)) == (len(ids), 0, len(failures))
         folder = run.results / "small"
         assert sorted(p.name for p in folder.iterdir()) == sorted(
-            [".claims", *(f"{i}.json" for i in ids)]
+            [".claims", "sweep.log", *(f"{i}.json" for i in ids)]
             + [f"{i}.parquet" for i, method in ids.items() if method not in failures]
         )
         done = [step for step, _ in run.steps]

@@ -48,6 +48,7 @@ app = _group(
         merge=results.merge,
         verify=results.verify,
     ),
+    status=results.status,
     list=looking.list_,
     doctor=looking.doctor,
     **{"check-method": looking.check_method},

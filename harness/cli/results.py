@@ -79,3 +79,26 @@ def verify(results: Results = Path("results"), json_: Json = False) -> None:
         out.print(f"{number} records, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+def status(
+    results: Annotated[Path, typer.Argument(help="Results folder, or one board's in it.")] = Path("results"),
+    json_: Json = False,
+) -> None:
+    """How far sweeps are: what is done, failed, running and left, and when it should be over."""
+    from datetime import datetime
+
+    from harness.journal import status as look
+
+    rows = look(results)
+    if json_:
+        print(json.dumps([row.to_json() for row in rows], indent=1))
+        return
+    table = Table(
+        "board", "done", "failed", "running", "left", "expected end", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
+    for row in rows:
+        end = "" if row.end is None else datetime.fromtimestamp(row.end).strftime("%Y-%m-%d %H:%M")
+        left = "" if row.left is None else str(row.left)
+        table.add_row(escape(row.board), str(row.done), str(row.failed), str(len(row.running)), left, end)
+    out.print(table)
