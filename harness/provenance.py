@@ -29,10 +29,10 @@ PLUMBING = ("harness.provenance", "harness.record", "harness.registry", "harness
 
 def hashes(trial: Trial) -> dict[str, str]:
     """16 hex digits each for `code`, `checkpoint`, `data` and `calibration`, as far as they are known beforehand."""
-    source, drawn = registry.model(trial.model), trial.calibration
+    source, drawn, revision = registry.model(trial.model), trial.calibration, trial.loading.revision
     found = {
-        "code": code(trial.method, trial.metrics, families.model_type(source)),
-        "checkpoint": families.checkpoint_hash(source),
+        "code": code(trial.method, trial.metrics, families.model_type(source, revision)),
+        "checkpoint": families.checkpoint_hash(source, revision),
         "data": _data(tuple(trial.tasks), trial.split, trial.limit),
         "calibration": _data(tuple(drawn["tasks"]), drawn["split"], None),
     }

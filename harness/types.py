@@ -359,10 +359,10 @@ class Trial:
 
         The tuning stands there in words, and in full as `recovery`; what there was not always is left out where unused.
         """
-        found = asdict(self)
-        recovery, found["tuning"] = found["tuning"], str(self.tuning)
+        found = {item.name: getattr(self, item.name) for item in fields(self)}  # as asdict, which copies in depth
+        found["tuning"] = str(self.tuning)
         if self.tuning != Tuning():
-            found["recovery"] = recovery
+            found["recovery"] = asdict(self)["tuning"]
         if self.control == "none":
             del found["control"]
         found["loading"] = self.loading.content()

@@ -223,33 +223,33 @@ def _unknown(config: Any, source: str | Path) -> InputError:
     )
 
 
-def model_type(source: str) -> str | None:
+def model_type(source: str, revision: str | None = None) -> str | None:
     """A checkpoint's model type, by the config in its folder or in the hub's cache; None if it cannot be read."""
-    path = _cached_config(source)
+    path = _cached_config(source, revision)
     try:
         return None if path is None else _model_type(path)
     except (InputError, OSError):
         return None
 
 
-def checkpoint_hash(source: str) -> str | None:
+def checkpoint_hash(source: str, revision: str | None = None) -> str | None:
     """16 hex digits: of the SHA-256 over what transformers reads of a folder, or of the hub's commit in the cache.
 
     None for a hub id that is not in the cache.
     """
     if not Path(source).is_dir():
-        path = _cached_config(source)
+        path = _cached_config(source, revision)
         return None if path is None else path.parent.name[:16]
     files = sorted(file for file in Path(source).iterdir() if file.suffix in READ and file.is_file())
     return _files_hash(tuple(files), tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
-def _cached_config(source: str) -> Path | None:
+def _cached_config(source: str, revision: str | None) -> Path | None:
     if Path(source).is_dir():
         return Path(source) / "config.json"
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(source, "config.json")
+    found = huggingface_hub.try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
