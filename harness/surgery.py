@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from harness.families._pruned import LowRankLinear
-from harness.types import VLM, Block, Choice, Dense, Keep, LowRank, Options, Plan, Ranking, Units
+from harness.types import VLM, Block, Choice, Dense, InputError, Keep, LowRank, Options, Plan, Ranking, Units
 
 
 def apply(vlm: VLM, plan: Plan, ranking: Ranking, repaired: Mapping[str, Dense] | None = None) -> VLM:
     """Cut the model down to what the plan keeps; then install what a method's `repair` made, by module path.
 
     Raises KeyError when the plan chooses an option that the ranking does not hold, ValueError when a repaired Linear
-    has another shape than the cut one.
+    has another shape than the cut one, InputError where the model was factored before.
     """
     shared = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
     model = copy.deepcopy(vlm.model, memo=shared)
@@ -66,7 +66,8 @@ def _made(dense: Dense, like: torch.Tensor) -> nn.Linear:
 
 def _get(model: nn.Module, path: str) -> nn.Linear:
     linear = model.get_submodule(path)
-    assert isinstance(linear, nn.Linear), f"{path} is a {type(linear).__name__}, not a Linear"
+    if not isinstance(linear, nn.Linear):
+        raise InputError(f"model: {path} is a {type(linear).__name__}: only a Linear can be cut, not what was factored")
     return linear
 
 

@@ -18,7 +18,20 @@ from torch import Tensor, nn
 from harness import surgery
 from harness.families._pruned import LowRankLinear
 from harness.prompts import encode
-from harness.types import SCOPES, UNIT_KINDS, VLM, Choice, Keep, Kind, LowRank, Option, Options, Plan, Ranking
+from harness.types import (
+    SCOPES,
+    UNIT_KINDS,
+    VLM,
+    Choice,
+    InputError,
+    Keep,
+    Kind,
+    LowRank,
+    Option,
+    Options,
+    Plan,
+    Ranking,
+)
 
 NOTHING = Ranking({})
 
@@ -264,3 +277,14 @@ def test_a_pruned_model_survives_a_copy_and_its_weights_a_round_trip(lively: VLM
         weight.data.zero_()
     twin.load_state_dict(pruned.model.state_dict())
     assert torch.equal(logits(dataclasses.replace(pruned, model=twin), inputs), logits(pruned, inputs))
+
+
+def test_what_was_factored_cannot_be_cut_again(tiny: VLM) -> None:
+    block = tiny.blocks[0]
+    linear = cast(nn.Linear, tiny.model.get_submodule(block.ffn.consumer))
+    factors = LowRank(torch.zeros(2, linear.in_features), torch.zeros(linear.out_features, 2), None)
+    points = (Option("dense", 2, 0.0), Option("rank 2", 1, 0.1, lambda: {block.ffn.consumer: factors}))
+    key: tuple[str, Kind] = (block.name, "ffn")
+    factored = surgery.apply(tiny, Plan({key: Choice(1, "rank 2")}, 1, 1), Ranking({key: Options(points)}))
+    with pytest.raises(InputError, match=f"{block.ffn.consumer} is a LowRankLinear"):
+        surgery.apply(factored, Plan({key: Keep((0,))}, 1, 1), NOTHING)
