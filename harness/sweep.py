@@ -22,6 +22,7 @@ from harness.journal import Journal
 from harness.results import collect
 from harness.types import InputError, Trial
 
+LIGHT = 2e9
 Progress = Callable[[int, str], None]  # (trials finished, what is going on)
 
 
@@ -99,8 +100,14 @@ def fetched(board: spec.Board) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float:
-    """Rough seconds that the trials will take, from one timed prefill: for a first run, when no record tells."""
+def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float | None:
+    """Rough seconds that the trials will take, from one timed prefill: for a first run, when no record tells.
+
+    None where that would take long itself: with random weights, which are drawn, or more than `LIGHT` bytes of weights.
+    """
+    weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
+    if board.random_weights or weights > LIGHT:
+        return None
     from harness.runner import Context
 
     vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **asdict(board.loading))
