@@ -314,3 +314,18 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_escape_leaves_plain_names_alone_and_disarms_the_rest() -> None:
     assert escape("mini_vqav2 l1-norm (x2), 3.2") == "mini_vqav2 l1-norm (x2), 3.2"
     assert escape("a|b\n<i>&_c_*`[") == r"a\|b &lt;i&gt;&amp;\_c\_\*\`\["
+
+
+def test_a_board_without_accuracy_shows_how_fast_it_is(tmp_path: Path) -> None:
+    drawn = []
+    for factor in (1.0, 2.0):
+        results, out = tmp_path / f"results{factor}", tmp_path / f"out{factor}"
+        for trial in [made(), *(made("random", "vision", budget) for budget in BUDGETS)]:
+            del trial["metrics"]["accuracy"]
+            trial["metrics"]["latency"]["speedup"] *= factor
+            record.write(results / "made", trial)
+        report(results, out)
+        text = (out / "made" / "README.md").read_text()
+        assert "## Speed at equal FLOPs" in text and "Accuracy at equal FLOPs" not in text
+        drawn.append((out / "made" / "pareto.svg").read_bytes())
+    assert drawn[0] != drawn[1]

@@ -112,10 +112,14 @@ def _json(board: Board) -> str:
 def _markdown(board: Board, repeat: str) -> str:
     facts = "\n".join(f"- {name}: {tables.escape(text)}" for name, text in board.facts)
     sections = [f"# {tables.escape(board.name)}", facts, board.notes, "## Methods", _contestants(board)]
-    sections += ["## Accuracy at equal FLOPs", _legend(board)]
-    for panel, found in zip(board.panels, board.totals, strict=True):
-        sections += [f"### {tables.escape(panel.title)}", tables.summary(panel), _totals(panel, found)]
-    sections += ["## Pareto front", "![Accuracy over FLOPs kept and over measured speedup](pareto.svg)"]
+    rows = board.frame.to_dict("records")
+    if tables.values(rows, "accuracy") or not tables.values(rows, "latency_speedup"):
+        sections += ["## Accuracy at equal FLOPs", _legend(board)]
+        for panel, found in zip(board.panels, board.totals, strict=True):
+            sections += [f"### {tables.escape(panel.title)}", tables.summary(panel), _totals(panel, found)]
+        sections += ["## Pareto front", "![Accuracy over FLOPs kept and over measured speedup](pareto.svg)"]
+    else:
+        sections += ["## Speed at equal FLOPs", "![Measured speedup over FLOPs kept](pareto.svg)"]
     sections += [f"With hover, filters, plans and examples: [{INDEX}]({INDEX})."]
     sections += ["## All trials", tables.trials(board.columns)]
     if board.reported:

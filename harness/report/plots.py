@@ -1,5 +1,7 @@
 """The Pareto plot of a board: accuracy over FLOPs kept and over measured speedup, a row of panels for every scope.
 
+A board without accuracy (random weights) shows its measured speedup over FLOPs kept.
+
     python -c "from pathlib import Path; from harness.record import load; from harness.report import plots, tables; \
                plots.save(tables.board_frame(load('results/demo')[0]), Path('.'))"
 
@@ -74,8 +76,23 @@ AXES = (
 
 
 @dataclass(frozen=True)
+class Upright:
+    """The vertical axis: its column, its factor, its name, and the least span and greatest end shown."""
+
+    column: str
+    scale: float
+    label: str
+    span: float
+    end: float
+
+
+ACCURACY = Upright("accuracy", 100, "accuracy (points, mean over tasks)", 10, 101)
+SPEEDUP = Upright("latency_speedup", 1, "measured speedup of the scope (factor)", 0.5, math.inf)
+
+
+@dataclass(frozen=True)
 class Point:
-    """A method at one budget: mean over seeds, and the least and greatest accuracy, in points."""
+    """A method at one budget: mean over seeds, and the least and greatest of the vertical axis."""
 
     x: float
     y: float
@@ -110,7 +127,9 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def _draw(rows: Sequence[Panel], looks: dict[str, Look]) -> Figure:
-    axes = [axis for axis in AXES if any(_curves(panel, axis) for panel in rows)]
+    accurate = any(_curves(panel, AXES[0], ACCURACY) for panel in rows)
+    up = ACCURACY if accurate else SPEEDUP
+    axes = [axis for axis in AXES if axis.column != up.column and any(_curves(panel, axis, up) for panel in rows)]
     if not axes:
         figure = Figure(figsize=(WIDTH, 1.5))
         figure.text(0.5, 0.5, "no finished trial to draw", ha="center", va="center")
@@ -126,19 +145,20 @@ def _draw(rows: Sequence[Panel], looks: dict[str, Look]) -> Figure:
             left = LEFT + column * (width + gutter + BETWEEN)
             box = (left / WIDTH, bottom / height, width / WIDTH, tall / height)
             ax = figure.add_axes(box)
-            _panel(ax, panel, axis, looks)
+            _panel(ax, panel, axis, up, looks)
             if column == 0:
                 ax.set_title(_safe(panel.title, 110), pad=34 if axis.sign < 0 else 8)
-    _legend(figure, rows, height)
+    _legend(figure, rows, up, height)
     return figure
 
 
-def _panel(ax: Axes, panel: Panel, axis: Axis, looks: dict[str, Look]) -> None:
-    dense, blank = (_hundred(panel.level(column)) for column in ("accuracy", "blank_accuracy"))
-    curves = _curves(panel, axis)
+def _panel(ax: Axes, panel: Panel, axis: Axis, up: Upright, looks: dict[str, Look]) -> None:
+    dense, blank = _level(panel, up, up.column), _level(panel, up, "blank_accuracy")
+    curves = _curves(panel, axis, up)
     points = [point for curve in curves.values() for point in curve]
-    _limits(ax, axis, points, [level for level in (dense, blank) if level is not None])
-    _front(ax, axis, points, dense)
+    _limits(ax, axis, up, points, [level for level in (dense, blank) if level is not None])
+    if up is ACCURACY:
+        _front(ax, axis, points, dense)
     if dense is not None:
         ax.axhline(dense, color=INK, linestyle="--", linewidth=1.2, zorder=2)
         ax.plot(1, dense, marker="o", color=INK, markersize=8, zorder=6, clip_on=False)
@@ -165,11 +185,11 @@ def _panel(ax: Axes, panel: Panel, axis: Axis, looks: dict[str, Look]) -> None:
     _names(ax, {name: curve[-1] for name, curve in curves.items()}, looks)
 
 
-def _curves(panel: Panel, axis: Axis) -> dict[str, list[Point]]:
+def _curves(panel: Panel, axis: Axis, up: Upright) -> dict[str, list[Point]]:
     """The points of every curve, larger budgets first; a trial without both measurements has none."""
     curves: dict[str, list[Point]] = {}
     for (curve, _), rows in panel.groups.items():
-        pairs = [(row[axis.column], 100 * row["accuracy"]) for row in rows]
+        pairs = [(row[axis.column], up.scale * row[up.column]) for row in rows]
         pairs = [pair for pair in pairs if not math.isnan(sum(pair))]
         if pairs:
             x, y = zip(*pairs, strict=True)
@@ -177,12 +197,12 @@ def _curves(panel: Panel, axis: Axis) -> dict[str, list[Point]]:
     return curves
 
 
-def _limits(ax: Axes, axis: Axis, points: list[Point], levels: list[float]) -> None:
+def _limits(ax: Axes, axis: Axis, up: Upright, points: list[Point], levels: list[float]) -> None:
     heights = [height for point in points for height in (point.low, point.high)] + levels
-    low, high = min(heights, default=0.0), max(heights, default=100.0)
-    pad = max(0.06 * (high - low), 5 - (high - low) / 2)  # at least ten points are in view
-    ax.set_ylim(low - pad, min(high + pad, 101))
-    ax.set_ylabel("accuracy (points, mean over tasks)")
+    low, high = min(heights, default=0.0), max(heights, default=up.scale)
+    pad = max(0.06 * (high - low), (up.span - (high - low)) / 2)
+    ax.set_ylim(low - pad, min(high + pad, up.end))
+    ax.set_ylabel(up.label)
     ax.set_xlabel(axis.label)
     ends = [1.0, *(point.x for point in points)]
     pad = 0.03 * max(max(ends) - min(ends), 0.1)
@@ -233,15 +253,17 @@ def _names(ax: Axes, ends: dict[str, Point], looks: dict[str, Look]) -> None:
         ax.text(text, place, _label(name), transform=ax.transAxes, va="center", color=look.color, fontweight=weight)
 
 
-def _legend(figure: Figure, rows: Sequence[Panel], height: float) -> None:
-    handles: list[Any] = [Line2D([], [], color=FRONT, linewidth=1.6, label="Pareto front")]
-    if any(panel.level("accuracy") is not None for panel in rows):
+def _legend(figure: Figure, rows: Sequence[Panel], up: Upright, height: float) -> None:
+    handles: list[Any] = []
+    if up is ACCURACY:
+        handles.append(Line2D([], [], color=FRONT, linewidth=1.6, label="Pareto front"))
+    if any(panel.level(up.column) is not None for panel in rows):
         handles.append(
             Line2D([], [], color=INK, linestyle="--", marker="o", markersize=7, linewidth=1.2, label="dense")
         )
     if any(panel.level("blank_accuracy") is not None for panel in rows):
         handles.append(Line2D([], [], color=INK, linestyle=":", linewidth=1.6, label="blind floor (image blanked)"))
-    if any(len(values(group, "accuracy")) > 1 for panel in rows for group in panel.groups.values()):
+    if any(len(values(group, up.column)) > 1 for panel in rows for group in panel.groups.values()):
         handles.append(Patch(color="#999999", alpha=0.35, label="least to greatest over seeds"))
     if any(panel.studied for panel in rows):
         handles.append(Line2D([], [], color=STUDIED, linewidth=3, marker="o", markersize=8, label="method under study"))
@@ -272,5 +294,6 @@ def _safe(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _hundred(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _level(panel: Panel, up: Upright, column: str) -> float | None:
+    level = panel.level(column)
+    return None if level is None else up.scale * level
