@@ -49,9 +49,10 @@ def demo(
     files = report(results, out_dir)
     frame = tables.board_frame(record.load(results / board.name)[0])
     out.print(_frame_table(frame))
+    shown = {"README.md": "table", "pareto.png": "plot", "index.html": "page"}
     for file in files:
-        if file.name in ("README.md", "pareto.png"):
-            out.print(f"{'table' if file.suffix == '.md' else 'plot'}: {file}", soft_wrap=True)
+        if file.parent.name == board.name and file.name in shown:
+            out.print(f"{shown[file.name]}: {file}", soft_wrap=True)
 
 
 def sweep(
