@@ -9,9 +9,10 @@ from typing import Any
 
 from harness import record
 from harness.report.tables import escape
-from harness.types import Trial
+from harness.types import Currency, Trial
 
 NOTHING = "–"
+MEASURES: Mapping[Currency, str] = {"flops": "FLOPs", "params": "parameters", "latency": "time, as predicted"}
 
 
 def card(
@@ -35,7 +36,7 @@ def card(
 {front}
 ---
 
-# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} FLOPs
+# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {MEASURES[trial.currency]}
 
 Heads, channels or ranks are physically removed. It {form}.
 
@@ -108,6 +109,7 @@ def _measured(trial: Trial, found: Mapping[str, Any] | None) -> str:
 def _rows(trial: Trial, made: Mapping[str, Any]) -> str:
     content = trial.content()
     shown = {key: content[key] for key in ("model", "method", "options", "scope", "units", "budget", "seed", "dtype")}
+    shown |= {key: content[key] for key in ("currency", "align") if key in content}
     shown |= {"regime": made["trial"]["regime"], "tuning": content.get("recovery", "none")}
     shown |= {"calibration": content["calibration"], "reference input": content["reference_input"]}
     shown["versions"] = made["env"]["packages"]

@@ -270,7 +270,8 @@ class Plan:
             for kind, part in kinds.items():
                 chosen = isinstance(part, Mapping)
                 parts[block, kind] = Choice(part["option"], part["label"]) if chosen else Keep(tuple(part))
-        return cls(parts, content["requested"], content["achieved"])
+        more = {name: content[name] for name in ("align", "currency") if name in content}
+        return cls(parts, content["requested"], content["achieved"], **more)
 
 
 _Positive = Annotated[int, Field(ge=1)]

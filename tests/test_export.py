@@ -22,7 +22,7 @@ from test_family_contracts import generate, logits, picture
 from test_sweep import Run, read_board
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import export, families, record, surgery, tasks
+from harness import export, families, prices, record, surgery, tasks
 from harness.metrics import flops
 from harness.prompts import encode
 from harness.runner import Context
@@ -184,11 +184,37 @@ def test_prune_without_a_board(call: Call, tiny_folder: Path, questions: Path) -
     assert Path("twin/model.safetensors").read_bytes() == Path("small/model.safetensors").read_bytes()
 
 
+def test_a_budget_in_another_currency(
+    call: Call, tiny_folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["prune", tiny_folder, "--method", "magnitude", "--data", questions, "--samples", "4", "--image", "64x64"]
+    code = [sys.executable, "-m", "harness.cli", *words, "--json"]
+    for budget, currency in (("params=0.5", "params"), ("flops=0.5", "flops")):
+        made = [str(word) for word in (*code, "--budget", budget, "--out", tmp_path / currency)]
+        done = subprocess.run(made, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        kept = json.loads((tmp_path / currency / export.PLAN).read_text())
+        assert kept["plan"].get("currency", "flops") == kept["trial"].get("currency", "flops") == currency
+        assert kept["plan"]["achieved"] == pytest.approx(0.5, rel=0.01)
+        assert json.loads(done.stdout)["plan"] == record.trial_id(kept["plan"])
+    rates: Any = {("vision", "heads"): 3e-9, ("vision", "ffn"): 1e-9}
+    monkeypatch.setattr(prices, "seconds", lambda vlm, asked, call, repeats: (rates, 0.0))
+    assert call(*words, "--budget", "latency=0.6", "--out", "fast").code == 0
+    kept = json.loads(Path("fast", export.PLAN).read_text())
+    assert Plan.of(kept["plan"]).currency == Trial.of(kept["trial"]).currency == "latency"
+    assert Plan.of(kept["plan"]).to_json() == kept["plan"]
+    assert "to 0.6 of its vision time, as predicted" in Path("fast/README.md").read_text()
+
+
 def test_bad_flags_are_refused(call: Call, tiny_folder: Path, questions: Path) -> None:
     words = ["prune", tiny_folder, "--method", "magnitude", "--data", questions, "--samples", "4", "--out", "out"]
     refused(call(*words, "--budget", "0.5", "--option", "nrm=l1"), "nrm", "norm")
     refused(call(*words, "--budget", "0.5", "--option", "norm"), "--option norm", "name=value")
     refused(call(*words, "--budget", "1.5"), "budgets", "1.5")
+    refused(call(*words, "--budget", "latency=1.5"), "budgets", "1.5")
+    refused(call(*words, "--budget", "latncy=0.5"), "--budget latncy=0.5", "did you mean 'latency'?")
+    refused(call(*words, "--budget", "=0.5"), "--budget =0.5", "flops, latency, params")
+    refused(call(*words, "--budget", "params=half"), "--budget params=half", "such as latency=0.6")
     refused(call(*words, "--budget", "0.5", "--image", "big"), "--image big", "448x448")
     refused(call(*words[:3], "magnitud", *words[4:], "--budget", "0.5"), "magnitud", "'magnitude'")
     refused(call("load", "no.json", tiny_folder, "out"), "no.json")

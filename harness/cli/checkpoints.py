@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 import yaml
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cli.shared import Device, Json, Results, check_device, err, out
-from harness.types import InputError
+from harness.types import Currency, InputError
 
 
 class Scope(StrEnum):
@@ -29,7 +29,9 @@ Out = Annotated[Path, typer.Argument(help="The checkpoint's folder, new or empty
 def prune(
     model: Annotated[str, typer.Argument(help="A shipped name, a checkpoint folder or a hub id.")],
     method: Annotated[str, typer.Option(help="See `infoprune list methods`.")],
-    budget: Annotated[float, typer.Option(help="The share of the scope's FLOPs that stays.")],
+    budget: Annotated[
+        str, typer.Option(help="The share of the scope's FLOPs that stays, or params=0.5, or latency=0.6 of its time.")
+    ],
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, new or empty.")],
     scope: Annotated[Scope, typer.Option(help="Which blocks the budget is about.")] = Scope.vision,
     option: Annotated[list[str] | None, typer.Option(help="name=value of the method; may be given again.")] = None,
@@ -49,6 +51,7 @@ def prune(
     from harness.export import prune as run
 
     check_device(device)
+    currency, share = _budget(budget)
     width, _, height = image.partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise InputError(f"--image {image}: use WIDTHxHEIGHT, such as 448x448")
@@ -56,7 +59,8 @@ def prune(
         "name": "prune",
         "model": model,
         "methods": [{"method": method, "options": dict(map(_pair, option or []))}],
-        "budgets": [budget],
+        "budgets": [share],
+        "currency": currency,
         "scopes": [scope.value],
         "units": registry.method(method).units,
         "tasks": data or tasks.names(),
@@ -102,6 +106,18 @@ def load(
     with _status() as status:
         done = run(plan, model, out_dir, device=device, progress=status.update)
     _show(done, json_)
+
+
+def _budget(text: str) -> tuple[str, float]:
+    """What it is a share of, and the share: 0.5, flops=0.5, params=0.5, latency=0.6."""
+    currency, sign, share = text.rpartition("=")
+    currency = currency if sign else "flops"
+    if currency not in get_args(Currency):
+        raise InputError.unknown("currency", currency, get_args(Currency), f"--budget {text}: ")
+    try:
+        return currency, float(share)
+    except ValueError as error:
+        raise InputError(f"--budget {text}: use a share, 0.5, or CURRENCY=SHARE, such as latency=0.6") from error
 
 
 def _pair(text: str) -> tuple[str, Any]:
