@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint audit clean
 
 demo: .venv/installed ## install and run the quick board on the embedded model
 	$(BIN)/infoprune demo
@@ -12,11 +12,17 @@ test: .venv/installed ## install and run the tests
 slow: .venv/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
 
-lint: .venv/installed ## formatting, lint, types, what is known to be unsafe
+lint: .venv/installed ## formatting, lint, types, what is known to be unsafe, packages that do not go together
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive harness baselines
+	$(BIN)/python -m pip --disable-pip-version-check check
+
+audit: .venv/installed ## vulnerabilities known of the pinned versions; asks PyPI about each, so it is no part of CI
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement constraints.txt
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'

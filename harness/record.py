@@ -122,6 +122,13 @@ class _Metrics(TypedDict, total=False):
     fidelity: _Fidelity
 
 
+class _Cost(TypedDict, total=False):
+    ranking_s: Number
+    tuning_s: Number
+    total_s: Number
+    peak_memory_bytes: Number
+
+
 class _Error(TypedDict):
     type: str
     message: str
@@ -136,7 +143,7 @@ class _Record(TypedDict):
     trial: _Trial
     plan: NotRequired[dict[str, Any] | None]
     metrics: NotRequired[_Metrics | None]
-    cost: NotRequired[dict[str, Any] | None]
+    cost: NotRequired[_Cost | None]
     log: NotRequired[dict[str, Any] | None]
     env: dict[str, Any]
     code: dict[str, Any]

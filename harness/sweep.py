@@ -84,7 +84,7 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
             todo.append(trial)
             stale += 1
         else:
-            seconds.append(float(found["cost"].get("total_s") or 0.0))
+            seconds.append(float((found.get("cost") or {}).get("total_s") or 0.0))
     each = statistics.median(seconds) if seconds else None
     return Todo(tuple(todo), len(seconds), None if each is None else each * len(todo), stale)
 

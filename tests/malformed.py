@@ -197,6 +197,8 @@ def records() -> Iterator[Case]:
         ("env",): (None, [], "x"),
         ("code",): (None, [], "x"),
         ("cost",): ([], "x"),
+        ("cost", "ranking_s"): ("fast", [], 10**400),
+        ("cost", "peak_memory_bytes"): ({}, True),
         ("log",): ([], "x"),
     }  # fmt: skip
     for place, values in wrong.items():

@@ -56,6 +56,11 @@ def test_the_command_starts_from_the_revision() -> None:
     assert details.repeat(made() | {"code": {"revision": "0123abc"}}).startswith("git checkout 0123abc\nprintf")
 
 
+def test_a_number_too_large_for_a_float_is_none() -> None:
+    one = made() | {"cost": {}, "metrics": {"flops": {"params": {"pruned": 10**400}}}}
+    assert details.data(Board.of("board", [one]), [one], examples.Examples())["weights"] == [None]
+
+
 # --- plans and LaTeX ----------------------------------------------------------------------------------------
 
 

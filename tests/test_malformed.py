@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_a_few_in_processes_of_their_own(tmp_path: Path, tiny_folder: Path, boar
             capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": root}, timeout=120,
         )  # fmt: skip
         assert complaint(Done(ran.returncode, ran.stdout, ran.stderr)) == "", (name, ran)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("atheris") is None, reason="there is no atheris for this platform")
+@pytest.mark.parametrize(("target", "runs"), [("board", 500), ("record", 1000), ("report", 300)])
+def test_fuzzing_finds_nothing(target: str, runs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parent / "fuzz.py"
+    ran = subprocess.run(
+        [sys.executable, script, target, str(runs), "-seed=1"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+    )  # fmt: skip
+    assert ran.returncode == 0 and f"Done {runs} in" in ran.stderr, ran.stdout + ran.stderr[-1000:]
+    assert not list(tmp_path.iterdir()), "an input that crashed"
+    with capsys.disabled():
+        print(f"\n{target}: {runs} inputs fuzzed")
 
 
 JSON = st.recursive(

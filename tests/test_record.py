@@ -132,6 +132,7 @@ def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
         ("metrics.accuracy.mean", "0.75", "metrics.accuracy.mean: "),
         ("metrics.accuracy.mean", 75, "metrics.accuracy.mean: "),
         ("metrics.accuracy.tasks.mini_gqa", 0.75, "metrics.accuracy.tasks.mini_gqa: "),
+        ("cost.ranking_s", "fast", "cost.ranking_s: "),
         ("env", DELETE, "env: Field required"),
     ],
 )

@@ -127,6 +127,15 @@ def test_records_from_before_there_were_hashes_count_as_done(done: Path) -> None
     assert plan(stubs.board(0, 1, 2), done).trials == ()
 
 
+def test_a_record_need_not_say_what_it_cost(done: Path) -> None:
+    for path in done.glob("made/*.json"):
+        found = record.read(path)
+        del found["cost"]
+        path.write_text(json.dumps(found | {"hashes": found["hashes"] | {"record": record.content_hash(found)}}))
+    todo = plan(stubs.board(0, 1, 2), done)
+    assert todo.trials == () and todo.done == 6
+
+
 def test_the_committed_records_hold(tmp_path: Path) -> None:
     todo = plan(spec.read("demo"), ROOT / "results")
     assert (todo.trials, todo.done, todo.stale) == ((), 13, 0)

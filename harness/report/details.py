@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -79,7 +80,9 @@ def _short(value: float) -> float | None:
 def _number(value: Any, *path: str) -> float | None:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return _short(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        return None
+    return _short(float(value))
 
 
 def _weights(record: Mapping[str, Any]) -> float | None:
