@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from harness import record
-from harness.report import FILES, INDEX, report
+from harness.report import FILES, INDEX, report, resources
 from harness.report.tables import board_frame, escape, panels, summary
 from harness.types import InputError
 
@@ -104,6 +104,69 @@ def results(records: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFact
     for item in records:
         record.write(folder / "made", item)
     return folder
+
+
+def measured(record: dict[str, Any], share: float) -> dict[str, Any]:
+    """The record, had it asked for memory and roofline as well, on a GPU."""
+
+    def sizes(share: float) -> dict[str, Any]:
+        return {"weight_bytes": 2e9 * share, "kv_bytes": 3e7 * share, "peak_bytes": {"vision": 4e9 * share, "all": 1.0}}
+
+    def stages(share: float) -> dict[str, Any]:
+        own = {"flops": 1.0, "bytes": 1.0, "intensity": 80 * share, "matmul_share": share / 2, "copy_share": 0.25}
+        return {"vision": own, "all": own | {"intensity": 7.0}}
+
+    kept = {"weight_bytes_kept": share, "kv_bytes_kept": share, "joules_per_question_kept": share}
+    pruned = sizes(share) | {"joules_per_question": 5.5}
+    record["metrics"] |= {
+        "memory": {"dense": sizes(1), "pruned": pruned, "batch": 8, **kept},
+        "roofline": {
+            "balance": 150.0,
+            "batches": {
+                batch: {"dense": stages(1), "pruned": stages(share / int(batch))} for batch in ("10", "1", "8")
+            },
+        },
+    }
+    return record
+
+
+def test_memory_and_roofline_have_columns_where_a_board_measured_them(tmp_path: Path) -> None:
+    without = [made(), made("random", "vision", 0.5), failed("taylor", "vision", 0.5)]
+    assert not set(resources.COLUMNS) & set(board_frame(without).columns)
+    for item in (*without[:1], measured(without[1], 0.5), *without[2:]):
+        record.write(tmp_path / "results" / "made", item)
+    report(tmp_path / "results", tmp_path / "out")
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out/made/board.json").read_text())["trials"]}
+    assert {key: rows["random"][key] for key in resources.COLUMNS} == {
+        "weight_bytes": 1e9, "weight_bytes_kept": 0.5, "kv_bytes": 1.5e7, "kv_bytes_kept": 0.5,
+        "peak_bytes": 2e9, "peak_bytes_kept": 0.5, "joules_per_question": 5.5, "joules_per_question_kept": 0.5,
+        "intensity": 4.0, "balance": 150.0, "matmul_share": 0.025, "copy_share": 0.25,
+    }  # fmt: skip
+    assert {rows[method][key] for method in ("none", "taylor") for key in resources.COLUMNS} == {None}
+    csv = pd.read_csv(tmp_path / "out/made/board.csv").set_index("method")
+    assert csv.loc["random", "peak_bytes"] == 2e9 and csv.loc["random", "intensity"] == 4
+    text, page = ((tmp_path / "out/made" / name).read_text() for name in ("README.md", "index.html"))
+    for head, figure in (
+        ("weights MB", "1,000.0"), ("KV cache MB", "15.000"), ("peak MB", "2,000.0"), ("J a question", "5.5"),
+        ("FLOPs a byte", "4"), ("balance", "150"), ("of matrix rate", "0.025"), ("of copy rate", "0.250"),
+    ):  # fmt: skip
+        assert f" {head} |" in text and f" {figure} |" in text
+        assert f">{head}<" in page and f">{figure}<" in page
+    assert all(legend in text for legend in resources.LEGENDS.values())
+
+
+def test_what_is_not_as_the_metrics_write_it_is_no_figure() -> None:
+    for odd in (
+        None,
+        [],
+        "x",
+        {"pruned": [1]},
+        {"pruned": {"weight_bytes": True, "peak_bytes": 3}},
+        {"batches": {"x": 1}},
+    ):
+        item = made("random", "vision", 0.5)
+        item["metrics"] |= {"memory": odd, "roofline": odd}
+        assert resources.figures(item) == {}
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -121,7 +121,7 @@ def _markdown(board: Board, repeat: str) -> str:
     else:
         sections += ["## Speed at equal FLOPs", "![Measured speedup over FLOPs kept](pareto.svg)"]
     sections += [f"With hover, filters, plans and examples: [{INDEX}]({INDEX})."]
-    sections += ["## All trials", tables.trials(board.columns)]
+    sections += ["## All trials", *filter(None, [board.resources]), tables.trials(board.columns)]
     if board.reported:
         sections += ["## Reported by papers, not measured here", _reported(board)]
     return "\n\n".join([*sections, "## Repeat", repeat]) + "\n"

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness.record import plain
-from harness.report import tables, totals
+from harness.report import resources, tables, totals
 from harness.report.reported import Figure, figures
 from harness.report.totals import Total
 
@@ -45,6 +45,11 @@ class Board:
     @cached_property
     def columns(self) -> list[tables.Column]:
         return tables.columns(self.frame)
+
+    @property
+    def resources(self) -> str:
+        """What the columns of memory and roofline are; empty where there are none."""
+        return resources.legend(set(self.frame.columns))
 
     @property
     def reported(self) -> list[Figure]:

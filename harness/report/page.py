@@ -35,7 +35,7 @@ def board(shown: Board, data: Mapping[str, Any]) -> str:
     parts = {
         "title": escape(shown.name),
         "facts": _facts(shown),
-        "notes": escape(shown.notes),
+        "notes": escape(f"{shown.notes} {shown.resources}".strip()),
         "legend": escape(totals.LEGEND),
         "summary": "".join(map(_summary, shown.panels, shown.totals)),
         "table": _table(shown),

@@ -18,6 +18,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness.record import plain
+from harness.report import resources
 from harness.types import SCOPES, UNIT_KINDS
 
 # Trials are compared only where all of these agree; a board normally has one setting.
@@ -43,7 +44,7 @@ MEASURED = {
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "tuning", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
 LAST = ("gain_over_blind", "flips", "kl_first_token", "collapse")
-COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST)  # every other column is a task's accuracy
+COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST, *resources.COLUMNS)  # every other column is a task's accuracy
 
 UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
 STUDIED = "◆"
@@ -87,7 +88,8 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
     the reason as its `status` and no metric. `curve` names what differs only in budget and seed, `setting` what
-    may be compared at all, `collapse` what a trial's answers have collapsed to.
+    may be compared at all, `collapse` what a trial's answers have collapsed to. The columns of `resources` are there if
+    a trial measured them.
     """
     calibrations: dict[str, set[str]] = {}
     for record in records:
@@ -97,9 +99,10 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     names = {task: _task_column(task) for task in tasks}
     rows = [_row(record, names, len(calibrations[record["trial"]["method"]]) > 1) for record in records]
     first = [name for name in MEASURED if name not in ("total_flops_kept", "blank_accuracy", *LAST)]
-    columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING, *LAST]
+    more = [name for name in resources.COLUMNS if any(name in row for row in rows)]
+    columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING, *LAST, *more]
     frame = pd.DataFrame(sorted(rows, key=_order), columns=pd.Index(columns))
-    measured = [*MEASURED, *names.values(), "ranking_s", "budget"]
+    measured = [*MEASURED, *names.values(), "ranking_s", "budget", *more]
     return frame.astype(dict.fromkeys(measured, "float64"))
 
 
@@ -218,6 +221,11 @@ def columns(frame: pd.DataFrame) -> list[Column]:
         number("end to end", "total_flops_kept", "{:.4f}"),
         number("params kept", "params_kept", "{:.3f}"),
         interval("latency_speedup", "speedup", "{:.2f}"),
+        *(
+            number(head, key, form, scale)
+            for key, (head, form, scale) in resources.COLUMNS.items()
+            if head and key in frame.columns
+        ),
         interval("accuracy", "accuracy", "{:.1f}", 100),
         *(number(task, task, "{:.1f}", 100) for task in task_columns(frame)),
         number("over blind", "gain_over_blind", "{:.1f}", 100),
@@ -252,6 +260,7 @@ def _row(record: Mapping[str, Any], tasks: Mapping[str, str], name_calibration: 
     row = {key: plain(trial[key]) if isinstance(trial[key], str) else trial[key] for key in IDENTITY}
     row |= {column: _dig(metrics, path) for column, path in MEASURED.items()}
     row |= {column: _dig(metrics, ("accuracy", "tasks", task, "accuracy")) for task, column in tasks.items()}
+    row |= resources.figures(record) if ok else {}
     row["ranking_s"] = _dig(record, ("cost", "ranking_s"))
     parts = [trial["method"], trial["variant"], trial["tuning"] if trial["tuning"] != "none" else ""]
     if name_calibration:
