@@ -167,6 +167,13 @@ def identity(record: Mapping[str, Any]) -> str:
     return trial_id({key: value for key, value in record["trial"].items() if key not in DESCRIBED})
 
 
+def label(record: Mapping[str, Any]) -> str:
+    """A record's trial in a line, to tell it from others of its board."""
+    trial = record["trial"]
+    parts = (trial[key] for key in ("method", "variant", "tuning", "scope", "budget"))
+    return plain(f"{' '.join(map(str, parts))} seed {trial['seed']}")
+
+
 def content_hash(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record's canonical JSON, all of it but this hash, which stands in `hashes.record`."""
     hashes = {key: value for key, value in record["hashes"].items() if key != "record"}

@@ -147,11 +147,12 @@ def sweep(
     make: Make = real,
     todo: Todo | None = None,
     progress: Progress = lambda finished, text: None,
+    mirror: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """Run what is missing of a board, one record a trial under `results/<board>/`; todo: its `plan`, if there is one.
 
     In workers of this machine (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`).
-    Several sweeps may share a folder, each trial is run by one of them.
+    Several sweeps may share a folder, each trial is run by one of them. `mirror` is given each record once written.
     Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written;
     and when it cannot be written any more: what was finished before is kept.
     """
@@ -185,7 +186,7 @@ def sweep(
             runs = ray.run(todo.trials, address=cluster.address, needs=cluster.needs, **common)
         for made, samples in runs:
             claims.check()
-            record.write(folder, made, samples)
+            path = record.write(folder, made, samples)
             claims.give_up(made["id"])
             journal.note("end", trial=made["id"], status=made["status"], seconds=made["cost"].get("total_s"))
             finished += 1
@@ -193,6 +194,8 @@ def sweep(
             progress(finished + elsewhere, "")
             if made["status"] != "ok":
                 failed.append(_failure(made))
+            if mirror is not None:
+                mirror(record.read(path))
         journal.note("close", ran=finished, failed=len(failed))
     return Outcome(folder, finished, todo.done, tuple(failed), elsewhere, tuple(ids), time.perf_counter() - start)
 
@@ -214,7 +217,5 @@ def _whole(found: dict[str, Any], folder: Path) -> bool:
 
 def _failure(made: dict[str, Any]) -> str:
     """A failure record in one line."""
-    reason = record.plain(f"{made['error']['phase']}: {made['error']['type']}: {made['error']['message']}")
-    trial = made["trial"]
-    which = ("method", "variant", "tuning", "scope", "budget", "seed")
-    return " ".join(f"{'seed ' if key == 'seed' else ''}{trial[key]}" for key in which) + f": {reason}"
+    error = made["error"]
+    return record.plain(f"{record.label(made)}: {error['phase']}: {error['type']}: {error['message']}")

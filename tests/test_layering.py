@@ -95,6 +95,8 @@ HOMES = {
     "plotly": ("harness.report",),
     "peft": ("harness.tuning",),
     "ray": ("harness.executors.ray",),
+    "mlflow": ("harness.mirrors.mlflow",),
+    "wandb": ("harness.mirrors.wandb",),
     "typer": ("harness.cli", COMMANDS),
 }
 
@@ -181,13 +183,14 @@ def test_files_are_of_a_size_to_read() -> None:
     assert not list(ROOT.glob("harness/**/utils.py")) + list(ROOT.glob("baselines/**/utils.py"))
 
 
-HEAVY = ("torch", "transformers", "lmms_eval", "datasets")
+HEAVY = ("torch", "transformers", "lmms_eval", "datasets", "mlflow", "wandb")
 
 
 @pytest.mark.parametrize(
     "code",
     [
         "import harness.report",
+        "import harness.mirrors",
         "import harness.record",
         "import harness.journal",
         "import harness.types, harness.stats, harness.budget, harness.families",

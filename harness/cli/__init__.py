@@ -46,6 +46,7 @@ app = _group(
         ls=results.ls,
         show=results.show,
         merge=results.merge,
+        mirror=results.mirror,
         verify=results.verify,
     ),
     status=results.status,

@@ -1,4 +1,4 @@
-"""`infoprune results ls|show|merge|verify`: the stored records, and whether they can be relied on."""
+"""`infoprune results ls|show|merge|mirror|verify`: the stored records, and whether they can be relied on."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ def merge(
 
     done = bring(sources, out_dir)
     out.print(f"{done.copied} records copied to {out_dir}, {done.duplicates} were there already", soft_wrap=True)
+
+
+def mirror(
+    service: Annotated[str, typer.Argument(help="mlflow or wandb.")],
+    board: Annotated[str | None, typer.Argument(help="One board of the folder; without, all.")] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Send records to MLflow or Weights & Biases, one run each; what is there already is not sent twice."""
+    from harness.mirrors import mirror as send
+
+    source = results / board if board else results
+    out.print(f"{send(service, source)} records of {source} are runs in {service}", soft_wrap=True)
 
 
 def verify(results: Results = Path("results"), json_: Json = False) -> None:

@@ -73,6 +73,9 @@ def sweep(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="The model's geometry without its weights: FLOPs and latency only.")
     ] = False,
+    mirror: Annotated[
+        str | None, typer.Option(help="Also send each record to mlflow or wandb, as a run there.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, run nothing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time went.")] = False,
 ) -> None:
@@ -113,7 +116,8 @@ def sweep(
         out.print(f"{_counts(todo)}; {duration(seconds)}")
         return
     limits = Limits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
-    outcome = _sweep(read, results, device, against, inline=inline, jobs=jobs, limits=limits, cluster=cluster)
+    how = {"inline": inline, "jobs": jobs, "limits": limits, "cluster": cluster, "mirror": _mirror(mirror)}
+    outcome = _sweep(read, results, device, against, **how)
     out.print(
         f"{outcome.ran} trials run, {outcome.skipped} already done, {len(outcome.failed)} failed: {outcome.folder}"
     )
@@ -152,6 +156,15 @@ def _cluster(
         return None
     memory = None if memory_limit is None else int(memory_limit * 1e9)
     return Cluster(address, Needs(cpus or 1, int(device.startswith("cuda")), memory))
+
+
+def _mirror(service: str | None) -> Any:
+    """What sends records to this service, if any; says on stderr when it no longer can."""
+    if service is None:
+        return None
+    from harness.mirrors import Mirror
+
+    return Mirror(service, lambda text: err.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True))
 
 
 def _counts(todo: Any) -> str:
