@@ -273,30 +273,43 @@ def low_rank(units: Units, linears: Sequence[Factorable], losses: Iterable[Calla
     saves most for its loss goes first.
     """
     losses = tuple(losses)
+    return Options(_walk(units, linears, losses, 1), partial(_stepped, units, linears, losses))
+
+
+def _stepped(
+    units: Units, linears: Sequence[Factorable], losses: Sequence[Callable[[float], float]], step: int
+) -> Options:
+    return Options(_walk(units, linears, losses, step))
+
+
+def _walk(
+    units: Units, linears: Sequence[Factorable], losses: Sequence[Callable[[float], float]], step: int
+) -> tuple[Option, ...]:
+    """The points of `low_rank` with ranks in multiples of `step`."""
     ranks: list[int | None] = [None] * len(linears)  # None: as found
     macs = [linear.weight.numel() for linear in linears]
     lost = [0.0] * len(linears)
     steps = []
     for place, linear in enumerate(linears):
         cost, before = linear.weight.numel(), 0.0
-        for rank in range(linear.limit, 0, -1):
+        for rank in range(linear.limit - linear.limit % step, 0, -step):
             after = losses[place](linear.share(rank))
             steps.append(((after - before) / (cost - rank * linear.rank_macs), place, -rank))
             cost, before = rank * linear.rank_macs, after
     found = [Option("dense", units.count * units.token_macs, 0.0)]
     for _, place, _ in sorted(steps):
         last, linear = ranks[place], linears[place]
-        rank = linear.limit if last is None else last - 1
+        rank = linear.limit - linear.limit % step if last is None else last - step
         ranks[place], macs[place], lost[place] = rank, rank * linear.rank_macs, losses[place](linear.share(rank))
         label = "rank " + "/".join("dense" if rank is None else str(rank) for rank in ranks)
         found.append(Option(label, sum(macs), sum(lost), partial(_low_rank_pairs, linears, tuple(ranks))))
     return thinned(found)
 
 
-def thinned(points: Sequence[Option]) -> Options:
+def thinned(points: Sequence[Option]) -> tuple[Option, ...]:
     """About POINTS of these at most, the first and the last among them."""
     stride = -(-len(points) // POINTS)
-    return Options((*points[:-1:stride], points[-1]))
+    return (*points[:-1:stride], points[-1])
 
 
 def _low_rank_pairs(linears: Sequence[Factorable], ranks: Sequence[int | None]) -> dict[str, LowRank]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.types import (
     VLM,
@@ -63,7 +63,7 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
 
     Additive units and options are cut in order of damage per multiply-add saved, options along their lower convex hull.
     Ordinal scores cut the same share everywhere. At least one unit of every (block, kind) stays. Widths of kept heads
-    and channels are multiples of `budget.align`, or whole; the ranks and widths of options are the method's.
+    and channels are multiples of `budget.align`, or whole; options are taken as they are (see `aligned`).
 
     Raises InputError when the budget is outside (0, 1], cannot be reached (naming the smallest that can), or when the
     ranking does not score what the budget is about.
@@ -105,6 +105,17 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
             f"budget: {budget.keep:g} of the {what} of {budget.units} in scope {budget.scope}{aligned}: {why}"
         )
     return Plan(parts, budget.keep, achieved, budget.align)
+
+
+def aligned(ranking: Ranking, step: int) -> Ranking:
+    """The ranking with options whose ranks and widths are multiples of `step`, where the method has such."""
+    if step == 1:
+        return ranking
+    scores = {
+        key: score.aligned(step) if isinstance(score, Options) and score.aligned else score
+        for key, score in ranking.scores.items()
+    }
+    return replace(ranking, scores=scores)
 
 
 def _check(block: str, kind: Kind, count: int, score: Score) -> None:

@@ -213,7 +213,7 @@ class Worker:
             cost["ranking_s"] = cost.get("ranking_s", 0.0) + seconds
             cost["calibration_samples"] = trial.calibration["samples"] if ranking.scores else 0
             with watch("solve"):
-                plan = self._solve(vlm, ranking, asked, trial)
+                plan, ranking = self._solve(vlm, ranking, asked, trial)
                 if trial.control == "random-units":
                     plan, ranking = control.redraw(vlm, plan, ranking, trial.seed)
                 whole = plan if rounds == 1 else tuning.together(whole, plan)
@@ -242,17 +242,19 @@ class Worker:
             self._prices = (key, *found)
         return replace(flops, rates=self._prices[1], fixed=self._prices[2])
 
-    def _solve(self, vlm: VLM, ranking: Ranking, asked: Budget, trial: Trial) -> Plan:
-        """The plan with the widths that the trial wants; unless it says so, a GPU's are tried and not insisted on."""
+    def _solve(self, vlm: VLM, ranking: Ranking, asked: Budget, trial: Trial) -> tuple[Plan, Ranking]:
+        """The plan with the widths that the trial wants, and the ranking that it is of; unless the trial says so, a
+        GPU's widths are tried and not insisted on."""
         gpu = self.device.startswith("cuda")
         measured = trial.align == "auto" or (trial.align is None and gpu)
         align = step(self.device, trial.dtype) if measured else trial.align if isinstance(trial.align, int) else 1
         try:
-            return budget.solve(vlm, ranking, replace(asked, align=align))
+            fitting = budget.aligned(ranking, align)
+            return budget.solve(vlm, fitting, replace(asked, align=align)), fitting
         except InputError:
             if trial.align is not None or align == 1:
                 raise
-            return budget.solve(vlm, ranking, asked)
+            return budget.solve(vlm, ranking, asked), ranking
 
     def _tune(self, vlm: VLM, trial: Trial, turn: int, made: dict[str, Any], watch: Watch) -> VLM:
         how, drawn = trial.tuning, trial.calibration

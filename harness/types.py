@@ -183,6 +183,8 @@ class Options:
     """Cost and loss points for one block, dense included (loss 0, make None); factors are made when applied."""
 
     points: tuple[Option, ...]
+    # The same with every rank and width a multiple of a step; None where a method has no such points.
+    aligned: Callable[[int], Options] | None = field(default=None, compare=False, repr=False)
 
 
 def hull(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -367,11 +369,8 @@ class Trial:
         if self.control == "none":
             del found["control"]
         found["loading"] = self.loading.content()
-        if not found["loading"]:
-            del found["loading"]
-        new = {"align": None, "currency": "flops"}
-        found = {name: value for name, value in found.items() if name not in new or value != new[name]}
-        return found
+        unused = {"align": None, "currency": "flops", "loading": {}}
+        return {name: value for name, value in found.items() if name not in unused or value != unused[name]}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Trial:

@@ -114,6 +114,9 @@ def test_what_is_timed_is_smaller(tiny: VLM) -> None:
     pruned, context = bench.cut(tiny, "vision", 0.5, 64)
     assert pruned.blocks[0].ffn.count == tiny.blocks[0].ffn.count // 2
     assert pruned.blocks[-1].ffn.count == tiny.blocks[-1].ffn.count
+    aligned, _ = bench.cut(tiny, "language", 0.5, 64, 4)
+    assert all(block.ffn.count % 4 == 0 for block in aligned.blocks) and aligned.blocks[0] == tiny.blocks[0]
+    assert aligned.blocks[-1].ffn.count < tiny.blocks[-1].ffn.count
     stages = context.stages(pruned, 2)
     assert set(stages) == {"vision", "language", "all", "decode"}
 

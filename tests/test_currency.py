@@ -13,7 +13,7 @@ from test_latency import trial_of
 from harness import budget, prices, record, registry, runner, spec, surgery
 from harness.budget import solve
 from harness.runner import Worker
-from harness.types import VLM, Budget, Extent, InputError, Keep, Plan
+from harness.types import VLM, Block, Budget, Choice, Extent, InputError, Keep, Option, Options, Plan, Ranking
 
 LINEARS = ("qkv", "proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -113,7 +113,7 @@ def test_trials_of_before_keep_their_ids_and_new_ones_read_back() -> None:
 
 def test_what_a_trial_asks_for_is_what_is_solved(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Budget("vision", 0.5, extents=extents_of(tiny))
-    aligned: list[int] = []
+    aligned: list[int] = []  # what the solver was asked for
 
     def solved(vlm: VLM, ranking: Any, wanted: Budget) -> Plan:
         aligned.append(wanted.align)
@@ -134,6 +134,26 @@ def test_what_a_trial_asks_for_is_what_is_solved(tiny: VLM, monkeypatch: pytest.
         with pytest.raises(InputError):
             Worker("cpu")._solve(tiny, ranking, asked, replace(trial_of(), align=align))
         assert aligned == [tried]
+
+
+def test_a_trial_chooses_among_options_that_fit(tiny: VLM) -> None:
+    def options(block: Block, label: str) -> Options:
+        dense = block.ffn.count * block.ffn.token_macs
+        return Options((Option("dense", dense, 0.0), Option(label, dense // 2, 1.0)))
+
+    def scored(label: str, fitting: bool) -> Ranking:
+        own: Any = {
+            (b.name, "ffn"): (options(b, label), lambda step, b=b: options(b, f"in {step}s")) for b in tiny.blocks
+        }
+        return Ranking({key: replace(fine, aligned=other if fitting else None) for key, (fine, other) in own.items()})
+
+    asked = Budget("vision", 0.5, "ffn", extents=dict.fromkeys(("vision", "language"), Extent(1, 0)))
+    for align, fitting, label in ((None, True, "fine"), (2, True, "in 2s"), (2, False, "fine")):
+        plan, own = Worker("cpu")._solve(tiny, scored("fine", fitting), asked, replace(trial_of(), align=align))
+        for key, part in plan.parts.items():
+            assert isinstance(part, Choice) and part.label == label
+            score = own.scores[key]  # the ranking that surgery is given holds what was chosen
+            assert isinstance(score, Options) and score.points[part.position].label == label
 
 
 def test_a_sweep_in_time_records_what_became_of_it(

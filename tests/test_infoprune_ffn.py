@@ -16,6 +16,7 @@ from baselines.infoprune.channels import pursuit
 from baselines.infoprune.ffn import Arm
 from baselines.linalg import conditional, least_squares, pseudo_inverse
 from harness import surgery
+from harness.budget import aligned
 from harness.calibration import Calibration
 from harness.types import VLM, Block, Choice, Options, Plan
 
@@ -131,3 +132,34 @@ def test_weights_scale_what_a_layer_loses(tiny: VLM, calibration: Calibration, w
         assert cast(Any, after).damage == pytest.approx(
             [weight["heads"] * x for x in cast(Any, before).damage], rel=5e-3
         )
+
+
+@pytest.mark.parametrize("arm", [*ARMS, "factor"])
+def test_aligned_points_have_widths_in_multiples_and_cost_and_lose_as_the_others(
+    tiny: VLM, calibration: Calibration, arm: Arm
+) -> None:
+    ranking = infoprune.rank(tiny, calibration, seed=0, arm=arm, weigh="one")
+    assert aligned(ranking, 1) is ranking
+    fitting = aligned(ranking, 4)
+    for block in tiny.blocks:
+        fine, points = (cast(Options, own.scores[block.name, "ffn"]).points for own in (ranking, fitting))
+        assert len(points) > 2 and points[0] == fine[0]
+        known = {point.label: (point.token_macs, point.loss) for point in fine}
+        both = [point for point in points if point.label in known]
+        assert all(known[point.label] == (point.token_macs, pytest.approx(point.loss, abs=1e-12)) for point in both)
+        for place in range(1, len(points)):
+            plan = Plan({(block.name, "ffn"): Choice(place, points[place].label)}, 1.0, 1.0)
+            cut = surgery.apply(tiny, plan, fitting)
+            found, dense = (widths(vlm.model.get_submodule(block.path)) for vlm in (cut, tiny))
+            assert all(width % 4 == 0 for width in found - dense)
+            assert macs_of(cut, block) == points[place].token_macs
+
+
+def widths(module: torch.nn.Module) -> set[int]:
+    return {width for name, own in module.named_parameters() if own.ndim == 2 for width in own.shape}
+
+
+def macs_of(cut: VLM, block: Block) -> int:
+    paths = {rows.module for rows in block.ffn.producers} | {block.ffn.consumer}
+    modules = [cut.model.get_submodule(path) for path in paths]
+    return sum(own.numel() for module in modules for own in module.parameters() if own.ndim == 2)

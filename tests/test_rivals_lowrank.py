@@ -17,10 +17,24 @@ from torch import Tensor
 from baselines import asvd, d_rank, svd, svd_llm
 from baselines.linalg import Factorable, equal_shares, factorables, low_rank
 from harness import surgery
-from harness.budget import solve
+from harness.budget import aligned, solve
 from harness.calibration import Calibration
+from harness.families._pruned import LowRankLinear
 from harness.prompts import encode
-from harness.types import VLM, Budget, Choice, InputError, LowRank, Option, Options, Ranking, Rows, Sample, Units
+from harness.types import (
+    VLM,
+    Budget,
+    Choice,
+    Extent,
+    InputError,
+    LowRank,
+    Option,
+    Options,
+    Ranking,
+    Rows,
+    Sample,
+    Units,
+)
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +249,20 @@ def test_a_pair_never_costs_as_much_as_its_linear() -> None:
     for out, inner in [(8, 8), (6, 12), (7, 5), (2, 2)]:
         linear = Factorable("x", torch.ones(out, inner), None, None)
         assert linear.limit * (out + inner) < out * inner <= (linear.limit + 1) * (out + inner)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_aligned_ranks_are_multiples_and_land(tiny: VLM, calibration: Calibration, name: str) -> None:
+    ranking = METHODS[name].rank(tiny, calibration, seed=0)
+    fitting = aligned(ranking, 2)
+    for block in tiny.blocks:
+        found = len(paths_of(block.ffn))
+        ranks = [rank for point in points_of(fitting, block.name) for rank in ranks_of(point, found)]
+        assert all(rank is None or rank % 2 == 0 for rank in ranks) and set(ranks) > {None}
+        costs = [point.token_macs for point in points_of(fitting, block.name)]
+        assert costs == sorted(set(costs), reverse=True)
+    extents = dict.fromkeys(("vision", "language"), Extent(64, 0))
+    plan = solve(tiny, fitting, Budget("all", 0.5, "ffn", extents=extents, align=2))
+    cut = surgery.apply(tiny, plan, fitting)
+    made = [module for module in cut.model.modules() if isinstance(module, LowRankLinear)]
+    assert made and all(cast(Any, module.down).out_features % 2 == 0 for module in made)

@@ -102,7 +102,11 @@ def compress(
 
 def weighed(points: Options, weight: float) -> Options:
     """Options whose losses count `weight` times."""
-    return Options(tuple(Option(p.label, p.token_macs, weight * p.loss, p.make) for p in points.points))
+    aligned = points.aligned
+    return Options(
+        tuple(Option(p.label, p.token_macs, weight * p.loss, p.make) for p in points.points),
+        None if aligned is None else lambda step: weighed(aligned(step), weight),
+    )
 
 
 def stakes(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tuple[str, Kind], float]:

@@ -8,6 +8,7 @@ Gate and up of a gated FFN go together: a channel is what the consumer reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,14 +38,16 @@ def select(ffn: Ffn, moment: Moment, whiten: bool) -> tuple[Options, dict[str, A
     counts = torch.linspace(count - 1, 1, min(COUNTS, count - 1)).round().long().tolist()
     losses: list[float] = []
 
-    def walk() -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
-        for kept in dict.fromkeys(counts):
+    def walk(step: int) -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
+        for kept in filter(None, dict.fromkeys(number - number % step for number in counts)):
             error = weight - _refit(weight, covariance, order[:kept])
             losses.append(max(0.0, float((error @ covariance * error).sum())) / energy if energy > 0 else 0.0)
             make = partial(_make, ffn, moment, order[:kept].sort().values)
             yield f"channels {kept}", kept * ffn.units.token_macs, losses[-1], make
 
-    return points(ffn, walk()), {"channels": {"loss": losses[::8]}}
+    found = points(ffn, walk(1))
+    log = {"channels": {"loss": losses[::8]}}
+    return replace(found, aligned=lambda step: points(ffn, walk(step))), log
 
 
 def pursuit(covariance: Tensor, weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ the FFN's output on calibration rows. An FFN with a gate has no such product.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -41,8 +42,8 @@ def compose(ffn: Ffn, arm: Composition, rows: Tensor, second: Tensor | None = No
     ranks = torch.linspace(len(part.energy), 1, min(RANKS, len(part.energy))).round().long().tolist()
     losses: dict[int, float] = {}
 
-    def walk() -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
-        for rank in dict.fromkeys(ranks):
+    def walk(step: int) -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
+        for rank in filter(None, dict.fromkeys(number - number % step for number in ranks)):
             down, up, bias = _bottleneck(ffn, arm, product, part, rank, rows, target)
             small = rows @ down.T
             made = (small if arm == "compose-linear" else _activate(ffn, small)) @ up.T + bias
@@ -50,9 +51,9 @@ def compose(ffn: Ffn, arm: Composition, rows: Tensor, second: Tensor | None = No
             make = partial(_make, ffn, arm, product, part, rank, rows, target)
             yield f"compose {rank}", rank * sum(product.shape), losses[rank], make
 
-    options = points(ffn, walk())
+    options = points(ffn, walk(1))
     log = {"product": {"erank": float(effective_rank(part.energy.sqrt())), "loss": list(losses.values())[::8]}}
-    return options, log
+    return replace(options, aligned=lambda step: points(ffn, walk(step))), log
 
 
 def _activate(ffn: Ffn, values: Tensor) -> Tensor:

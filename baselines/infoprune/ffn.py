@@ -54,7 +54,7 @@ def points(dense: Ffn, others: Iterable[tuple[str, int, float, Callable[[], Mapp
     for label, macs, loss, make in others:
         if macs < found[-1].token_macs:
             found.append(Option(label, macs, loss, make))
-    return thinned(found)
+    return Options(thinned(found))
 
 
 def factor(ffn: Ffn, second: Mapping[str, Tensor] | None = None) -> tuple[Options, dict[str, Any]]:
