@@ -1,5 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# A worker a core, each with one thread; the tests of a file stay together, since they share what was loaded for them, and
+# files in their order, which has the long ones in the middle.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test slow lint audit clean
 
@@ -7,10 +10,10 @@ demo: .venv/installed ## install and run the quick board on the embedded model
 	$(BIN)/infoprune demo
 
 test: .venv/installed ## install and run the tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 slow: .venv/installed ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+	$(PYTEST) -m "slow and not gpu and not network"
 
 lint: .venv/installed ## formatting, lint, types, what is known to be unsafe, packages that do not go together
 	$(BIN)/ruff format --check .
