@@ -10,6 +10,7 @@ calibration.answer_loss({(vlm.blocks[0].name, "heads"): mask})  # nats
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,6 +56,9 @@ class Features:
         """(d,), not below 0."""
         return (self.square - self.mean.square()).clamp(min=0)
 
+    def to(self, device: str | torch.device) -> Features:
+        return Features(*(values.to(device) for values in (self.mean, self.square, self.absolute)))
+
 
 @dataclass
 class _Sum:
@@ -77,6 +81,9 @@ class _Pass:
 
     seconds: float
     ended: float
+
+
+Made = Mapping[Hashable, tuple[Features, _Pass]]  # by module path
 
 
 class Calibration:
@@ -141,6 +148,18 @@ class Calibration:
             self._kept |= {(kind, name): (value, took) for name, value in found.items()}
         self._used |= {self._kept[kind, name][1] for name in wanted}
         return {name: self._kept[kind, name][0] for name in wanted}
+
+    def made_features(self) -> Made:
+        """The features there are, for `adopt` elsewhere. Moments are a matrix each, too large to be sent about."""
+        kept = self._kept.items()
+        return {name: (value.to("cpu"), took) for (kind, name), (value, took) in kept if kind == "features"}
+
+    def adopt(self, made: Made) -> None:
+        """Keep features that were made elsewhere of the same model and samples; they count as made before."""
+        passes = {took: _Pass(took.seconds, -math.inf) for _, took in made.values()}
+        device = _device(self.vlm.model)
+        own = {("features", name): (value.to(device), passes[took]) for name, (value, took) in made.items()}
+        self._kept = own | self._kept
 
     @cached_property
     def extents(self) -> Mapping[Component, Extent]:

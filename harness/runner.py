@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from harness import budget, control, families, prices, provenance, record, registry, spec, surgery, tasks, tuning
-from harness.calibration import Calibration
+from harness.calibration import Calibration, Made
 from harness.machine import Machine, facts, machine, step
 from harness.memory import out_of_memory, release
 from harness.metrics.latency import STAGE_OF_SCOPE
@@ -36,17 +36,20 @@ if TYPE_CHECKING:
     import pyarrow
 
 Progress = Callable[[str], None]
-Shared = tuple[Any, Ranking, float]  # what it is a ranking of, and the seconds it took
+Shared = tuple[Any, Ranking, float, Made]  # what it is a ranking of, the seconds it took, what a repair may look at
+Answered = tuple[str, dict[Any, Any]]  # the hash of the plan, and the replies of the model cut by it
 BATCH = 16  # of calibration, unless memory is short
 SHRINKS = ("calibration", "ranking", "repair")  # phases that a smaller one helps
 
 
 class Context:
-    """What a metric gets besides the two models: timed stages, a progress line, the machine, a place for samples."""
+    """What a metric gets besides the two models: timed stages, a progress line, the machine, answers made elsewhere, a
+    place for samples."""
 
     def __init__(self, trial: Trial, progress: Progress) -> None:
         self.progress = progress
         self.samples: pyarrow.Table | None = None
+        self.replies: dict[Any, Any] = {}  # batches of the questions that the pruned model answered elsewhere
         self._reference = trial.reference_input
 
     def inputs(self, vlm: VLM, batch: int = 1, image_size: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
@@ -93,15 +96,18 @@ class Worker:
         self._ranking: Shared | None = None
         self._batch = BATCH  # questions that calibration looks at together
 
-    def run(self, trial: Trial) -> tuple[dict[str, Any], pyarrow.Table | None]:
-        """The record of a trial and its samples. A failure of the trial is a record too; an interrupt is passed on."""
+    def run(self, trial: Trial, answers: Sequence[Answered] = ()) -> tuple[dict[str, Any], pyarrow.Table | None]:
+        """The record of a trial and its samples. A failure of the trial is a record too; an interrupt is passed on.
+
+        answers: what other workers' `answer` gave; what is missing there is answered here.
+        """
         watch = Watch(self.progress)
         again = True
         while again:
             made, context, again = blank(trial, self.device), Context(trial, self.progress), False
             try:
                 with watch:
-                    self._measure(trial, registry.method(trial.method), made, context, watch)
+                    self._measure(trial, registry.method(trial.method), made, context, watch, answers)
                     with watch("record"):
                         json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
             except Exception as error:  # the sweep goes on; the record says what happened
@@ -128,9 +134,17 @@ class Worker:
         release()
 
     def _measure(
-        self, trial: Trial, method: registry.Method, made: dict[str, Any], context: Context, watch: Watch
+        self,
+        trial: Trial,
+        method: registry.Method,
+        made: dict[str, Any],
+        context: Context,
+        watch: Watch,
+        answers: Sequence[Answered],
     ) -> None:
         dense, pruned, plan = self._make(trial, method, made, context, watch)
+        for same, replies in answers:
+            context.replies |= replies if same == made["hashes"]["plan"] else {}
         made["cost"] |= {"metrics_s": {}, "peak_memory_bytes": peak(self.device)}  # a metric may begin it anew
         for name in trial.metrics:
             measure = registry.metric(name)
@@ -163,6 +177,24 @@ class Worker:
     def adopt(self, ranking: Shared) -> None:
         """Use another worker's ranking for the trials that ask for it."""
         self._ranking = ranking
+
+    def answer(self, trial: Trial, part: tuple[int, int]) -> Answered | None:
+        """What the pruned model says to one of so many shares of the questions, for another worker's `run`.
+
+        None where that needs what is not shared (tuning, a ranking for each budget), where nothing is asked, and where
+        it goes wrong: then the trial's own run answers, or says why not.
+        """
+        if trial.tuning.method != "none" or not set(spec.ANSWERED) & set(trial.metrics):
+            return None
+        if registry.method(trial.method).per_budget:
+            return None
+        first = "fidelity" in trial.metrics
+        try:
+            made = self.prune(trial)
+            replies = tasks.part(made.vlm, trial.tasks, trial.split, trial.limit, part, first=first)
+        except Exception:
+            return None
+        return made.record["hashes"]["plan"], replies
 
     def prune(self, trial: Trial) -> Pruned:
         """The models of a trial, nothing measured; what goes wrong is raised."""
@@ -298,12 +330,13 @@ class Worker:
             if vlm is not dense:
                 calibration = Calibration(vlm, calibration.samples, self._batch, progress=self.progress)
         if vlm is dense and self._ranking is not None and self._ranking[0] == key:
+            calibration.adopt(self._ranking[3])
             return self._ranking[1], calibration, self._ranking[2]
         with watch("ranking"), calibration.billed() as clock:
             ranking = method.rank(vlm, calibration, seed=trial.seed, budget=asked, **trial.options)
             seconds = clock()
         if vlm is dense:
-            self._ranking = (key, ranking, seconds)
+            self._ranking = (key, ranking, seconds, calibration.made_features())
         return ranking, calibration, seconds
 
 

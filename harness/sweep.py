@@ -45,6 +45,7 @@ class Cluster:
 
     address: str | None = None
     needs: ray.Needs | None = None
+    shards: int = 1  # tasks that share the questions of a trial
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,9 @@ def sweep(
 ) -> Outcome:
     """Run what is missing of a board, one record a trial under `results/<board>/`; todo: its `plan`, if there is one.
 
-    In workers of this machine (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`).
-    Several sweeps may share a folder, each trial is run by one of them. `mirror` is given each record once written.
+    In workers of this machine (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`, and the
+    time limit). Several sweeps may share a folder, each trial is run by one of them. `mirror` is given each record once
+    written.
     Raises InputError, with nothing written, when there is no such model on the hub or the folder cannot be written;
     and when it cannot be written any more: what was finished before is kept.
     """
@@ -183,7 +185,8 @@ def sweep(
         if cluster is None:
             runs = local.run(todo.trials, inline=inline, jobs=jobs, limits=limits, **common)
         else:
-            runs = ray.run(todo.trials, address=cluster.address, needs=cluster.needs, **common)
+            own = {"needs": cluster.needs, "shards": cluster.shards, "seconds": limits.seconds}
+            runs = ray.run(todo.trials, address=cluster.address, **own, **common)
         for made, samples in runs:
             claims.check()
             path = record.write(folder, made, samples)

@@ -118,6 +118,7 @@ def test_metrics_attach_samples_and_blank_floor(sets: Path, tiny: VLM):
     class Context:
         def __init__(self) -> None:
             self.tables: list[pa.Table] = []
+            self.replies: dict[Any, Any] = {}
 
         def attach_samples(self, table: pa.Table) -> None:
             self.tables.append(table)
@@ -166,6 +167,24 @@ def test_short_memory_halves_the_batch(sets: Path, talker: VLM, monkeypatch: pyt
     with pytest.raises(torch.OutOfMemoryError):
         tasks.ask(talker, NAMES, "validation", 9)
     assert sizes[-1] == 1
+
+
+def test_shares_of_the_batches_make_the_same_whole(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch):
+    asked = (talker, NAMES, "validation", 9)
+    whole = tasks.ask(*asked, first=True, batch_size=4)
+    shares = [tasks.part(*asked, (k, 3), first=True, batch_size=4) for k in range(3)]
+    assert [len(share) for share in shares] == [3, 2, 2]  # 27 questions in 7 batches
+    made = []
+    generate = Adapter._generate
+    monkeypatch.setattr(Adapter, "_generate", lambda self, *of: made.append(of[1]) or generate(self, *of))
+    found = tasks.ask(*asked, first=True, batch_size=4, replies=shares[0] | shares[1] | shares[2])
+    assert not made and found.table.equals(whole.table) and found.overlong == whole.overlong
+    assert found.firsts is not None and whole.firsts is not None and torch.equal(found.firsts, whole.firsts)
+    found = tasks.ask(*asked, batch_size=4, replies=shares[0] | shares[2])
+    assert made == list(shares[1]) and found.table.equals(whole.table)  # what is missing is made
+    made.clear()
+    tasks.ask(*asked, batch_size=5, replies=shares[0])
+    assert len(made) == 6  # other batches are other questions
 
 
 def test_answers_are_what_the_model_generates(sets: Path, talker: VLM):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 import stubs
 import torch
 
-from harness import registry, runner, spec
+from harness import registry, runner, spec, tasks
+from harness.calibration import Calibration
 from harness.executors import local
 from harness.executors.feed import Feed
 from harness.executors.local import Limits
-from harness.types import InputError, Trial
+from harness.tasks.adapter import Adapter
+from harness.types import InputError, Trial, Tuning
 
 # --- who gets which trial -----------------------------------------------------------------------------------
 
@@ -91,6 +94,12 @@ def test_what_needs_workers_is_refused_inline(call: Any, option: tuple[str, int]
     assert done.code == 2 and done.err == f"error: {option[0]}: needs worker processes; leave out --inline\n"
 
 
+@pytest.mark.parametrize("option", [("--address", "auto"), ("--cpus", 2), ("--shards", 2)])
+def test_what_is_for_a_cluster_is_refused_without(call: Any, option: tuple[str, Any]) -> None:
+    done = call("sweep", "demo", *option)
+    assert done.code == 2 and done.err == f"error: {option[0]}: does not go with --executor local\n"
+
+
 # --- out of memory ------------------------------------------------------------------------------------------
 
 
@@ -112,8 +121,6 @@ def hungry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
 
 def trial(board: dict[str, Any]) -> Trial:
-    from pathlib import Path
-
     return spec.check({**board, "metrics": ["flops"], "methods": ["random"]}, Path("b.yaml")).trials()[1]
 
 
@@ -146,6 +153,49 @@ def test_a_ranking_that_was_adopted_serves_as_an_own_one(board: dict[str, Any]) 
     expected, _ = runner.Worker().run(own)
     assert made["status"] == "ok" and made["plan"] == expected["plan"]
     assert made["cost"]["ranking_s"] == shared[2]  # it was not made again
+
+
+def test_what_a_repair_looks_at_comes_with_the_ranking(board: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = spec.check({**board, "metrics": ["accuracy"], "methods": ["flap"]}, Path("b.yaml")).trials()[1]
+    expected, samples = runner.Worker().run(own)
+    shared, taking = runner.Worker().share(own), runner.Worker()
+    assert shared is not None
+    taking.adopt(shared)
+    monkeypatch.setattr(Calibration, "visit", None)  # no pass over the samples
+    made, table = taking.run(own)
+    assert made["status"] == "ok" and made["metrics"] == expected["metrics"]
+    assert table is not None and table.equals(samples)
+
+
+def test_questions_may_be_answered_elsewhere(board: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tasks._run
+    monkeypatch.setattr(tasks, "_run", lambda *of, **how: run(*of, **{**how, "batch_size": 4}))
+    own = replace(trial(board), metrics=("accuracy", "floors", "fidelity"))
+    whole, samples = runner.Worker().run(own)
+    answers = [runner.Worker().answer(own, (k, 2)) for k in range(2)]
+    asked: list[Any] = []
+    generate = Adapter._generate
+    monkeypatch.setattr(Adapter, "_generate", lambda self, *of: asked.append(self) or generate(self, *of))
+    made, table = runner.Worker().run(own, [found for found in answers if found])
+    assert made["metrics"] == whole["metrics"] and made["hashes"] == whole["hashes"] and whole["status"] == "ok"
+    assert table is not None and table.equals(samples)
+    assert {(adapter.images, adapter.label == "dense") for adapter in asked} == {
+        ("blank", False), ("shuffled", False), ("own", True)
+    }  # fmt: skip
+    asked.clear()
+    another, _ = runner.Worker().run(replace(own, budget=0.7), [found for found in answers if found])
+    assert another["status"] == "ok" and ("own", False) in {(one.images, one.label == "dense") for one in asked}
+
+
+def test_what_cannot_be_answered_elsewhere(board: dict[str, Any], hungry: dict[str, int]) -> None:
+    """Figures alone, a trial that is tuned, and one that goes wrong."""
+    own = replace(trial(board), metrics=("accuracy",))
+    hungry["batch"] = 16
+    assert runner.Worker().answer(own, (0, 2)) is not None
+    assert runner.Worker().answer(trial(board), (0, 2)) is None
+    assert runner.Worker().answer(replace(own, tuning=Tuning("full")), (0, 2)) is None
+    hungry["batch"] = 0
+    assert runner.Worker().answer(own, (0, 2)) is None
 
 
 def test_a_ranking_that_cannot_be_made_is_not_shared(board: dict[str, Any], hungry: dict[str, int]) -> None:

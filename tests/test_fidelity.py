@@ -26,6 +26,7 @@ __all__ = ["made_sets", "sets", "talker"]  # fixtures
 class Context:
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.replies: dict[Any, Any] = {}
 
     def progress(self, text: str) -> None:
         self.said.append(text)

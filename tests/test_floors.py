@@ -73,6 +73,9 @@ def test_shuffled_shows_another_image_of_the_task(sets: Path, talker: VLM):
 
 
 class Silent:
+    def __init__(self) -> None:
+        self.replies: dict[object, object] = {}
+
     def progress(self, text: str) -> None:
         pass
 

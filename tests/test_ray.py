@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kills import timeless
 
 from harness import spec
 from harness.executors import Result
-from harness.sweep import Cluster, sweep
+from harness.sweep import Cluster, Limits, sweep
 from harness.types import Trial
 
 pytestmark = [
@@ -48,18 +49,44 @@ class Slow(stubs.Stub):
         super().__init__(lambda text: None)
         self.number = 0
 
-    def run(self, trial: Trial) -> Result:
+    def run(self, trial: Trial, answers: Sequence[str] = ()) -> Result:
         import time
 
         time.sleep(0.5)
         self.number += 1
         made, samples = super().run(trial)
         made["env"] = {"process": os.getpid(), "number": self.number, "adopted": self.ranking == trial.ranking}
+        made["env"]["answers"] = list(answers)
         return made, samples
 
 
 def slow(device: str, jobs: int, progress: Any) -> Slow:
     return Slow()
+
+
+class Noting(stubs.Stub):
+    """Notes on disk which trials it begins; seed 96 hangs while it is ranked."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(lambda text: None)
+        self.folder = folder
+        stubs.made(stubs.board(0).trials()[0])  # what is imported or hashed once is no part of a trial's time
+
+    def share(self, trial: Trial) -> tuple[str, ...]:
+        if trial.seed == 96:
+            import time
+
+            time.sleep(300)
+        return super().share(trial)
+
+    def run(self, trial: Trial, answers: Sequence[str] = ()) -> Result:
+        with (Path(self.folder) / "begun").open("a") as file:
+            file.write(f"{trial.seed}\n")
+        return super().run(trial)
+
+
+def noting(folder: str, device: str, jobs: int, progress: Any) -> Noting:
+    return Noting(folder)
 
 
 def records(folder: Path) -> dict[str, Any]:
@@ -96,12 +123,44 @@ def test_a_worker_that_keeps_dying_is_a_failure(cluster: Any, tmp_path: Path) ->
     assert outcome.ran == 2 and len(outcome.failed) == 1 and "WorkerDied: on the cluster, 4 times" in outcome.failed[0]
 
 
+def test_a_trial_that_hangs_is_ended_and_the_sweep_goes_on(cluster: Any, tmp_path: Path) -> None:
+    """Seed 97 hangs, its ranking being made; what queues behind it is in time. Nothing is run twice."""
+    board, limits = stubs.board(97, 0, 1), Limits(seconds=10)
+    outcome = sweep(
+        board, tmp_path / "ray", cluster=Cluster(cluster.address), limits=limits, make=partial(noting, str(tmp_path))
+    )
+    assert outcome.ran == 6 and len(outcome.failed) == 2
+    assert all("seed 97: worker: TimeLimit: not done within 10 s" in line for line in outcome.failed)
+    assert sorted((tmp_path / "begun").read_text().split()) == ["0", "0", "1", "1", "97", "97"]
+
+
+def test_a_ranking_that_hangs_is_the_end_of_its_trials(cluster: Any, tmp_path: Path) -> None:
+    board, limits = stubs.board(96, 0), Limits(seconds=10)
+    outcome = sweep(
+        board, tmp_path / "ray", cluster=Cluster(cluster.address), limits=limits, make=partial(noting, str(tmp_path))
+    )
+    assert outcome.ran == 4 and len(outcome.failed) == 2
+    assert all("seed 96: worker: TimeLimit: not done within 10 s" in line for line in outcome.failed)
+    assert (tmp_path / "begun").read_text().split() == ["0", "0"]
+
+
+def test_questions_are_shared_out(cluster: Any, tmp_path: Path) -> None:
+    board = stubs.board(0, budgets=(0.7, 0.5))
+    outcome = sweep(board, tmp_path / "ray", cluster=Cluster(cluster.address, shards=3), make=slow)
+    assert outcome.ran == 2 and not outcome.failed
+    for name, made in timeless(tmp_path / "ray" / "made").items():
+        if name.endswith(".json"):
+            assert made["env"]["answers"] == [f"{made['id']} {k} of 3" for k in range(3)] and made["env"]["adopted"]
+
+
 def test_real_trials_are_the_same(cluster: Any, tmp_path: Path, board: dict[str, Any]) -> None:
     """Of a low-rank method: its ranking goes through the object store, with what makes the factors."""
     own = {**board, "methods": ["svd"], "units": "ffn", "budgets": [0.8, 0.6], "metrics": ["flops", "accuracy"]}
     read = spec.check({**own, "floors": False, "limit": 4, "scopes": ["vision"]}, tmp_path / "b.yaml")
     sweep(read, tmp_path / "ray", cluster=Cluster(cluster.address))
+    sweep(read, tmp_path / "shards", cluster=Cluster(cluster.address, shards=2))
     sweep(read, tmp_path / "local", inline=True)
     found = records(tmp_path / "ray" / "small")
     assert found == records(tmp_path / "local" / "small") and len(found) == 6
+    assert found == records(tmp_path / "shards" / "small")
     assert {one["status"] for name, one in found.items() if name.endswith(".json")} == {"ok"}

@@ -68,6 +68,9 @@ def sweep(
     ] = Executor.local,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, such as auto or HOST:PORT.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores that a trial occupies on the cluster (1).")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Tasks on the cluster that share the questions of an untuned trial (1).")
+    ] = None,
     inline: Inline = False,
     against: Annotated[str | None, typer.Option(help="Run only what a gate against these records needs.")] = None,
     random_weights: Annotated[
@@ -84,7 +87,7 @@ def sweep(
     from harness.sweep import Limits, fetched, plan, probe
 
     check_workers(inline, jobs, time_limit, memory_limit)
-    cluster = _cluster(executor, address, cpus, device, inline, jobs, time_limit, memory_limit)
+    cluster = _cluster(executor, address, cpus, shards, device, inline, jobs, memory_limit)
 
     changed = {"limit": limit, "random_weights": random_weights}
     read = spec.read(board, **{key: value for key, value in changed.items() if value})
@@ -133,10 +136,10 @@ def _cluster(
     executor: Executor,
     address: str | None,
     cpus: int | None,
+    shards: int | None,
     device: str,
     inline: bool,
     jobs: int,
-    time_limit: float | None,
     memory_limit: float | None,
 ) -> Any:
     """The cluster to run on, if any. Raises InputError for what the chosen executor has no use for."""
@@ -145,9 +148,9 @@ def _cluster(
 
     local = executor is Executor.local
     odd = (
-        {"--address": address is not None, "--cpus": cpus is not None}
+        {"--address": address is not None, "--cpus": cpus is not None, "--shards": shards is not None}
         if local
-        else {"--inline": inline, "--jobs": jobs > 1, "--time-limit": time_limit is not None}
+        else {"--inline": inline, "--jobs": jobs > 1}
     )
     for option, given in odd.items():
         if given:
@@ -155,7 +158,7 @@ def _cluster(
     if local:
         return None
     memory = None if memory_limit is None else int(memory_limit * 1e9)
-    return Cluster(address, Needs(cpus or 1, int(device.startswith("cuda")), memory))
+    return Cluster(address, Needs(cpus or 1, int(device.startswith("cuda")), memory), shards or 1)
 
 
 def _mirror(service: str | None) -> Any:

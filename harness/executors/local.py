@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.parquet
 
-from harness.executors import Make, Result, real
+from harness.executors import Make, Result, failed, late, real
 from harness.executors.feed import Feed
 from harness.types import InputError, Trial
 
@@ -151,26 +151,24 @@ class _Process:
         except (EOFError, ConnectionError):
             return self._died()
         if limits.seconds is not None and self.began and time.monotonic() > self.began + limits.seconds:
-            return self._end("TimeLimit", f"not done within {limits.seconds:g} s")
+            self._kill()
+            return late(self.trial, self.device, limits.seconds)
         if limits.memory is not None and (used := _resident(self.process.pid)) > limits.memory:
-            return self._end("MemoryLimit", f"used {used} bytes of memory, more than {limits.memory}")
+            self._kill()
+            return failed(
+                self.trial, self.device, "MemoryLimit", f"used {used} bytes of memory, more than {limits.memory}"
+            )
         return None
 
     def _died(self) -> Result:
+        """The record of the trial during which it died; the next gets a new one."""
+        assert self.trial
         self.process.join()
         code = self.process.exitcode
-        reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
-        return self._end("WorkerDied", f"the worker process was {reason}; out of memory is a common cause")
-
-    def _end(self, kind: str, message: str) -> Result:
-        """A failure record for the trial during which the worker died or is ended here; the next gets a new one."""
-        from harness.runner import blank, fail
-
-        assert self.trial
         self._kill()
-        made = blank(self.trial, self.device)
-        fail(made, kind, message, "worker")
-        return made, None
+        reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
+        message = f"the worker process was {reason}; out of memory is a common cause"
+        return failed(self.trial, self.device, "WorkerDied", message)
 
     def _kill(self) -> None:
         self.pipe.close()

@@ -35,10 +35,11 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
 
 
 def answers(vlm: VLM, trial: Trial, context: Any) -> tasks.Answers:
-    """The model's answers to the trial's questions, made once for all metrics that look at them."""
+    """The pruned model's answers to the trial's questions, made once for all metrics that look at them."""
     context.progress("accuracy")
     first = "fidelity" in trial.metrics
-    return tasks.answers(vlm, trial.tasks, trial.split, trial.limit, first=first, label=label(trial))
+    replies = context.replies
+    return tasks.answers(vlm, trial.tasks, trial.split, trial.limit, first=first, label=label(trial), replies=replies)
 
 
 def degenerate(found: tasks.Answers) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from harness import tasks
-from harness.metrics.accuracy import label
+from harness.metrics.accuracy import answers
 from harness.types import VLM, Trial
 
 
@@ -23,11 +23,9 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
     fell or rose. kl_first_token: KL(dense || pruned) of the distribution of the answer's first token, in nats.
     Source: Dutta et al. 2024, Accuracy is Not All You Need (flips, KL).
     """
+    ours = answers(pruned, trial, context)
     context.progress("fidelity")
-    theirs, ours = (
-        tasks.answers(vlm, trial.tasks, trial.split, trial.limit, first=True, label=name)
-        for vlm, name in ((dense, "dense"), (pruned, label(trial)))
-    )
+    theirs = tasks.answers(dense, trial.tasks, trial.split, trial.limit, first=True, label="dense")
     assert theirs.firsts is not None and ours.firsts is not None
     changed = np.array([a != b for a, b in zip(*(x.table["answer"].to_pylist() for x in (theirs, ours)), strict=True)])
     shift = ours.table["score"].to_numpy() - theirs.table["score"].to_numpy()

@@ -35,7 +35,7 @@ from harness.types import VLM, InputError, Sample
 if TYPE_CHECKING:
     import torch
 
-    from harness.tasks.adapter import Shown
+    from harness.tasks.adapter import Adapter, Places, Reply, Shown
     from harness.tasks.suite import Suite
 
 MINI = Path(__file__).parent / "mini"
@@ -176,17 +176,11 @@ class Answers:
 
 
 def evaluate(
-    vlm: VLM,
-    tasks: Sequence[str],
-    split: str = "validation",
-    limit: int | None = None,
-    *,
-    images: Shown = "own",
-    batch_size: int = BATCH,
-    label: str = "",
+    vlm: VLM, tasks: Sequence[str], split: str = "validation", limit: int | None = None, **how: Any
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Answer and score the questions of every task with lmms-eval's official scorers: `summary` and table of `ask`."""
-    table = ask(vlm, tasks, split, limit, images=images, batch_size=batch_size, label=label).table
+    """Answer and score the questions of every task with lmms-eval's official scorers: `summary` and table of `ask`,
+    which says what else there is to choose."""
+    table = ask(vlm, tasks, split, limit, **how).table
     return summary(table), table
 
 
@@ -200,26 +194,17 @@ def ask(
     first: bool = False,
     batch_size: int = BATCH,
     label: str = "",
+    replies: Mapping[Places, Reply] | None = None,
 ) -> Answers:
     """The model's answers, scored with lmms-eval's official scorers.
 
     `images` shows a grey image (blank) or another image of the task (shuffled) instead of each; `first` also keeps
-    the distribution of the first tokens; `label` tells variants of one model apart. Raises InputError for a task or
-    data that cannot be used; the model's own errors, and NaN logits (FloatingPointError), are passed on.
+    the distribution of the first tokens; `label` tells variants of one model apart; `replies` are batches that this
+    model answered elsewhere. Raises InputError for a task or data that cannot be used; the model's own errors, and NaN
+    logits (FloatingPointError), are passed on.
     """
-    from harness.tasks.adapter import Adapter
-
     suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
-    adapter = Adapter(
-        vlm,
-        batch_size=batch_size,
-        images=images,
-        label=label,
-        encoded=suite.encoded,
-        image_ids=suite.image_ids,
-        first=first,
-    )
-    found = suite.run(adapter)
+    adapter, found = _run(suite, vlm, images=images, first=first, batch_size=batch_size, label=label, replies=replies)
     places = [(task, doc) for task, rows in found.items() for doc, _, _ in rows]
     firsts = None
     if first:
@@ -229,6 +214,20 @@ def ask(
     return Answers(
         _table(suite, found), tuple(place in adapter.overlong for place in places), firsts, adapter.batch_size
     )
+
+
+def part(
+    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, share: tuple[int, int], **how: Any
+) -> dict[Places, Reply]:
+    """Of the batches that `ask` makes, answers to every n-th from the k-th on (share: k, n), for its `replies`."""
+    return _run(_suite(tuple(tasks), split, limit, _stamps(tasks, split)), vlm, part=share, **how)[0].replies
+
+
+def _run(suite: Suite, vlm: VLM, **how: Any) -> tuple[Adapter, dict[str, list[tuple[int, str, float]]]]:
+    from harness.tasks.adapter import Adapter
+
+    adapter = Adapter(vlm, encoded=suite.encoded, image_ids=suite.image_ids, **how)
+    return adapter, suite.run(adapter)
 
 
 def paces(
@@ -256,16 +255,16 @@ _KEPT: WeakKeyDictionary[Any, dict[Any, Answers]] = WeakKeyDictionary()  # model
 
 
 def answers(
-    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, *, first: bool = False, label: str = ""
+    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, *, first: bool = False, **how: Any
 ) -> Answers:
     """What `ask` gives, kept as long as the model lives: metrics of one trial, and trials of one dense model, share it.
 
-    For models whose weights no longer change.
+    For models whose weights no longer change. how: as for `ask`; of a model that is kept, the first time counts.
     """
     kept = _KEPT.setdefault(vlm.model, {})
     key = (tuple(tasks), split, limit, _stamps(tasks, split))
     if key not in kept or (first and kept[key].firsts is None):
-        kept[key] = ask(vlm, tasks, split, limit, first=first, label=label)
+        kept[key] = ask(vlm, tasks, split, limit, first=first, **how)
     return kept[key]
 
 

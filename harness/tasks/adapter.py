@@ -27,6 +27,7 @@ GREY = (128, 128, 128)
 Shown = Literal["own", "blank", "shuffled"]  # which image stands beside a question
 PLAIN = {"last_hidden_state", "pooler_output"}
 ROOM = 1 << 30  # bytes of encoded inputs kept for the next trial
+Places = tuple[tuple[str, int], ...]  # task and document of each question of a batch
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Encoded(dict[Any, Batch]):
         if self.size + size <= ROOM:
             self[key] = batch
             self.size += size
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said to a batch: its answers, which of them did not end within the limit, and with `first` the
+    log-probabilities of their first tokens, (rows, vocabulary)."""
+
+    answers: list[str]
+    overlong: list[bool]
+    firsts: torch.Tensor | None
 
 
 class Finite(LogitsProcessor):
@@ -78,7 +89,8 @@ class Adapter(lmms):
     `images`: blank shows a mid-grey image of the same size instead of each image, shuffled another image of the task
     (each image's questions get the same one). `label` tells variants of one model apart (a plan's hash). `encoded`
     keeps model inputs between adapters of the same questions, `image_ids` (per task, by document) brings questions
-    about one image together, so that the vision tower sees it once per batch.
+    about one image together, so that the vision tower sees it once per batch. With `part` (k, n) only every n-th batch
+    is answered, beginning with the k-th; `replies`, by the places of a batch, are those made elsewhere and here.
 
     What was noticed on the way, by (task, document): `overlong` answers did not end within the limit, and with
     `first` the log-probabilities of each answer's first token stand in `firsts`.
@@ -96,6 +108,8 @@ class Adapter(lmms):
         encoded: Encoded | None = None,
         image_ids: Mapping[str, Sequence[str]] | None = None,
         first: bool = False,
+        part: tuple[int, int] = (0, 1),
+        replies: Mapping[Places, Reply] | None = None,
     ) -> None:
         super().__init__()
         self.vlm = vlm
@@ -103,6 +117,8 @@ class Adapter(lmms):
         self.images: Shown = images
         self.label = label
         self.first = first
+        self.part = part
+        self.replies = dict(replies or {})
         self.overlong: set[tuple[str, int]] = set()
         self.firsts: dict[tuple[str, int], torch.Tensor] = {}
         self.encoded = Encoded() if encoded is None else encoded
@@ -150,17 +166,18 @@ class Adapter(lmms):
         order = sorted(
             range(len(requests)), key=lambda i: (longest[images[i]], images[i], len(requests[i].arguments[0]), i)
         )
-        answers = [""] * len(requests)
+        answers, number = [""] * len(requests), 0
         while order:
             chunk = order[: self.batch_size]
-            found = self._try([requests[i] for i in chunk])
-            if found is None:  # here, where the error no longer holds what filled the memory
-                self.batch_size = (len(chunk) + 1) // 2
-                release()
-                continue
-            for i, answer in zip(chunk, found, strict=True):
-                answers[i] = answer
-            order = order[len(chunk) :]
+            if number % self.part[1] == self.part[0]:
+                found = self._try([requests[i] for i in chunk])
+                if found is None:  # here, where the error no longer holds what filled the memory
+                    self.batch_size = (len(chunk) + 1) // 2
+                    release()
+                    continue
+                for i, answer in zip(chunk, found, strict=True):
+                    answers[i] = answer
+            order, number = order[len(chunk) :], number + 1
         return answers
 
     def _try(self, requests: Sequence[Instance]) -> list[str] | None:
@@ -177,7 +194,17 @@ class Adapter(lmms):
         return request.task_name, ids[int(request.doc_id)] if ids else str(request.doc_id)
 
     def _answer(self, requests: Sequence[Instance]) -> list[str]:
-        key = (self.preparation, tuple((request.task_name, request.doc_id) for request in requests))
+        places = tuple((request.task_name, int(request.doc_id)) for request in requests)
+        if places not in self.replies:
+            self.replies[places] = self._generate(requests, places)
+        reply = self.replies[places]
+        self.overlong |= {place for place, long in zip(places, reply.overlong, strict=True) if long}
+        if reply.firsts is not None:
+            self.firsts |= zip(places, reply.firsts, strict=True)
+        return reply.answers
+
+    def _generate(self, requests: Sequence[Instance], places: Places) -> Reply:
+        key = (self.preparation, places)
         batch = self.encoded.get(key)
         if batch is None:
             batch = self._encode(requests)
@@ -199,11 +226,8 @@ class Adapter(lmms):
                     f"{error}; {broken(model, lambda: model.generate(**inputs, **how))}"
                 ) from error
         rows = tokens[:, batch.inputs["input_ids"].shape[1] :].tolist()
-        places = [(request.task_name, int(request.doc_id)) for request in requests]
-        self.overlong |= {key for key, row in zip(places, rows, strict=True) if not self.ends & set(row)}
-        if first.scores is not None:
-            self.firsts |= zip(places, first.scores, strict=True)
-        return [self._text(row, request.arguments[2]) for row, request in zip(rows, requests, strict=True)]
+        answers = [self._text(row, request.arguments[2]) for row, request in zip(rows, requests, strict=True)]
+        return Reply(answers, [not self.ends & set(row) for row in rows], first.scores)
 
     def _text(self, tokens: list[int], settings: dict[str, Any]) -> str:
         """The answer up to the first end of turn, the task's own token limit, or one of its `until` strings."""
