@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from harness import tasks
 from harness.metrics import accuracy, floors
 from harness.tasks import adapter, data, suite
 from harness.tasks.adapter import Adapter
+from harness.tasks.ahead import Ahead
 from harness.types import VLM, InputError, Trial
 
 __all__ = ["made_sets", "sets"]  # fixtures
@@ -86,7 +88,7 @@ def test_exact_match_by_hand(tmp_path: Path, answer: str, score: float):
 
 def test_result_and_samples_of_known_answers(sets: Path, tiny: VLM, monkeypatch: pytest.MonkeyPatch):
     """A model that answers every question "red": a third of the questions, in each task and of each image."""
-    monkeypatch.setattr(Adapter, "_answer", lambda self, batch: ["red" for _ in batch])
+    monkeypatch.setattr(Adapter, "_answer", lambda self, batch, prepared: ["red" for _ in batch])
     result, table = tasks.evaluate(tiny, NAMES, "validation", None)
     assert result["mean"] == result["lo"] == result["hi"] == pytest.approx(1 / 3)
     for task in NAMES:
@@ -150,20 +152,23 @@ def test_answers_do_not_depend_on_the_batch(sets: Path, talker: VLM, monkeypatch
     assert answers(talker, batch_size=64) == one  # each question with its own image features
 
 
-def test_short_memory_halves_the_batch(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("depth", [0, 2])
+def test_short_memory_halves_the_batch(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch, depth: int):
     whole, real, sizes = answers(talker), adapter.Adapter._answer, []
+    monkeypatch.setattr(adapter, "ahead", lambda model: depth)
 
-    def answer(self: Any, requests: Any, room: int = 2) -> list[str]:
+    def answer(self: Any, requests: Any, prepared: Any, room: int = 2) -> list[str]:
         sizes.append(len(requests))
+        prepared()  # what is encoded ahead is of the old size
         if len(requests) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, requests)
+        return real(self, requests, prepared)
 
     monkeypatch.setattr(adapter.Adapter, "_answer", answer)
     found = tasks.ask(talker, NAMES, "validation", 9)
     assert found.table["answer"].to_pylist() == whole and found.batch == 2 and max(sizes) > 2
     assert all(size <= 2 for size in sizes[sizes.index(2) :])  # and stays there
-    monkeypatch.setattr(adapter.Adapter, "_answer", lambda self, requests: answer(self, requests, room=0))
+    monkeypatch.setattr(adapter.Adapter, "_answer", lambda self, *given: answer(self, *given, room=0))
     with pytest.raises(torch.OutOfMemoryError):
         tasks.ask(talker, NAMES, "validation", 9)
     assert sizes[-1] == 1
@@ -176,7 +181,9 @@ def test_shares_of_the_batches_make_the_same_whole(sets: Path, talker: VLM, monk
     assert [len(share) for share in shares] == [3, 2, 2]  # 27 questions in 7 batches
     made = []
     generate = Adapter._generate
-    monkeypatch.setattr(Adapter, "_generate", lambda self, *of: made.append(of[1]) or generate(self, *of))
+    monkeypatch.setattr(
+        Adapter, "_generate", lambda self, *of: made.append(adapter._places(of[0])) or generate(self, *of)
+    )
     found = tasks.ask(*asked, first=True, batch_size=4, replies=shares[0] | shares[1] | shares[2])
     assert not made and found.table.equals(whole.table) and found.overlong == whole.overlong
     assert found.firsts is not None and whole.firsts is not None and torch.equal(found.firsts, whole.firsts)
@@ -185,6 +192,46 @@ def test_shares_of_the_batches_make_the_same_whole(sets: Path, talker: VLM, monk
     made.clear()
     tasks.ask(*asked, batch_size=5, replies=shares[0])
     assert len(made) == 6  # other batches are other questions
+
+
+def test_encoding_ahead_changes_no_answer(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch):
+    whole, real, seen = answers(talker), adapter.Adapter._encode, []
+    assert not seen and adapter.ahead(talker.model) == 0  # on a CPU it would only take the model's cores
+    monkeypatch.setattr(adapter, "ahead", lambda model: 2)
+
+    def encode(self: Any, requests: Any) -> Any:
+        seen.append((threading.current_thread() is threading.main_thread(), len(requests)))
+        return real(self, requests)
+
+    monkeypatch.setattr(adapter.Adapter, "_encode", encode)
+    assert answers(talker, batch_size=3) == whole
+    assert len(seen) > 5 and not any(main for main, _ in seen)
+
+    def fail(self: Any, requests: Any) -> Any:
+        raise InputError("this image cannot be read")
+
+    monkeypatch.setattr(adapter.Adapter, "_encode", fail)
+    with pytest.raises(InputError, match="this image cannot be read"):
+        answers(talker, batch_size=6)
+
+
+def test_no_more_is_made_ahead_than_asked() -> None:
+    made: list[int] = []
+
+    def make(key: int) -> int:
+        made.append(key)
+        return threading.get_ident()
+
+    with Ahead(make, 2) as batches:
+        for key in range(9):
+            assert batches.take(key, range(key + 1, 100)) != threading.get_ident()
+            now = list(made)  # it may go on growing
+            assert now == list(range(len(now))) and len(now) <= key + 3
+        batches.take(50, [51, 52, 53])  # other keys than those that were begun
+        assert 50 in made and 53 not in made
+    count = len(made)
+    with Ahead(make, 0) as batches:
+        assert batches.take(7, [8, 9]) == threading.get_ident() and len(made) == count + 1
 
 
 def test_answers_are_what_the_model_generates(sets: Path, talker: VLM):

@@ -78,7 +78,7 @@ def test_lost_and_gained_are_counted_by_score(sets: Path, talker: VLM, monkeypat
     """Dense says red to all, pruned 2: of three questions one is lost, one gained, all flip."""
     other = changed(talker, 0)
 
-    def say(self: Adapter, batch: list[Any]) -> list[str]:
+    def say(self: Adapter, batch: list[Any], prepared: Any) -> list[str]:
         self.firsts |= {(r.task_name, r.doc_id): torch.full((9,), 1 / 9).log() for r in batch}
         return ["2" if self.vlm is other else "red" for _ in batch]
 

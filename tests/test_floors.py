@@ -127,7 +127,7 @@ def test_degenerate_answers_by_hand(found: tasks.Answers, name: str, share: floa
     [("red", ["constant"]), ("", ["empty", "constant"]), ("red red red red", ["constant", "repeating"])],
 )
 def test_collapse_is_named(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch, says: str, signs: list[str]):
-    monkeypatch.setattr(Adapter, "_answer", lambda self, batch: [says for _ in batch])
+    monkeypatch.setattr(Adapter, "_answer", lambda self, batch, prepared: [says for _ in batch])
     own = accuracy.measure(talker, talker, asking(*NAMES), Silent())
     assert own["collapse"] == signs
 

@@ -5,10 +5,12 @@ lmms_eval.evaluator.simple_evaluate(model=Adapter(vlm), tasks=[task], ...)
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,12 +22,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from harness.memory import out_of_memory, release
 from harness.phases import inside
 from harness.prompts import encode
+from harness.tasks.ahead import Ahead
 from harness.types import VLM, InputError
 
 LONGEST = 16  # new tokens, the official short-answer limit
 GREY = (128, 128, 128)
 Shown = Literal["own", "blank", "shuffled"]  # which image stands beside a question
 PLAIN = {"last_hidden_state", "pooler_output"}
+AHEAD = 2  # batches encoded while a GPU answers
 ROOM = 1 << 30  # bytes of encoded inputs kept for the next trial
 Places = tuple[tuple[str, int], ...]  # task and document of each question of a batch
 
@@ -128,6 +132,8 @@ class Adapter(lmms):
         # What prepared the inputs: the tokenizer's and image processor's settings, not the weights.
         self.preparation = (vlm.name, repr(vlm.processor), vlm.processor.chat_template, images, self.shares)
         tokenizer = vlm.processor.tokenizer
+        # One of its own, to decode with: the processor's may be encoding the next questions.
+        self.tokenizer = copy.deepcopy(tokenizer) if ahead(vlm.model) else tokenizer
         model: Any = vlm.model
         ends = model.generation_config.eos_token_id
         self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -167,23 +173,30 @@ class Adapter(lmms):
             range(len(requests)), key=lambda i: (longest[images[i]], images[i], len(requests[i].arguments[0]), i)
         )
         answers, number = [""] * len(requests), 0
-        while order:
-            chunk = order[: self.batch_size]
-            if number % self.part[1] == self.part[0]:
-                found = self._try([requests[i] for i in chunk])
-                if found is None:  # here, where the error no longer holds what filled the memory
-                    self.batch_size = (len(chunk) + 1) // 2
-                    release()
-                    continue
-                for i, answer in zip(chunk, found, strict=True):
-                    answers[i] = answer
-            order, number = order[len(chunk) :], number + 1
+
+        def prepare(chunk: tuple[int, ...]) -> Batch:
+            return self._prepare([requests[i] for i in chunk])
+
+        with Ahead(prepare, ahead(self.vlm.model)) as batches:
+            while order:
+                size, every = self.batch_size, self.part[1]
+                chunk = tuple(order[:size])
+                if number % every == self.part[0]:
+                    coming = (tuple(order[i : i + size]) for i in range(size * every, len(order), size * every))
+                    found = self._try([requests[i] for i in chunk], partial(batches.take, chunk, coming))
+                    if found is None:  # here, where the error no longer holds what filled the memory
+                        self.batch_size = (len(chunk) + 1) // 2
+                        release()
+                        continue
+                    for i, answer in zip(chunk, found, strict=True):
+                        answers[i] = answer
+                order, number = order[len(chunk) :], number + 1
         return answers
 
-    def _try(self, requests: Sequence[Instance]) -> list[str] | None:
+    def _try(self, requests: Sequence[Instance], prepared: Callable[[], Batch]) -> list[str] | None:
         """Their answers; None if there is not memory enough for so many at a time, but may be for fewer."""
         try:
-            return self._answer(requests)
+            return self._answer(requests, prepared)
         except Exception as error:
             if len(requests) == 1 or not out_of_memory(error):
                 raise
@@ -193,22 +206,26 @@ class Adapter(lmms):
         ids = self.image_ids.get(request.task_name)
         return request.task_name, ids[int(request.doc_id)] if ids else str(request.doc_id)
 
-    def _answer(self, requests: Sequence[Instance]) -> list[str]:
-        places = tuple((request.task_name, int(request.doc_id)) for request in requests)
+    def _answer(self, requests: Sequence[Instance], prepared: Callable[[], Batch]) -> list[str]:
+        places = _places(requests)
         if places not in self.replies:
-            self.replies[places] = self._generate(requests, places)
+            self.replies[places] = self._generate(requests, prepared())
         reply = self.replies[places]
         self.overlong |= {place for place, long in zip(places, reply.overlong, strict=True) if long}
         if reply.firsts is not None:
             self.firsts |= zip(places, reply.firsts, strict=True)
         return reply.answers
 
-    def _generate(self, requests: Sequence[Instance], places: Places) -> Reply:
-        key = (self.preparation, places)
+    def _prepare(self, requests: Sequence[Instance]) -> Batch:
+        """Their model inputs, kept for the next trial on the same questions."""
+        key = (self.preparation, _places(requests))
         batch = self.encoded.get(key)
         if batch is None:
             batch = self._encode(requests)
             self.encoded.keep(key, batch)
+        return batch
+
+    def _generate(self, requests: Sequence[Instance], batch: Batch) -> Reply:
         model: Any = self.vlm.model
         inputs: dict[str, Any] = place(batch.inputs, model)
         with inside("generate"), torch.no_grad():
@@ -233,7 +250,7 @@ class Adapter(lmms):
         """The answer up to the first end of turn, the task's own token limit, or one of its `until` strings."""
         tokens = tokens[: min(LONGEST, settings.get("max_new_tokens", LONGEST))]
         end = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
-        text = self.vlm.processor.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
         until = settings.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop, 1)[0] if stop else text
@@ -263,6 +280,15 @@ class Adapter(lmms):
         distinct = pictures(self.vlm, [[image] for image in first.values()])
         inputs.pop("pixel_values")
         return Batch(inputs, distinct, tuple(places[content] for content in pixels))
+
+
+def _places(requests: Sequence[Instance]) -> Places:
+    return tuple((request.task_name, int(request.doc_id)) for request in requests)
+
+
+def ahead(model: Any) -> int:
+    """How many batches are encoded while the model answers: none where it runs on the cores that encode."""
+    return AHEAD if model.device.type == "cuda" else 0
 
 
 def broken(model: torch.nn.Module, run: Callable[[], object]) -> str:
