@@ -235,12 +235,17 @@ def parse(content: bytes, path: Path) -> dict[str, Any]:
     return record
 
 
-def load(folder: Path | str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of a board's folder in the order of their names, and one line for each file that is not one."""
+def load(
+    folder: Path | str, keep: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of a board's folder in the order of their names, and one line for each file that is not one.
+
+    `keep` makes of each what is held of it.
+    """
     records, problems = [], []
     for path in sorted(Path(folder).glob("*.json")):
         try:
-            records.append(read(path))
+            records.append(keep(read(path)))
         except InputError as problem:
             problems.append(str(problem))
     return records, problems

@@ -75,12 +75,27 @@ def _board(source: Path, out: Path) -> str:
 
 
 def _load(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A board's records, out of the garbage collector's sight: they live until the board is written, and it would
-    look through all of them again and again."""
+    """A board's records without their logs, equal names, texts and numbers held once.
+
+    Out of the garbage collector's sight: they live until the board is written, and it would look through all of them
+    again and again.
+    """
+    known: dict[Any, Any] = {}
+
+    def shared(value: Any) -> Any:
+        if type(value) is dict:
+            return {known.setdefault(key, key): shared(part) for key, part in value.items()}
+        if type(value) is list:
+            return [shared(part) for part in value]
+        return known.setdefault(value, value) if type(value) in (str, int) else value
+
+    def keep(found: dict[str, Any]) -> dict[str, Any]:
+        return shared({key: part for key, part in found.items() if key != "log"})
+
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return load(source)
+        return load(source, keep)
     finally:
         gc.freeze()
         if enabled:
@@ -102,8 +117,11 @@ def _json(board: Board) -> str:
         {"panel": panel.title, "curves": [{key: value(cell) for key, cell in asdict(total).items()} for total in found]}
         for panel, found in zip(board.panels, board.totals, strict=True)
     ]
-    content = {"board": board.name, "summary": summaries, "trials": rows}
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    head = json.dumps({"board": board.name, "summary": summaries}, indent=1, allow_nan=False).removesuffix("\n}")
+    # As json.dumps(..., indent=1) lays it out, which takes several times as long.
+    cells = (json.dumps(row, separators=(",\n   ", ": "), allow_nan=False)[1:-1] for row in rows)
+    lines = ",\n  ".join("{\n   " + own + "\n  }" for own in cells)
+    return head + ',\n "trials": ' + (f"[\n  {lines}\n ]" if rows else "[]") + "\n}\n"
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from harness import stats
 from harness.tasks import data, official
 from harness.tasks.data import SPLITS as SPLITS
+from harness.tasks.scores import mean as mean
+from harness.tasks.scores import summary
 from harness.types import VLM, InputError, Sample
 
 if TYPE_CHECKING:
@@ -289,33 +290,6 @@ def _table(suite: Suite, found: Mapping[str, Sequence[tuple[int, str, float]]]) 
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return pa.table(columns)
-
-
-def summary(table: pa.Table) -> dict[str, Any]:
-    """The accuracies of a table of answers, as fractions, over all and by task.
-
-    {"mean", "lo", "hi", "tasks": {name: {"accuracy", "lo", "hi", "n", "images"}}}: the mean is over tasks; the
-    intervals are 95 % bootstraps clustered by image.
-    """
-    task, image = table["task"].to_pylist(), table["image_id"].to_pylist()
-    score = table["score"].to_numpy()
-    clusters = list(zip(task, image, strict=True))
-    per_task = {}
-    for name in dict.fromkeys(task):
-        own = [i for i, other in enumerate(task) if other == name]
-        lo, hi = stats.clustered_interval(score[own], [image[i] for i in own])
-        images = len({image[i] for i in own})
-        per_task[name] = {"accuracy": float(score[own].mean()), "lo": lo, "hi": hi, "n": len(own), "images": images}
-    lo, hi = stats.clustered_interval(score, clusters, strata=task)
-    mean = float(np.mean([own["accuracy"] for own in per_task.values()]))
-    return {"mean": mean, "lo": lo, "hi": hi, "tasks": per_task}
-
-
-def mean(table: pa.Table, values: np.ndarray) -> dict[str, float]:
-    """Of one value per question of this table, the mean over tasks and its interval, as `summary` makes them."""
-    place = table.schema.get_field_index("score")
-    found = summary(table.set_column(place, "score", pa.array(values.astype(np.float64))))
-    return {name: found[name] for name in ("mean", "lo", "hi")}
 
 
 # --- names to data ----------------------------------------------------------------------------------------
