@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from baselines.linalg import Factorable, equal_shares, factorables, low_rank
+from baselines.linalg import Factorable, decompose, decomposed, equal_shares, factorables, low_rank
 from harness.calibration import Calibration, linears
 from harness.types import VLM, InputError, Ranking
 from harness.types import hull as lower_hull
@@ -53,7 +53,7 @@ def rank(
     dense = few.answer_loss() if allocation == "sensitivity" else 0.0
     scores, log = {}, {}
     for block in vlm.blocks:
-        found = factorables(vlm.model, block.ffn, second)
+        found = decomposed(factorables(vlm.model, block.ffn), second.__getitem__)
         losses = [equal_shares(linear) for linear in found]
         if allocation == "sensitivity":
             calibration.progress(f"asvd: sensitivity of {block.name}")
@@ -69,10 +69,10 @@ def rank(
 
 def sensitivity(vlm: VLM, few: Calibration, linear: Factorable) -> list[tuple[float, float]]:
     """(share of its cost, answer loss) with this Linear alone cut to each of the shares, as its rank allows."""
-    module, parts = vlm.model.get_submodule(linear.path), linear.decompose()
+    module, part = vlm.model.get_submodule(linear.path), linear.part or decompose(linear.weight)
     found = []
     for kept in dict.fromkeys(max(1, int(share / linear.share(1))) for share in SHARES):
-        down, up = parts.factors(linear.weight, kept)
+        down, up = part.factors(linear.weight, kept)
 
         def pair(
             _: nn.Module, args: tuple[Tensor, ...], output: Tensor, down: Tensor = down, up: Tensor = up

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from baselines.linalg import Factorable, factorables, low_rank
+from baselines.linalg import Factorable, decomposed, factorables, low_rank
 from harness.calibration import Calibration, linears
 from harness.types import VLM, Ranking
 
@@ -25,11 +25,10 @@ UNITS = "ffn"
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
     """Loss of a Linear at rank k: its effective rank over k, less that of the rank that costs as much as the Linear."""
     moments = calibration.moments([path for block in vlm.blocks for path in linears(block.ffn)])
-    second = {path: moment.second for path, moment in moments.items()}
     scores, log = {}, {}
     for block in vlm.blocks:
-        found = factorables(vlm.model, block.ffn, second)
-        effective = [effective_rank(linear.decompose().energy) for linear in found]
+        found = decomposed(factorables(vlm.model, block.ffn), lambda path: moments[path].second)
+        effective = [effective_rank(linear.part.energy) for linear in found if linear.part]
         scores[block.name, "ffn"] = low_rank(block.ffn, found, map(_loss, found, effective))
         log[block.name] = {
             linear.path.rsplit(".", 1)[-1]: round(value, 2) for linear, value in zip(found, effective, strict=True)

@@ -1,7 +1,8 @@
 """Low-rank approximation of a Linear, plain or whitened, shared by every low-rank method; and SVD routes.
 
 down, up = decompose(linear.weight, moment.second).factors(linear.weight, rank=8)
-found = factorables(vlm.model, block.ffn); low_rank(block.ffn, found, map(equal_shares, found))  # points of an FFN
+found = decomposed(factorables(vlm.model, block.ffn), second)
+low_rank(block.ffn, found, map(equal_shares, found))  # points of an FFN
 
 Gradients flow through singular values only: those of singular vectors hold 1 / (s_i^2 - s_j^2), endless where singular
 values repeat, so whatever returns vectors is cut from the graph.
@@ -10,8 +11,8 @@ values repeat, so whatever returns vectors is cut from the graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,16 +21,20 @@ from torch import Tensor, nn
 
 from harness.types import LowRank, Option, Options, Units
 
+STRIP = 256  # rows or columns of a large matrix that are worked on at a time: memory, and half of a symmetric product
+
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The left half of the SVD of W S: W is a Linear's weight (out, in), S whitens its input (none: the identity).
+    """One half of the SVD of W S: W is a Linear's weight (out, in), S whitens its input (none: the identity).
 
-    energy: squared singular values, largest first, (k,), k = min(out, in). left: their vectors, (out, k). Float64.
+    energy: squared singular values, largest first, (k,), k = min(out, in). vectors: those of the smaller side, left
+    (out, k) if out <= in, else right (in, k), and then S is the `root` (in, in). Float64.
     """
 
     energy: Tensor
-    left: Tensor
+    vectors: Tensor
+    root: Tensor | None = None
 
     @property
     def dropped(self) -> Tensor:
@@ -42,25 +47,45 @@ class Decomposition:
 
         U_r U_r^T W is SVD-LLM's U_r S_r V_r^T S^-1 (arXiv 2403.07378) without the inverse, which need not exist.
         """
-        left = self.left[:, :rank]
-        down = left.T @ weight.detach().to(left.dtype)
-        return down.to(weight.dtype).contiguous(), left.to(weight.dtype).contiguous()
+        weight = weight.detach()
+        left = self._left(weight, rank)
+        strips = [left.T @ part.to(left.dtype) for part in weight.split(STRIP, 1)]
+        return torch.cat([strip.to(weight.dtype) for strip in strips], 1), left.to(weight.dtype).contiguous()
+
+    def _left(self, weight: Tensor, rank: int) -> Tensor:
+        vectors = self.vectors[:, :rank].to(weight.device)
+        if weight.shape[0] <= weight.shape[1]:
+            return vectors
+        root = None if self.root is None else self.root.to(weight.device)
+        parts = [part.to(vectors.dtype) for part in weight.split(STRIP)]
+        # W S V has U times the singular values for columns; QR normalises them, also those of singular value 0.
+        return torch.linalg.qr(torch.cat([(part if root is None else part @ root) @ vectors for part in parts])).Q
 
 
-def decompose(weight: Tensor, second: Tensor | None = None) -> Decomposition:
+def decompose(weight: Tensor, second: Tensor | None = None, root: Tensor | None = None) -> Decomposition:
     """Decompose a Linear's weight (out, in), whitened by the uncentred second moment (in, in) of its input if given.
 
     By the Gram matrix of the smaller side, in float64. The energy then is that of the outputs: their mean squared norm.
+    root: the moment's `whitener`, if that is there already.
     """
     matrix = weight.detach().double()
     rows, columns = matrix.shape
     if rows <= columns:
-        return Decomposition(*eigh(matrix @ matrix.T if second is None else matrix @ second.to(matrix) @ matrix.T))
+        moment = None if second is None else second.to(matrix)
+        return Decomposition(*eigh(_symmetric(rows, lambda a: a if moment is None else a @ moment, matrix.T, matrix)))
     if second is not None:
-        matrix = matrix @ whitener(second)
-    energy, right = eigh(matrix.T @ matrix)
-    # The columns of W S V are U times the singular values; QR normalises them, also those of singular value 0.
-    return Decomposition(energy, torch.linalg.qr(matrix @ right).Q)
+        root = whitener(second) if root is None else root
+        matrix = matrix @ root
+    return Decomposition(*eigh(_symmetric(columns, lambda a: a, matrix, matrix.T)), root)
+
+
+def _symmetric(size: int, left: Callable[[Tensor], Tensor], right: Tensor, rows: Tensor) -> Tensor:
+    """left(rows) @ right (size, size), known to be symmetric: only what is on and below the diagonal, by strips."""
+    made = rows.new_zeros(size, size)
+    for start in range(0, size, STRIP):
+        strip = slice(start, start + STRIP)
+        made[strip, : start + STRIP] = left(rows[strip]) @ right[:, : start + STRIP]
+    return made
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,15 +239,12 @@ POINTS = 512  # about the most points of one FFN: ranks of a large one are finer
 
 @dataclass(frozen=True)
 class Factorable:
-    """A Linear as found, whatever becomes of the model since; `second` whitens its input.
-
-    second: uncentred moment (in, in), or its diagonal (in,) where features count as uncorrelated; none: plain SVD.
-    """
+    """A Linear as found, whatever becomes of the model since; `part` is its decomposition, if there is one yet."""
 
     path: str
     weight: Tensor = field(repr=False)
     bias: Tensor | None = field(repr=False)
-    second: Tensor | None = field(repr=False)
+    part: Decomposition | None = field(default=None, repr=False)
 
     @property
     def rank_macs(self) -> int:
@@ -238,23 +260,37 @@ class Factorable:
         """What a pair costs of what the Linear costs."""
         return rank * self.rank_macs / self.weight.numel()
 
-    def decompose(self) -> Decomposition:
-        diagonal = self.second is not None and self.second.dim() == 1
-        return decompose(self.weight, self.second.diag() if self.second is not None and diagonal else self.second)
 
-
-def factorables(model: nn.Module, units: Units, second: Mapping[str, Tensor] | None = None) -> tuple[Factorable, ...]:
-    """The Linears of an FFN, producers first; second: by path, what whitens their inputs."""
+def factorables(model: nn.Module, units: Units) -> tuple[Factorable, ...]:
+    """The Linears of an FFN, producers first."""
     found = []
     for path in dict.fromkeys([*(rows.module for rows in units.producers), units.consumer]):
         weight, bias = (model.get_submodule(path)._parameters[name] for name in ("weight", "bias"))
         assert weight is not None
-        found.append(
-            Factorable(
-                path, weight.detach(), None if bias is None else bias.detach(), None if second is None else second[path]
-            )
-        )
+        found.append(Factorable(path, weight.detach(), None if bias is None else bias.detach()))
     return tuple(found)
+
+
+def decomposed(linears: Iterable[Factorable], second: Callable[[str], Tensor] | None = None) -> tuple[Factorable, ...]:
+    """The Linears with their decompositions, which lie in the machine's memory: a model's do not fit on its GPU.
+
+    second: from a path, what whitens its input: an uncentred moment (in, in), or its diagonal (in,) where features
+    count as uncorrelated. None: plain SVD.
+    """
+    made: list[Factorable] = []
+    moment = root = kept = None
+    for linear in linears:
+        before, moment = moment, None if second is None else second(linear.path)
+        if moment is not None:
+            moment = moment.diag() if moment.dim() == 1 else moment
+            if linear.weight.shape[0] <= linear.weight.shape[1]:
+                root = kept = None
+            elif root is None or before is None or not torch.equal(before, moment):  # gate and up read the same
+                root = whitener(moment)
+                kept = root.cpu()
+        part = decompose(linear.weight, moment, root)
+        made.append(replace(linear, part=Decomposition(part.energy.cpu(), part.vectors.cpu(), kept)))
+    return tuple(made)
 
 
 def equal_shares(linear: Factorable) -> Callable[[float], float]:
@@ -316,6 +352,6 @@ def _low_rank_pairs(linears: Sequence[Factorable], ranks: Sequence[int | None]) 
     made = {}
     for linear, rank in zip(linears, ranks, strict=True):
         if rank is not None:
-            down, up = linear.decompose().factors(linear.weight, rank)
+            down, up = (linear.part or decompose(linear.weight)).factors(linear.weight, rank)
             made[linear.path] = LowRank(down, up, None if linear.bias is None else linear.bias.clone())
     return made

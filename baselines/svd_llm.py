@@ -10,7 +10,7 @@ LoRA afterwards, the paper's second step.
 
 from __future__ import annotations
 
-from baselines.linalg import equal_shares, factorables, low_rank
+from baselines.linalg import decomposed, equal_shares, factorables, low_rank
 from harness.calibration import Calibration, linears
 from harness.types import VLM, Ranking
 
@@ -20,9 +20,8 @@ UNITS = "ffn"
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
     """Points of equal shares; weights and input moments decide about the factors, nothing about the ranks."""
     moments = calibration.moments([path for block in vlm.blocks for path in linears(block.ffn)])
-    second = {path: moment.second for path, moment in moments.items()}
     scores = {}
     for block in vlm.blocks:
-        found = factorables(vlm.model, block.ffn, second)
+        found = decomposed(factorables(vlm.model, block.ffn), lambda path: moments[path].second)
         scores[block.name, "ffn"] = low_rank(block.ffn, found, map(equal_shares, found))
     return Ranking(scores)

@@ -43,7 +43,7 @@ def bars(*, quick: bool = False, device: str = "cpu", progress: Progress = lambd
     yield from sweep_bars(40 if quick else 200, device, progress)
     yield from speed(quick, device, progress)
     for own in registry.benches().values():
-        yield from own(quick=quick, progress=progress)
+        yield from own(quick=quick, device=device, progress=progress)
     if not device.startswith("cuda"):
         yield Bar(
             "evaluation throughput on a GPU", GOALS["throughput"]["cuda"], command="infoprune bench --device cuda"

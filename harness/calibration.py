@@ -20,59 +20,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from harness import moments
 from harness.attention import EntropyMeter
 from harness.families import family
+from harness.moments import Course, Features, Lazy, Moment, Stream, Sum, block_linears
+from harness.moments import linears as linears  # what methods ask for statistics of
 from harness.prompts import encode
 from harness.types import VLM, Component, Extent, InputError, Kind, Sample, Units
 
 ENCODED = "encoded"
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What one Linear reads on the calibration set: rows N, mean (d,), uncentred second moment A^T A / N (d, d)."""
-
-    count: int
-    mean: Tensor
-    second: Tensor
-
-    @property
-    def covariance(self) -> Tensor:
-        """The centred second moment, (d, d)."""
-        return self.second - torch.outer(self.mean, self.mean)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one Linear reads on the calibration set, a feature each: mean, mean square, mean absolute value (d,)."""
-
-    mean: Tensor
-    square: Tensor
-    absolute: Tensor
-
-    @property
-    def variance(self) -> Tensor:
-        """(d,), not below 0."""
-        return (self.square - self.mean.square()).clamp(min=0)
-
-    def to(self, device: str | torch.device) -> Features:
-        return Features(*(values.to(device) for values in (self.mean, self.square, self.absolute)))
-
-
-@dataclass
-class _Sum:
-    """A moment in the making, in float64: the small singular values of a layer are far below its largest."""
-
-    count: int
-    total: Tensor
-    gram: Tensor
-
-    def add(self, rows: Tensor) -> None:
-        rows = rows.double()
-        self.count += len(rows)
-        self.total += rows.sum(0)
-        self.gram += rows.T @ rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +56,9 @@ class Calibration:
         samples: Sequence[Sample],
         batch_size: int = 16,
         progress: Callable[[str], None] = lambda text: None,
+        room: int | None = None,
     ) -> None:
+        """room: bytes that moments may take up together, by default as many as harness/moments.py says."""
         if not samples:
             raise InputError("calibration: samples: there are none, at least 1 is needed")
         if batch_size < 1:
@@ -107,19 +67,22 @@ class Calibration:
         self.samples = tuple(samples)
         self.batch_size = batch_size
         self.progress = progress  # a line on what a long ranking is doing
+        self.room = moments.room(vlm.model) if room is None else room
         self._kept: dict[tuple[Hashable, Hashable], tuple[Any, _Pass]] = {}
         self._used: set[_Pass] = set()
+        self._stream: Stream | None = None  # of the passes for moments, once there was no room for all in one
 
     def batches(self) -> Iterator[dict[str, Any]]:
-        """Encoded inputs with labels, on the model's device."""
-        return (dict(batch) for batch in self._encoded())
+        """Encoded inputs with labels, on the model's device; between passes they are in the machine's memory."""
+        device = _device(self.vlm.model)
+        return (_on(device, batch) for batch in self._encoded())
 
     @cached_property
     def singly(self) -> Calibration:
         """The same samples one at a time: a row a sample in `gate_gradients`, and no padding."""
         if self.batch_size == 1:
             return self
-        made = Calibration(self.vlm, self.samples, 1, self.progress)
+        made = Calibration(self.vlm, self.samples, 1, self.progress, self.room)
         made._used = self._used
         return made
 
@@ -128,11 +91,17 @@ class Calibration:
         """Gives a clock of what the work inside costs by itself, in seconds.
 
         What others had made before and is used inside counts with the time of its pass: whoever asks first is not the
-        only one who pays.
+        only one who pays. Afterwards moments that are no more than a part of those asked for are let go: what goes
+        through them next begins with the first.
         """
         self._used.clear()
         start = time.perf_counter()
-        yield lambda: time.perf_counter() - start + sum(p.seconds for p in self._used if p.ended <= start)
+        try:
+            yield lambda: time.perf_counter() - start + sum(p.seconds for p in self._used if p.ended <= start)
+        finally:
+            if self._stream is not None:
+                self._stream = None
+                self._forget()
 
     def _keep(
         self, kind: Hashable, wanted: Iterable[Any], make: Callable[[list[Any]], Mapping[Any, Any]]
@@ -178,30 +147,57 @@ class Calibration:
         for start in range(0, len(self.samples), self.batch_size):
             part = self.samples[start : start + self.batch_size]
             images, texts, answers = [[s.image] for s in part], [s.question for s in part], [s.answer for s in part]
-            batches.append(encode(self.vlm.processor, images, texts, answers, _device(self.vlm.model)))
+            batches.append(encode(self.vlm.processor, images, texts, answers))
         return batches
 
     def moments(self, modules: Iterable[str]) -> Mapping[str, Moment]:
-        """Moments of the inputs of these Linears of the model's blocks, by module path; one pass for all new ones.
+        """Moments of the inputs of these Linears of the model's blocks, by module path; made as there is room for them.
 
-        Padding does not count; of the vision tower, every patch does. Float64, on the model's device.
-        Raises InputError naming the first layer whose input is not finite.
+        A pass makes as many as `room` holds, from the one that is asked for on, in the order of the forward pass, and
+        ends behind the last of them; older ones are let go before it. Where all fit, that is one pass, made here. So go
+        through them in that order, and keep none. Padding does not count; of the vision tower, every patch does.
+        Float64, on the model's device. Raises InputError, at its pass, naming the first layer with an input not finite.
         """
-        return self._keep("moments", modules, self._moments)
+        wanted = list(dict.fromkeys(modules))
+        if missing := self._missing(wanted):
+            self._moment(missing[0], wanted)
+        if not self._missing(wanted):
+            self._keep("moments", wanted, self._moments)  # all count as used; else each does when it is looked at
+        return Lazy(wanted, lambda path: self._moment(path, wanted))
+
+    def _missing(self, paths: Iterable[str]) -> list[str]:
+        """Those of the Linears that have no moment now, in the order of the forward pass."""
+        return sorted((path for path in paths if ("moments", path) not in self._kept), key=self._course.place)
+
+    def _moment(self, path: str, wanted: Sequence[str]) -> Moment:
+        if ("moments", path) not in self._kept:
+            model, place = self.vlm.model, self._course.place(path)
+            now = moments.ahead(model, (p for p in self._missing(wanted) if self._course.place(p) >= place), self.room)
+            if len(now) < len(self._missing(wanted)) and self._stream is None:
+                self._stream = Stream(self.vlm)
+            self._forget(self.room - sum(moments.size(model, each) for each in now))
+            self._keep("moments", now, self._moments)
+        return self._keep("moments", [path], self._moments)[path]
+
+    def _forget(self, room: int = -1) -> None:
+        """Let the moments go that do not fit into so many bytes, the newest staying longest."""
+        for key in reversed([key for key in self._kept if key[0] == "moments"]):
+            room -= moments.size(self.vlm.model, str(key[1]))
+            if room < 0:
+                del self._kept[key]
 
     def _moments(self, modules: list[str]) -> dict[str, Moment]:
-        sums: dict[str, _Sum] = {}
+        sums: dict[str, Sum] = {}
 
         def add(path: str, rows: Tensor) -> None:
             if path not in sums:
-                zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-                sums[path] = _Sum(0, zero, torch.outer(zero, zero))
+                sums[path] = Sum.empty(rows.shape[1], rows.device)
             sums[path].add(rows)
 
-        self.visit(modules, add)
+        self.visit(modules, add, self._stream)
         for path, sum_ in sums.items():  # in the order of the forward pass
-            self._check(path, sum_.total, sum_.gram)
-        return {path: Moment(s.count, s.total / s.count, s.gram / s.count) for path, s in sums.items()}
+            self._check(path, sum_.total, sum_.gram.diagonal())  # no entry is larger than the largest there
+        return {path: sum_.moment() for path, sum_ in sums.items()}
 
     def _check(self, path: str, *sums: Tensor) -> None:
         if not all(sum_.isfinite().all() for sum_ in sums):
@@ -248,19 +244,15 @@ class Calibration:
         self.visit(modules, take)
         return {path: torch.cat(parts) for path, parts in found.items()}
 
-    def visit(self, modules: Iterable[str], see: Callable[[str, Tensor], None]) -> None:
+    def visit(self, modules: Iterable[str], see: Callable[[str, Tensor], None], stream: Stream | None = None) -> None:
         """One pass without gradients; `see` gets the path and input rows (n, in) of each Linear, a batch at a time.
 
-        The rows are views of activations: copy what is to be kept. Padding is left out.
+        The rows are views of activations: copy what is to be kept. Padding is left out. A batch ends before the first
+        block of the language model behind which nothing is asked for; with a stream it begins where the last one ended.
         """
-        model = self.vlm.model
-        patches = {
-            path
-            for block in self.vlm.blocks
-            if block.component == "vision"
-            for units in (block.heads, block.ffn)
-            for path in (units.consumer, *(rows.module for rows in units.producers))
-        }
+        model, modules, device = self.vlm.model, list(modules), _device(self.vlm.model)
+        stream = Stream(self.vlm, lasting=False) if stream is None else stream
+        patches = {p for block in self.vlm.blocks if block.component == "vision" for p in block_linears(block)}
         real = torch.empty(0)
 
         def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -269,10 +261,15 @@ class Calibration:
         with self.frozen(), torch.no_grad(), ExitStack() as hooks:
             for path in modules:
                 hooks.callback(model.get_submodule(path).register_forward_pre_hook(hook(path)).remove)
-            for batch in self.batches():
-                del batch["labels"]
-                real = batch["attention_mask"].bool()
-                model(**batch, use_cache=False)
+            run = hooks.enter_context(stream.going(*self._course.span(modules)))
+            for number, batch in enumerate(self._encoded()):
+                real = batch["attention_mask"].to(device).bool()
+                inputs = {key: value for key, value in batch.items() if key != "labels"}
+                run(number, lambda given=inputs: model(**_on(device, given), use_cache=False, logits_to_keep=1))
+
+    @cached_property
+    def _course(self) -> Course:
+        return Course(self.vlm)
 
     def gate_gradients(self) -> Mapping[tuple[str, Kind], Tensor]:
         """Derivative of the answer loss by a gate on each unit, one row per mini-batch: (batches, count), float64, CPU.
@@ -292,7 +289,7 @@ class Calibration:
         rows: list[tuple[Tensor, ...]] = []
         with self.frozen(), torch.enable_grad(), self.gated(gates):
             for batch in self.batches():
-                loss = model(**batch, use_cache=False).loss
+                loss = cross_entropy(*answer_logits(model, batch))
                 rows.append(torch.autograd.grad(loss, list(gates.values())))
         gradients = {key: torch.stack([row[i] for row in rows]).double().cpu() for i, key in enumerate(gates)}
         for (block, kind), gradient in gradients.items():
@@ -313,7 +310,7 @@ class Calibration:
                 undo.callback(weight.requires_grad_, False)
                 weight.requires_grad_(True)
             for batch in self.batches():
-                found = torch.autograd.grad(model(**batch, use_cache=False).loss, list(weights.values()))
+                found = torch.autograd.grad(cross_entropy(*answer_logits(model, batch)), list(weights.values()))
                 for path, gradient in zip(weights, found, strict=True):
                     if not gradient.isfinite().all():
                         raise InputError(f"model {self.vlm.name}: {path}: the answer loss has a NaN or Inf gradient")
@@ -343,9 +340,9 @@ class Calibration:
         enough = None if samples is None else -(-samples // self.batch_size)
         with self.frozen(), torch.no_grad(), self.gated(gates or {}):
             for batch in itertools.islice(self.batches(), enough):
-                tokens = int((batch["labels"] != -100).sum())
-                total += float(self.vlm.model(**batch, use_cache=False).loss) * tokens
-                count += tokens
+                logits, tokens = answer_logits(self.vlm.model, batch)
+                total += float(cross_entropy(logits, tokens)) * len(tokens)
+                count += len(tokens)
         return total / count
 
     @contextmanager
@@ -394,9 +391,8 @@ def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     return logits[wanted].float(), labels[:, -width:][wanted]
 
 
-def linears(units: Units) -> list[str]:
-    """The modules that lose weights with a unit: its producers and the consumer."""
-    return list(dict.fromkeys([*(rows.module for rows in units.producers), units.consumer]))
+def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to(device) for key, value in batch.items()}
 
 
 def unit_sums(units: Units, totals: Callable[[str, int], Tensor]) -> Tensor:

@@ -188,7 +188,7 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 def benches() -> dict[str, Callable[..., list[Bar]]]:
     """What other packages add to `infoprune bench`, contestants among them: entry points of the group
-    `infoprune.benches`, each a function `bars(quick, progress)`."""
+    `infoprune.benches`, each a function `bars(quick, device, progress)`."""
     return {point.name: point.load() for point in sorted(entry_points(group=BENCHES), key=lambda point: point.name)}
 
 

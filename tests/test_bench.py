@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from commands import Call, refused
 
-from harness import bench, families, registry, tasks
-from harness.types import VLM, Bar
+from harness import bench, compression, families, registry, tasks
+from harness.types import VLM, Bar, Budget
 
 
 def test_a_bar_holds_by_its_ratio_its_direction_and_its_soundness() -> None:
@@ -124,3 +124,44 @@ def test_what_is_timed_is_smaller(tiny: VLM) -> None:
 def test_contestants_add_bars_of_their_own() -> None:
     own = registry.benches()
     assert "svd" in own and all(callable(made) for made in own.values())
+
+
+@pytest.mark.parametrize(("method", "options"), [("infoprune", {"arm": "factor", "weigh": "one"}), ("svd_llm", {})])
+def test_compression_is_measured_on_the_ordinary_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
+    small = {"hidden_size": 128, "intermediate_size": 256}
+    monkeypatch.setattr(compression, "TEXT", compression.TEXT | small)
+    monkeypatch.setattr(compression, "VISION", compression.VISION | {"embed_dim": 64, "hidden_size": 128})
+    monkeypatch.setattr(compression, "SECTION", [2, 3, 3])
+    monkeypatch.setattr(compression, "SAMPLES", {"cpu": 2})
+    if method != "infoprune":  # ranks FFNs only
+        monkeypatch.setattr(compression, "Budget", lambda scope, keep, extents: Budget(scope, 0.5, "ffn", extents))
+    spent = compression.compress(compression.reduced(tmp_path), method, options, "float32", "cpu")
+    assert spent.flops_kept == pytest.approx(0.3125 if method == "infoprune" else 0.5, rel=0.01)
+    assert spent.passes > 1 and spent.peak_over_weights > 1
+    assert min(spent.statistics, spent.ranking, spent.solve, spent.surgery, spent.svd) > 0
+
+
+def test_what_a_gpu_has_to_show_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = compression.Spent(5.0, 2.0, 0.5, 0.5, 30.0, 9, 1.4, 0.3125)
+
+    class Pool:
+        def __init__(self, *_: Any) -> None: ...
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def apply(self, *_: Any) -> compression.Spent:
+            return spent
+
+    monkeypatch.setattr(compression.multiprocessing.get_context("spawn").__class__, "Pool", Pool)
+    monkeypatch.setattr(compression, "compress", lambda *_: spent)
+    speed, *unseen = compression.bars("random", {})
+    assert speed.ratio == 10 and speed.holds and speed.detail["peak_over_weights"] == 1.4
+    assert [(bar.goal, bar.at_most, bar.holds, bar.command) for bar in unseen] == [
+        (1.3, True, None, compression.COMMAND),
+        (60, True, None, compression.COMMAND),
+    ]
+    speed, memory, seconds = compression.bars("random", {}, device="cuda")
+    assert (speed.holds, memory.ratio, memory.holds, seconds.ratio, seconds.holds) == (True, 1.4, False, 8, True)

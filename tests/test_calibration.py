@@ -55,7 +55,7 @@ def test_moments_are_those_of_all_real_tokens(tiny: VLM, samples: list[Sample], 
 
 def test_each_statistic_costs_one_pass(tiny: VLM, samples: list[Sample]) -> None:
     calls: list[int] = []
-    hook = tiny.model.register_forward_hook(lambda *_: calls.append(1))
+    hook = tiny.model.register_forward_pre_hook(lambda *_: calls.append(1))
     calibration = Calibration(tiny, samples, batch_size=4)  # two batches
     first, second = (block.heads.consumer for block in tiny.blocks[:2])
     calibration.moments([first])
@@ -78,7 +78,7 @@ def test_who_uses_what_others_made_pays_for_it_too(
         now += 10
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    hook = tiny.model.register_forward_hook(pass_of_ten)
+    hook = tiny.model.register_forward_pre_hook(pass_of_ten)
     calibration = Calibration(tiny, samples, batch_size=len(samples))
     first, second = (block.heads.consumer for block in tiny.blocks[:2])
     bills = []

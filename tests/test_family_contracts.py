@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import DYNAMIC_CACHE_IMPLEMENTA
 
 from harness import families, registry, surgery, tasks
 from harness.budget import TOLERANCE, solve
-from harness.calibration import Calibration
+from harness.calibration import Calibration, linears
 from harness.metrics import flops
 from harness.prompts import encode
 from harness.tasks import adapter
@@ -243,6 +243,14 @@ def test_generation_works_with_every_cache(vlm: VLM, inputs: Inputs) -> None:
         expected = generate(model, inputs, use_cache=False)
         for cache in kinds:
             assert generate(model, inputs, cache_implementation=cache) == expected, cache
+
+
+def test_statistics_in_many_passes_are_those_of_one(vlm: VLM) -> None:
+    samples = [Sample(picture(i, 64 + 32 * (i % 2), 64), "How many stars?"[: 9 + i], "two") for i in range(3)]
+    paths = [path for block in vlm.blocks for kind in ("heads", "ffn") for path in linears(block.units(kind))]
+    whole, parts = (Calibration(vlm, samples, 2, room=room).moments(paths) for room in (1 << 30, 1))
+    for path in paths:
+        assert torch.equal(whole[path].second, parts[path].second) and whole[path].count == parts[path].count
 
 
 def test_padding_changes_no_answer(vlm: VLM) -> None:

@@ -19,7 +19,7 @@ from baselines.infoprune.channels import select
 from baselines.infoprune.compose import compose
 from baselines.infoprune.ffn import Arm, Ffn, factor
 from baselines.infoprune.heads import Layer, Loss, score
-from harness.calibration import Calibration, Moment
+from harness.calibration import Calibration, Lazy, Moment
 from harness.types import VLM, Additive, Block, InputError, Kind, Option, Options, Ranking, Score
 
 ROLE = "studied"
@@ -56,18 +56,19 @@ def rank(
     if not (k >= 1 if isinstance(k, int) else 0 < k < 1):
         raise InputError(f"infoprune: k: {k} should be a share of the energy in (0, 1) or a whole number from 1 on")
     loss = Loss(alpha, beta, distribution, ks_over, k)
-    moments, scarce = enough(calibration, [block.heads.consumer for block in vlm.blocks] + ffn_inputs(vlm, arm, whiten))
+    paths = [block.heads.consumer for block in vlm.blocks] + ffn_inputs(vlm, arm, whiten)
+    moments, scarce = enough(calibration, paths)
     weights = stakes(vlm, calibration, weigh)
     scores: dict[tuple[str, Kind], Score] = {}
-    log: dict[str, Any] = {"regularised": scarce} if scarce else {}
-    for block in vlm.blocks:
+    log: dict[str, Any] = {}
+    for block in vlm.blocks:  # and so through the moments, of which a large model's do not fit in memory together
         damage, head_log = score(head_layer(vlm, block, moments, output), loss, search)
         points, ffn_log = compress(vlm, block, calibration, moments, arm, whiten)
         worth = {kind: weights.get((block.name, kind), 1.0) for kind in ("heads", "ffn")}
         scores[block.name, "heads"] = Additive(tuple(worth["heads"] * value for value in damage))
         scores[block.name, "ffn"] = weighed(points, worth["ffn"])
         log[block.name] = {"heads": head_log, "ffn": ffn_log} | ({"weight": worth} if weights else {})
-    return Ranking(scores, rounded(log))
+    return Ranking(scores, rounded(({"regularised": sorted(scarce, key=paths.index)} if scarce else {}) | log))
 
 
 def head_layer(vlm: VLM, block: Block, moments: Mapping[str, Moment], output: options.Output) -> Layer:
@@ -91,13 +92,12 @@ def compress(
     """The points of a block's FFN by an arm."""
     ffn = Ffn.found(vlm.model, block.ffn)
     if arm == "select":
-        return select(ffn, moments[block.ffn.consumer], whiten)
-    second = {path: moment.second for path, moment in moments.items()} if whiten else None
+        return select(ffn, Lazy([block.ffn.consumer], moments.__getitem__), whiten)  # to be sent with it: no more
     if arm == "factor" or block.ffn.gated:
-        return factor(ffn, second)
+        return factor(ffn, (lambda path: moments[path].second) if whiten else None)
     (first,) = ffn.producers
     reads = [b.ffn.producers[0].module for b in vlm.blocks if not b.ffn.gated]  # one pass for all blocks
-    return compose(ffn, arm, calibration.rows(reads)[first.path], second[first.path] if second else None)
+    return compose(ffn, arm, calibration.rows(reads)[first.path], moments[first.path].second if whiten else None)
 
 
 def weighed(points: Options, weight: float) -> Options:
@@ -130,25 +130,29 @@ def stakes(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tup
     return {key: max(value, floor, 1e-12) for key, value in found.items()}
 
 
-def enough(calibration: Calibration, paths: list[str]) -> tuple[dict[str, Moment], list[str]]:
-    """Moments fit to be inverted, and the Linears for which there was too little data.
+def enough(calibration: Calibration, paths: list[str]) -> tuple[Mapping[str, Moment], list[str]]:
+    """Moments fit to be inverted, and the Linears for which there was too little data, as they are come upon.
 
     With fewer rows than columns a moment is drawn towards its diagonal, the more the fewer, with a warning.
     """
-    found: dict[str, Moment] = {}
+    found = calibration.moments(paths)
     scarce: list[str] = []
-    for path, moment in calibration.moments(paths).items():
+
+    def fit(path: str) -> Moment:
+        moment = found[path]
         width = len(moment.mean)
-        if moment.count < width:
+        if moment.count >= width:
+            return moment
+        if path not in scarce:
             logging.getLogger(__name__).warning(
                 "infoprune: %s: %d calibration rows for %d columns; its covariance is regularised",
                 path, moment.count, width,
             )  # fmt: skip
             scarce.append(path)
-            share = 1 - moment.count / width
-            moment = Moment(moment.count, moment.mean, _towards_diagonal(moment.second, share))
-        found[path] = moment
-    return found, scarce
+        share = 1 - moment.count / width
+        return Moment(moment.count, moment.mean, _towards_diagonal(moment.second, share))
+
+    return Lazy(paths, fit), scarce
 
 
 def _towards_diagonal(second: Tensor, share: float) -> Tensor:

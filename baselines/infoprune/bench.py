@@ -1,4 +1,5 @@
-"""How much faster the SVD routes of this package are than `torch.linalg.svd`, and how exact: bars of `infoprune bench`.
+"""How much faster the SVD routes of this package are than `torch.linalg.svd`, and how exact; what compression takes:
+the method's own bars of `infoprune bench`.
 
     python -m baselines.infoprune.bench --size 1792x9472 --size 3584x18944
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from baselines.linalg import decompose, randomized_svd, truncated_svd
+from harness import compression
 from harness.types import Bar
 
 SIZES = ((1792, 9472), (3584, 18944))
@@ -25,14 +27,18 @@ GOAL, ERROR = 8.0, 1e-3  # times as fast as torch.linalg.svd; relative error of 
 DECAY = (
     0.5  # row i is scaled by i^-DECAY: between trained weights, about 0.25, and whitened ones, which fall off faster
 )
+TRAINING_FREE = {"arm": "factor", "weigh": "one"}  # no weights refitted, no answers read
 ITERATIONS = 8  # fewer are faster, and miss the energy error that is asked for on such a slow decay
 
 
-def bars(quick: bool = False, progress: Callable[[str], None] = lambda text: None) -> list[Bar]:
-    """What `infoprune bench` shows of them: the routes that methods use, at the smaller size only if `quick`."""
+def bars(
+    quick: bool = False, device: str = "cpu", progress: Callable[[str], None] = lambda text: None
+) -> Iterator[Bar]:
+    """What `infoprune bench` shows: the routes that methods use, `quick` at the smaller size only; and compression."""
     progress("singular values")
     found = svd_routes(SIZES[:1] if quick else SIZES, repeats=1 if quick else 2)
-    return [bar for bar in found if "randomised" not in bar.name]  # a route that no method takes
+    yield from (bar for bar in found if "randomised" not in bar.name)  # a route that no method takes
+    yield from compression.bars("infoprune", TRAINING_FREE, device=device, progress=progress)
 
 
 def svd_routes(

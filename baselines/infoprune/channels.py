@@ -1,13 +1,13 @@
 """FFN arm `select`: hidden channels stay or go, and W2 is refitted by least squares for those that stay.
 
-    options, log = select(ffn, calibration.moments([consumer])[consumer], whiten=True)
+    options, log = select(ffn, calibration.moments([ffn.consumer.path]), whiten=True)
 
 Gate and up of a gated FFN go together: a channel is what the consumer reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,57 +21,94 @@ from harness.calibration import Moment
 from harness.types import Dense, Options, Replacement
 
 COUNTS = 64  # points of one block
+BLOCK = 64  # channels that are picked between two updates of the whole covariance
 
 
-def select(ffn: Ffn, moment: Moment, whiten: bool) -> tuple[Options, dict[str, Any]]:
+def select(ffn: Ffn, moments: Mapping[str, Moment], whiten: bool) -> tuple[Options, dict[str, Any]]:
     """Points at up to 64 numbers of channels, chosen one by one so that each takes most of what is left of the error.
 
     whiten: the error is that of the outputs, from the covariance of the channels (orthogonal matching pursuit);
     without, channels count as uncorrelated and the columns of W2 with the largest norm come first. W2 and its bias are
     refitted by the covariance in either case. Loss: the error of the output as a share of its second moment.
     """
-    weight, covariance = ffn.consumer.weight.double(), moment.covariance
-    norms = weight.square().sum(0)
-    order = pursuit(covariance, weight) if whiten else norms.argsort(descending=True, stable=True)
+    weight, moment = ffn.consumer.weight.double(), moments[ffn.consumer.path]
     energy = float((weight @ moment.second * weight).sum())
+    if whiten:
+        order, errors = pursuit(moment.covariance, weight)
+    else:
+        order, errors = weight.square().sum(0).argsort(descending=True, stable=True), None
+    found, losses = _channels(ffn, moments, order, errors, energy, 1)
+    log = {"channels": {"loss": losses[::8]}}
+    return replace(found, aligned=lambda step: _channels(ffn, moments, order, errors, energy, step)[0]), log
+
+
+def _channels(
+    ffn: Ffn, moments: Mapping[str, Moment], order: Tensor, errors: Sequence[float] | None, energy: float, step: int
+) -> tuple[Options, list[float]]:
+    """The points at multiples of `step` channels, and the losses of all that were looked at.
+
+    What makes them keeps no moment: of a large model that would be the memory of many.
+    """
     count = len(order)
     counts = torch.linspace(count - 1, 1, min(COUNTS, count - 1)).round().long().tolist()
     losses: list[float] = []
 
-    def walk(step: int) -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
+    def walk() -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
+        covariance = moments[ffn.consumer.path].covariance if errors is None else torch.empty(0)
         for kept in filter(None, dict.fromkeys(number - number % step for number in counts)):
-            error = weight - _refit(weight, covariance, order[:kept])
-            losses.append(max(0.0, float((error @ covariance * error).sum())) / energy if energy > 0 else 0.0)
-            make = partial(_make, ffn, moment, order[:kept].sort().values)
-            yield f"channels {kept}", kept * ffn.units.token_macs, losses[-1], make
+            error = errors[kept] if errors is not None else _error(ffn.consumer.weight, covariance, order[:kept])
+            losses.append(max(0.0, error) / energy if energy > 0 else 0.0)
+            yield f"channels {kept}", kept * ffn.units.token_macs, losses[-1], partial(_make, ffn, moments, order, kept)
 
-    found = points(ffn, walk(1))
-    log = {"channels": {"loss": losses[::8]}}
-    return replace(found, aligned=lambda step: points(ffn, walk(step))), log
+    return points(ffn, walk()), losses
 
 
-def pursuit(covariance: Tensor, weight: Tensor) -> Tensor:
-    """All channels (h,), the one first that explains most of weight (d, h) times the channels, then the next most.
+def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, list[float]]:
+    """All channels (h,), the one first that explains most of weight (d, h) times the channels, then the next most; and
+    the error of the output that is left after each number of them, 0 .. h.
 
-    A pivoted Cholesky factorisation of the covariance (h, h) whose pivot is the largest drop of the output's error.
+    A pivoted Cholesky factorisation of the covariance (h, h), whose pivot is the largest drop of the output's error.
+    Updates wait until there are BLOCK of them, and until then what is looked at is made up for them one by one.
     """
     rest = covariance.clone()
     effect = weight @ rest
-    floor = covariance.diagonal().max() * len(covariance) * torch.finfo(covariance.dtype).eps
-    left = torch.ones(len(covariance), dtype=torch.bool, device=covariance.device)
-    order = []
-    for _ in range(len(covariance)):
-        variance = rest.diagonal()
-        gain = effect.square().sum(0) / variance.clamp(min=floor if floor > 0 else 1)
-        gain = torch.where(variance > floor, gain, 0)
-        pick = int(torch.where(left, gain, -1).argmax())
-        order.append(pick)
-        left[pick] = False
-        if variance[pick] > floor:
-            row = rest[pick] / variance[pick]
-            effect = effect - torch.outer(effect[:, pick], row)
-            rest = rest - torch.outer(rest[:, pick].clone(), row)
-    return torch.tensor(order, device=covariance.device)
+    largest = float(rest.diagonal().max())
+    floor = largest * len(rest) * torch.finfo(rest.dtype).eps
+    left = torch.ones(len(rest), dtype=torch.bool, device=rest.device)
+    order: list[int] = []
+    drops: list[Tensor] = []
+    whole = (effect * weight).sum()
+    for start in range(0, len(rest), BLOCK):
+        size = min(BLOCK, len(rest) - start)
+        rows, scaled = (rest.new_zeros(size, len(rest)) for _ in range(2))  # of the updates: r and v r for v r^T r
+        columns = effect.new_zeros(len(effect), size)
+        variance, norms = rest.diagonal().clone(), effect.square().sum(0)
+        for n in range(size):
+            there = variance > floor
+            gain = torch.where(there, norms / variance.clamp(min=floor if floor > 0 else 1), 0)
+            pick = int(torch.where(left, gain, -1).argmax())
+            order.append(pick)
+            drops.append(gain[pick])
+            left[pick] = False
+            row = rest[pick] - rows[:n, pick] @ scaled[:n]
+            column = effect[:, pick] - columns[:, :n] @ rows[:n, pick]
+            scaled[n] = row * there[pick]
+            rows[n] = scaled[n] / variance[pick].clamp(min=floor if floor > 0 else 1)
+            columns[:, n] = column
+            along = column @ effect - (column @ columns[:, :n]) @ rows[:n]
+            norms = (norms - rows[n] * (2 * along - rows[n] * column.square().sum())).clamp(min=0)
+            variance = variance - rows[n] * scaled[n]
+        effect -= columns @ rows
+        rest -= rows.T @ scaled
+    errors = whole - torch.stack([torch.zeros_like(whole), *drops]).cumsum(0)
+    return torch.tensor(order, device=rest.device), errors.tolist()
+
+
+def _error(weight: Tensor, covariance: Tensor, kept: Tensor) -> float:
+    """Of the output, with these channels and the weight (d, h) refitted to them."""
+    weight = weight.double()
+    error = weight - _refit(weight, covariance, kept)
+    return float((error @ covariance * error).sum())
 
 
 def _refit(weight: Tensor, covariance: Tensor, kept: Tensor) -> Tensor:
@@ -81,11 +118,12 @@ def _refit(weight: Tensor, covariance: Tensor, kept: Tensor) -> Tensor:
     return made
 
 
-def _make(ffn: Ffn, moment: Moment, kept: Tensor) -> dict[str, Replacement]:
+def _make(ffn: Ffn, moments: Mapping[str, Moment], order: Tensor, count: int) -> dict[str, Replacement]:
+    kept = order[:count].sort().values
     made: dict[str, Replacement] = {}
     for linear in ffn.producers:
         made[linear.path] = Dense(linear.weight[kept], None if linear.bias is None else linear.bias[kept])
-    weight = ffn.consumer.weight.double()
+    weight, moment = ffn.consumer.weight.double(), moments[ffn.consumer.path]  # a large model's: made again for this
     refitted = _refit(weight, moment.covariance, kept)
     bias = (weight - refitted) @ moment.mean
     own = ffn.consumer.bias

@@ -12,13 +12,13 @@ What the arms replace, and the loss they report, a share of the FFN's output ene
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from baselines.infoprune.spectrum import effective_rank
-from baselines.linalg import Decomposition, Factorable, factorables, low_rank, thinned
+from baselines.linalg import Decomposition, Factorable, decomposed, factorables, low_rank, thinned
 from harness.types import Option, Options, Replacement, Units
 
 Arm = Literal["factor", "compose-linear", "compose-act", "compose-refit", "select"]
@@ -57,15 +57,15 @@ def points(dense: Ffn, others: Iterable[tuple[str, int, float, Callable[[], Mapp
     return Options(thinned(found))
 
 
-def factor(ffn: Ffn, second: Mapping[str, Tensor] | None = None) -> tuple[Options, dict[str, Any]]:
-    """The arm `factor`, whitened by the uncentred second moments of the Linears' inputs if given; and a log of spectra.
+def factor(ffn: Ffn, second: Callable[[str], Tensor] | None = None) -> tuple[Options, dict[str, Any]]:
+    """The arm `factor`, whitened by the uncentred second moments of inputs, from a path, if given; a log of spectra.
 
     The singular direction that holds the least energy per multiply-add goes first, over all Linears of the FFN, down to
     rank 1 each; a Linear stays dense above the break-even in * out / (in + out), where a pair would cost more.
     Loss: the dropped energy of each Linear's output as a share of it, added up.
     """
-    linears = [replace(linear, second=second[linear.path]) if second else linear for linear in ffn.linears]
-    parts = [linear.decompose() for linear in linears]
+    linears = decomposed(ffn.linears, second)
+    parts = [linear.part for linear in linears if linear.part]
 
     def dropped(place: int) -> Callable[[float], float]:
         curve, linear = parts[place].dropped.tolist(), linears[place]

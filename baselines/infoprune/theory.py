@@ -215,7 +215,10 @@ def _arms(ffn: Ffn, seen: Tensor, unseen: Tensor, second: Mapping[str, Tensor] |
         errors = [share(output(ffn, rows, made) - target, target) for rows, target in pairs]
         return _predicted(arm, option.label.split(" ", 1)[1], predicted, errors)
 
-    found = [measured("factor", option, option.loss) for option in _spread(factor(ffn, second)[0].points[1:])]
+    found = [
+        measured("factor", option, option.loss)
+        for option in _spread(factor(ffn, second.__getitem__ if second else None)[0].points[1:])
+    ]
     if ffn.units.gated:
         return found
     (first,) = ffn.producers

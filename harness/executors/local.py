@@ -153,7 +153,7 @@ class _Process:
         if limits.seconds is not None and self.began and time.monotonic() > self.began + limits.seconds:
             self._kill()
             return late(self.trial, self.device, limits.seconds)
-        if limits.memory is not None and (used := _resident(self.process.pid)) > limits.memory:
+        if limits.memory is not None and (used := resident(self.process.pid)) > limits.memory:
             self._kill()
             return failed(
                 self.trial, self.device, "MemoryLimit", f"used {used} bytes of memory, more than {limits.memory}"
@@ -186,8 +186,8 @@ class _Process:
         self._kill()
 
 
-def _resident(pid: int) -> int:
-    """Bytes of memory that a process has in use; 0 if it is gone."""
+def resident(pid: int | str = "self") -> int:
+    """Bytes of memory that a process has in use, by default this one; 0 if it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
