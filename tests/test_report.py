@@ -17,6 +17,7 @@ import pytest
 
 from harness import record
 from harness.report import FILES, INDEX, report, resources
+from harness.report.board import Board
 from harness.report.tables import board_frame, escape, panels, summary
 from harness.types import InputError
 
@@ -341,6 +342,15 @@ def test_variants_tunings_and_calibrations_are_curves_of_their_own() -> None:
         "taylor lora samples=128",
         "taylor samples=32",
     }
+
+
+def test_a_tuning_that_all_had_is_said_once() -> None:
+    tuned = [made("random", "vision", 0.5, tuning="lora"), made("taylor", "vision", 0.5, tuning="lora")]
+    items = [made("none", "all", 1.0), *tuned]
+    (panel,) = panels(board_frame(items))
+    assert {curve for curve, _ in panel.groups} == {"random", "taylor"}
+    assert ("Tuning", "lora") in Board.of("made", items).facts
+    assert "Tuning" not in dict(Board.of("made", [*items, made("random", "vision", 0.5)]).facts)
 
 
 def test_a_reconstruction_is_named_one(results: Path, tmp_path: Path) -> None:

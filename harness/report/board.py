@@ -59,6 +59,7 @@ class Board:
 
 def _measured(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     trials = [record["trial"] for record in records]
+    tunings = {trial["tuning"] for trial in trials if trial["method"] != "none"}
     found = [
         ("Model", sorted({trial["model"] for trial in trials})),
         ("Tasks", [_task(task, records) for task in sorted({task for trial in trials for task in trial["tasks"]})]),
@@ -66,6 +67,8 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         ("Precision", sorted({trial["dtype"] for trial in trials})),
         ("Machine", sorted({_machine(record["env"]) for record in records})),
     ]
+    if len(tunings) == 1 and tunings != {"none"}:  # what all have in common is not repeated in their names
+        found.append(("Tuning", sorted(tunings)))
     return [(name, plain(", ".join(values))) for name, values in found]
 
 

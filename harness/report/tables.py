@@ -89,7 +89,7 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
     the reason as its `status` and no metric. `curve` names what differs only in budget and seed, `setting` what
     may be compared at all, `collapse` what a trial's answers have collapsed to. The columns of `resources` are there if
-    a trial measured them.
+    a trial measured them. A tuning that every pruned model had stands in no curve's name.
     """
     calibrations: dict[str, set[str]] = {}
     for record in records:
@@ -97,7 +97,10 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         calibrations.setdefault(trial["method"], set()).add(_pairs(trial["calibration"]))
     tasks = sorted({task for record in records for task in record["trial"]["tasks"]})
     names = {task: _task_column(task) for task in tasks}
-    rows = [_row(record, names, len(calibrations[record["trial"]["method"]]) > 1) for record in records]
+    tunings = {record["trial"]["tuning"] for record in records if record["trial"]["method"] != "none"}
+    rows = [
+        _row(record, names, len(tunings) > 1, len(calibrations[record["trial"]["method"]]) > 1) for record in records
+    ]
     first = [name for name in MEASURED if name not in ("total_flops_kept", "blank_accuracy", *LAST)]
     more = [name for name in resources.COLUMNS if any(name in row for row in rows)]
     columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING, *LAST, *more]
@@ -254,7 +257,9 @@ def escape(text: object) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def _row(record: Mapping[str, Any], tasks: Mapping[str, str], name_calibration: bool) -> dict[str, Any]:
+def _row(
+    record: Mapping[str, Any], tasks: Mapping[str, str], name_tuning: bool, name_calibration: bool
+) -> dict[str, Any]:
     trial, ok = record["trial"], record["status"] == "ok"
     metrics = (record.get("metrics") or {}) if ok else {}  # a failed trial measured nothing, whatever it left behind
     row = {key: plain(trial[key]) if isinstance(trial[key], str) else trial[key] for key in IDENTITY}
@@ -262,7 +267,7 @@ def _row(record: Mapping[str, Any], tasks: Mapping[str, str], name_calibration: 
     row |= {column: _dig(metrics, ("accuracy", "tasks", task, "accuracy")) for task, column in tasks.items()}
     row |= resources.figures(record) if ok else {}
     row["ranking_s"] = _dig(record, ("cost", "ranking_s"))
-    parts = [trial["method"], trial["variant"], trial["tuning"] if trial["tuning"] != "none" else ""]
+    parts = [trial["method"], trial["variant"], trial["tuning"] if name_tuning and trial["tuning"] != "none" else ""]
     if name_calibration:
         parts.append(_pairs(trial["calibration"]))
     row["curve"] = plain(" ".join(filter(None, parts)))
