@@ -75,19 +75,19 @@ def _board(source: Path, out: Path) -> str:
 
 
 def _load(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A board's records without their logs, equal names, texts and numbers held once.
+    """A board's records without their logs, equal names and texts held once.
 
     Out of the garbage collector's sight: they live until the board is written, and it would look through all of them
     again and again.
     """
-    known: dict[Any, Any] = {}
+    known: dict[str, str] = {}
 
     def shared(value: Any) -> Any:
         if type(value) is dict:
             return {known.setdefault(key, key): shared(part) for key, part in value.items()}
-        if type(value) is list:
+        if type(value) is list and value and type(value[0]) is not int:  # as the units of a plan, which are many
             return [shared(part) for part in value]
-        return known.setdefault(value, value) if type(value) in (str, int) else value
+        return known.setdefault(value, value) if type(value) is str else value
 
     def keep(found: dict[str, Any]) -> dict[str, Any]:
         return shared({key: part for key, part in found.items() if key != "log"})
