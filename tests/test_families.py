@@ -120,6 +120,13 @@ def test_the_hash_is_of_the_weights(tiny: VLM, tiny_folder: Path) -> None:
         weight.data.flatten()[0] = before
 
 
+def test_the_hash_does_not_depend_on_strides() -> None:
+    column = torch.nn.Linear(1, 5, bias=False)  # as a factor of rank 1
+    before = families.weights_hash(column)
+    column.weight.data = column.weight.data.reshape(1, 5).clone().T
+    assert column.weight.stride(-1) == 5 and families.weights_hash(column) == before
+
+
 def test_dtype(tiny_folder: Path) -> None:
     loaded = families.load(tiny_folder, dtype="bfloat16")
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
