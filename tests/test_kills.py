@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,10 @@ def kill(root: Path, number: int, *board: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_hundred_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hundred_kills(tmp_path: Path, count: Callable[[str], None]) -> None:
     """Every tenth is a power cut. The kills fall into every phase that a sweep has."""
     found = kill(tmp_path, 112)
-    with capsys.disabled():
-        print(f"\n{sum(found['kills'].values())} kills, {found['cuts']} power cuts: {found['kills']}")
+    count(f"{sum(found['kills'].values())} kills, {found['cuts']} power cuts: {found['kills']}")
     assert (sum(found["kills"].values()), found["cuts"]) == (101, 11)
     assert found["differ"] == []
     assert sorted(found["kills"]) == found["phases"]
@@ -38,10 +38,9 @@ def test_a_hundred_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-def test_kills_of_real_trials(tmp_path: Path, board: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_kills_of_real_trials(tmp_path: Path, board: dict[str, Any], count: Callable[[str], None]) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump({**board, "metrics": ["flops", "accuracy"], "floors": False, "limit": 4}))
     found = kill(tmp_path, 4, file)
-    with capsys.disabled():
-        print(f"\n4 kills of real trials: {found['kills']}")
+    count(f"4 kills of real trials: {found['kills']}")
     assert sum(found["kills"].values()) == 4 and found["differ"] == []

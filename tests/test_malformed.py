@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def listing(root: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.slow
 def test_the_corpus(
-    call: Call, tmp_path: Path, tiny_folder: Path, board: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    call: Call, tmp_path: Path, tiny_folder: Path, board: dict[str, Any], count: Callable[[str], None]
 ) -> None:
     call("sweep", "no-such-board")  # what is imported is not counted below
     cases, faults = list(malformed_files.cases(tiny_folder, board)), []
@@ -65,8 +66,7 @@ def test_the_corpus(
         if listing(folder) != before or list(Path().iterdir()):
             faults.append(f"{case.name}: something was written")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) << 10
-    with capsys.disabled():
-        print(f"\n{len(cases)} malformed inputs, {time.monotonic() - start:.0f} s, {grown >> 20} MiB more at the peak")
+    count(f"{len(cases)} malformed inputs, {time.monotonic() - start:.0f} s, {grown >> 20} MiB more at the peak")
     assert not faults, "\n".join([f"{len(faults)} faults", *faults])
     assert len(cases) >= 300 and grown < GROWTH
 
@@ -90,7 +90,7 @@ def test_a_few_in_processes_of_their_own(tmp_path: Path, tiny_folder: Path, boar
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("atheris") is None, reason="there is no atheris for this platform")
 @pytest.mark.parametrize(("target", "runs"), [("board", 500), ("record", 1000), ("report", 300)])
-def test_fuzzing_finds_nothing(target: str, runs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fuzzing_finds_nothing(target: str, runs: int, tmp_path: Path, count: Callable[[str], None]) -> None:
     script = Path(__file__).parent / "fuzz.py"
     ran = subprocess.run(
         [sys.executable, script, target, str(runs), "-seed=1"], capture_output=True, text=True, cwd=tmp_path,
@@ -98,8 +98,7 @@ def test_fuzzing_finds_nothing(target: str, runs: int, tmp_path: Path, capsys: p
     )  # fmt: skip
     assert ran.returncode == 0 and f"Done {runs} in" in ran.stderr, ran.stdout + ran.stderr[-1000:]
     assert not list(tmp_path.iterdir()), "an input that crashed"
-    with capsys.disabled():
-        print(f"\n{target}: {runs} inputs fuzzed")
+    count(f"{target}: {runs} inputs fuzzed")
 
 
 JSON = st.recursive(

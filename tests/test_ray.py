@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def records(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_a_node_dies_and_the_records_are_the_same(cluster: Any, tmp_path: Path) -> None:
+def test_a_node_dies_and_the_records_are_the_same(cluster: Any, tmp_path: Path, count: Callable[[str], None]) -> None:
     """Its tasks run again elsewhere; workers are kept, and every trial got its ranking from the task that made it."""
     board = stubs.board(*range(6))
     killed: list[int] = []
@@ -115,6 +115,7 @@ def test_a_node_dies_and_the_records_are_the_same(cluster: Any, tmp_path: Path) 
     machines = [one["env"] for name, one in timeless(tmp_path / "ray" / "made").items() if name.endswith(".json")]
     assert len(found) == 24 and all(one["adopted"] for one in machines)
     assert len({one["process"] for one in machines}) < 12 and max(one["number"] for one in machines) > 1
+    count(f"{outcome.ran} trials on {len({one['process'] for one in machines})} workers, a node killed after 3")
 
 
 def test_a_worker_that_keeps_dying_is_a_failure(cluster: Any, tmp_path: Path) -> None:

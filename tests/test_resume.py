@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ def other(results: Path) -> subprocess.Popen[str]:
     return running
 
 
-def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
+def test_two_sweeps_share_a_folder(tmp_path: Path, count: Callable[[str], None]) -> None:
     """Each trial is run once, and what one has begun the other leaves alone."""
     board, results = stubs.board(0, 1, 2), tmp_path / "results"
     ids = [spec.trial_id(trial) for trial in board.trials()]
@@ -200,6 +200,7 @@ def test_two_sweeps_share_a_folder(tmp_path: Path) -> None:
     assert held(results / "made", ids) == set()
     run(board, tmp_path / "alone")
     assert stubs.contents(results / "made") == stubs.contents(tmp_path / "alone" / "made")
+    count(f"{outcome.ran} trials by one sweep, {outcome.elsewhere} by the other, none twice")
 
 
 def test_what_a_killed_sweep_had_claimed_is_free(tmp_path: Path) -> None:
