@@ -353,6 +353,15 @@ def test_a_tuning_that_all_had_is_said_once() -> None:
     assert "Tuning" not in dict(Board.of("made", [*items, made("random", "vision", 0.5)]).facts)
 
 
+def test_what_a_budget_is_a_share_of_is_said(tmp_path: Path) -> None:
+    for found in [made(), made("random", "vision", 0.5, currency="params")]:
+        record.write(tmp_path / "results" / "made", found)
+    report(tmp_path / "results", tmp_path)
+    for name in ("README.md", "index.html"):
+        text = (tmp_path / "made" / name).read_text(encoding="utf-8")
+        assert "Accuracy at equal parameters" in text and "share of the scope's parameters" in text
+
+
 def test_a_reconstruction_is_named_one(results: Path, tmp_path: Path) -> None:
     report(results, tmp_path)
     page = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")

@@ -132,12 +132,15 @@ def _markdown(board: Board, repeat: str) -> str:
     sections = [f"# {tables.escape(board.name)}", facts, board.notes, "## Methods", _contestants(board)]
     rows = board.frame.to_dict("records")
     if tables.values(rows, "accuracy") or not tables.values(rows, "latency_speedup"):
-        sections += ["## Accuracy at equal FLOPs", _legend(board)]
+        sections += [f"## Accuracy at equal {tables.escape(board.currency)}", _legend(board)]
         for panel, found in zip(board.panels, board.totals, strict=True):
             sections += [f"### {tables.escape(panel.title)}", tables.summary(panel), _totals(panel, found)]
         sections += ["## Pareto front", "![Accuracy over FLOPs kept and over measured speedup](pareto.svg)"]
     else:
-        sections += ["## Speed at equal FLOPs", "![Measured speedup over FLOPs kept](pareto.svg)"]
+        sections += [
+            f"## Speed at equal {tables.escape(board.currency)}",
+            "![Measured speedup over FLOPs kept](pareto.svg)",
+        ]
     sections += [f"With hover, filters, plans and examples: [{INDEX}]({INDEX})."]
     sections += ["## All trials", *filter(None, [board.resources]), tables.trials(board.columns)]
     if board.reported:
@@ -181,9 +184,9 @@ def _contestants(board: Board) -> str:
 
 def _legend(board: Board) -> str:
     text = (
-        "Accuracy in points, the mean over tasks. Columns are budgets: the share of the scope's FLOPs that may remain, "
-        "and its inverse. Bold is the best of its budget; ± is half the range over seeds; rows stand in the order of "
-        "their mean rank."
+        "Accuracy in points, the mean over tasks. Columns are budgets: the share of the scope's "
+        f"{tables.escape(board.currency)} that may remain, and its inverse. Bold is the best of its budget; ± is half "
+        "the range over seeds; rows stand in the order of their mean rank."
     )
     if any(role == "studied" for _, _, role, *_ in board.methods):
         text += f" {tables.STUDIED} marks the method under study."

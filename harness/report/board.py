@@ -19,6 +19,7 @@ from harness.report import resources, tables, totals
 from harness.report.reported import Figure, figures
 from harness.report.totals import Total
 
+CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # what a budget is a share of
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
 
 
@@ -28,6 +29,7 @@ class Board:
 
     name: str
     facts: list[tuple[str, str]]  # (name, what)
+    currency: str  # FLOPs, or what else its budgets are shares of
     notes: str  # how its trials went
     methods: list[tuple[str, str, str, str, str]]  # method, title, role, regime, tuning
     frame: pd.DataFrame
@@ -40,7 +42,16 @@ class Board:
         frame = tables.board_frame(records)
         panels = tables.panels(frame)
         found = totals.find(panels, folder, records)
-        return cls(name, _measured(records), _notes(records, unreadable), _methods(records), frame, panels, found)
+        return cls(
+            name,
+            _measured(records),
+            _currency(records),
+            _notes(records, unreadable),
+            _methods(records),
+            frame,
+            panels,
+            found,
+        )
 
     @cached_property
     def columns(self) -> list[tables.Column]:
@@ -70,6 +81,12 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if len(tunings) == 1 and tunings != {"none"}:  # what all have in common is not repeated in their names
         found.append(("Tuning", sorted(tunings)))
     return [(name, plain(", ".join(values))) for name, values in found]
+
+
+def _currency(records: Sequence[Mapping[str, Any]]) -> str:
+    cut = [record["trial"] for record in records if record["trial"]["method"] != "none"]
+    found = sorted({str(trial.get("currency", "flops")) for trial in cut}) or ["flops"]
+    return plain(" or ".join(CURRENCIES.get(name, name) for name in found))
 
 
 def _task(task: str, records: Sequence[Mapping[str, Any]]) -> str:

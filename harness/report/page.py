@@ -37,6 +37,7 @@ def board(shown: Board, data: Mapping[str, Any]) -> str:
         "facts": _facts(shown),
         "notes": escape(f"{shown.notes} {shown.resources}".strip()),
         "legend": escape(totals.LEGEND),
+        "currency": escape(shown.currency),
         "summary": "".join(map(_summary, shown.panels, shown.totals)),
         "table": _table(shown),
         "methods": _methods(shown),
