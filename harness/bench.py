@@ -19,15 +19,17 @@ import numpy as np
 import torch
 
 from harness import budget, families, phases, record, registry, spec, surgery, tasks
+from harness.bars import Bar
 from harness.machine import facts
 from harness.metrics import flops
 from harness.metrics.latency import interleave, ratio
 from harness.runner import Context, code
 from harness.sweep import plan, sweep
-from harness.types import VLM, Bar, Budget, InputError, Trial
+from harness.types import VLM, Budget, InputError, Trial
 
 Progress = Callable[[str], None]
 BOARD = "demo"
+ROUNDS = 3
 CUT = 0.3125  # the 1/3.2 of the FLOPs that the goals are about
 NEVER_SLOWER = 0.9
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, CUT, 0.25)
@@ -39,8 +41,8 @@ SPEEDUPS = {"vision": 2.7, "all": 2.6}  # of a 7B model at 1/3.2 of the scope, b
 
 def bars(*, quick: bool = False, device: str = "cpu", progress: Progress = lambda text: None) -> Iterator[Bar]:
     """Every bar, as it is measured; `quick` asks fewer questions and times smaller inputs, `device` is cpu or cuda."""
-    yield throughput(40 if quick else 200, 3, device, progress)
-    yield from sweep_bars(40 if quick else 200, device, progress)
+    yield throughput(40 if quick else 200, ROUNDS, device, progress)
+    yield from sweep_bars(40 if quick else 200, ROUNDS, device, progress)
     yield from speed(quick, device, progress)
     for own in registry.benches().values():
         yield from own(quick=quick, device=device, progress=progress)
@@ -122,43 +124,44 @@ def throughput(limit: int, rounds: int, device: str, progress: Progress) -> Bar:
     )
 
 
-def sweep_bars(limit: int, device: str, progress: Progress) -> list[Bar]:
-    """A sweep of ten budgets of the method under study on the shipped board: amortisation and the harness's share."""
+def sweep_bars(limit: int, rounds: int, device: str, progress: Progress) -> list[Bar]:
+    """Sweeps of ten budgets of the method under study on the shipped board: amortisation and the harness's share."""
     demo = spec.read(BOARD)
     studied = [entry.method for entry in demo.methods if registry.method(entry.method).role == "studied"]
     method = (studied or [entry.method for entry in demo.methods])[0]
     board = spec.read(BOARD, methods=[method], budgets=list(BUDGETS), limit=limit, floors=False)
+    scoring, shares, accounts = [], [], []
+    for turn in range(1, rounds + 1):
+        made, seconds = _swept(board, device, lambda n, text, turn=turn: progress(f"sweep {turn}, trial {n}: {text}"))
+        rows = phases.account(made, seconds)
+        scoring.append(amortised(made))
+        shares.append(phases.overhead(rows))
+        accounts.append({"wall_s": seconds, "seconds": {row.phase: row.seconds for row in rows}})
+    return [
+        Bar.of(
+            f"{len(BUDGETS)} budgets of {method} against the scoring of one",
+            GOALS["amortised"],
+            scoring,
+            at_most=True,
+        ),
+        Bar.of(
+            "share of a sweep that is neither generating, timing nor tuning",
+            GOALS["overhead"],
+            shares,
+            at_most=True,
+            detail={"questions": limit * len(board.tasks), "rounds": accounts},
+        ),
+    ]
+
+
+def _swept(board: spec.Board, device: str, said: Callable[[int, str], None]) -> tuple[list[dict[str, Any]], float]:
+    """The records of a board that is swept from nothing, in the order in which they were made, and the seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        todo = plan(board, Path(folder))
-        outcome = sweep(
-            board,
-            Path(folder),
-            device=device,
-            todo=todo,
-            progress=lambda n, text: progress(f"sweep, trial {n}: {text}"),
-        )
+        outcome = sweep(board, Path(folder), device=device, todo=plan(board, Path(folder)), progress=said)
         if outcome.failed:
             raise RuntimeError(f"the sweep that is timed failed: {outcome.failed[0]}")
         stored = {found["id"]: found for found in record.load(outcome.folder)[0]}
-    made = [stored[each] for each in outcome.ids]  # in the order in which they ran
-    rows = phases.account(made, outcome.seconds)
-    spent = {row.phase: row.seconds for row in rows}
-    return [
-        Bar(
-            f"{len(BUDGETS)} budgets of {method} against the scoring of one",
-            GOALS["amortised"],
-            amortised(made),
-            at_most=True,
-            detail={"trials": len(made)},
-        ),
-        Bar(
-            "share of a sweep that is neither generating, timing nor tuning",
-            GOALS["overhead"],
-            phases.overhead(rows),
-            at_most=True,
-            detail={"wall_s": outcome.seconds, "seconds": spent, "questions": limit * len(board.tasks)},
-        ),
-    ]
+    return [stored[each] for each in outcome.ids], outcome.seconds
 
 
 def amortised(records: list[dict[str, Any]]) -> float:

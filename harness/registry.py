@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness.types import VLM, Bar, Budget, Dense, InputError, Plan, Ranking
+from harness.bars import Bar
+from harness.types import VLM, Budget, Dense, InputError, Plan, Ranking
 
 if TYPE_CHECKING:
     from harness.calibration import Calibration

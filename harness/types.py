@@ -391,28 +391,3 @@ class Trial:
         """Options that differ from the method's defaults, and a control, as a short label; empty if there are none."""
         control = {"control": self.control} if self.control != "none" else {}
         return ",".join(f"{key}={value}" for key, value in sorted({**self.options, **control}.items()))
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A performance bar: a ratio measured in one run, its interval if there is one, and the goal it is held to."""
-
-    name: str
-    goal: float
-    ratio: float | None = None
-    lo: float | None = None
-    hi: float | None = None
-    at_most: bool = False  # the goal is an upper bound
-    sound: bool = True  # what else has to be true: the same answers, a small error
-    command: str = ""  # what measures a bar that this machine cannot show
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the goal is reached; None if it was not measured."""
-        reached = self.ratio is not None and (self.ratio <= self.goal if self.at_most else self.ratio >= self.goal)
-        return None if self.ratio is None else self.sound and reached
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain values, with `holds` and `measured`."""
-        return {**asdict(self), "holds": self.holds, "measured": self.ratio is not None}

@@ -11,7 +11,8 @@ import pytest
 from commands import Call, refused
 
 from harness import bench, compression, families, registry, tasks
-from harness.types import VLM, Bar, Budget
+from harness.bars import Bar
+from harness.types import VLM, Budget
 
 
 def test_a_bar_holds_by_its_ratio_its_direction_and_its_soundness() -> None:
@@ -20,6 +21,12 @@ def test_a_bar_holds_by_its_ratio_its_direction_and_its_soundness() -> None:
     assert Bar("other answers", 3, 9.0, sound=False).holds is False
     missing = Bar("on a GPU", 8, command="infoprune bench --device cuda").to_json()
     assert (missing["holds"], missing["measured"], missing["ratio"]) == (None, False, None)
+
+
+def test_rounds_give_a_bar_its_interval() -> None:
+    bar = Bar.of("fast", 3, [3.5, 2.5, 3.0], detail={"rounds": 3})
+    assert (bar.ratio, bar.lo, bar.hi, bar.holds, bar.detail["rounds"]) == (3.0, 2.5, 3.5, True, 3)
+    assert Bar.of("fast", 3, [4.0]) == Bar("fast", 3, 4.0)
 
 
 def some(*bars: Bar) -> Any:
@@ -147,7 +154,7 @@ def test_what_a_gpu_has_to_show_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
     spent = compression.Spent(5.0, 2.0, 0.5, 0.5, 30.0, 9, 1.4, 0.3125)
 
     class Pool:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *_: Any, **more: Any) -> None: ...
         def __enter__(self) -> Pool:
             return self
 

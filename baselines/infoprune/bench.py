@@ -20,7 +20,7 @@ from torch import Tensor
 
 from baselines.linalg import decompose, randomized_svd, truncated_svd
 from harness import compression
-from harness.types import Bar
+from harness.bars import Bar
 
 SIZES = ((1792, 9472), (3584, 18944))
 GOAL, ERROR = 8.0, 1e-3  # times as fast as torch.linalg.svd; relative error of the energy
@@ -36,7 +36,7 @@ def bars(
 ) -> Iterator[Bar]:
     """What `infoprune bench` shows: the routes that methods use, `quick` at the smaller size only; and compression."""
     progress("singular values")
-    found = svd_routes(SIZES[:1] if quick else SIZES, repeats=1 if quick else 2)
+    found = svd_routes(SIZES[:1] if quick else SIZES)
     yield from (bar for bar in found if "randomised" not in bar.name)  # a route that no method takes
     yield from compression.bars("infoprune", TRAINING_FREE, device=device, progress=progress)
 
@@ -46,7 +46,7 @@ def svd_routes(
 ) -> list[Bar]:
     """A bar a size and route.
 
-    ratio: the median time of torch.linalg.svd over the route's. Routes: `gram`, all energies and left vectors
+    ratio: the time of torch.linalg.svd over the route's, of each round. Routes: `gram`, all energies and left vectors
     (`decompose`, float64: what methods use); `truncated`, the first `rank` singular values and both vectors by Gram and
     eigh; `randomised`, the same by a random sketch. rank: an eighth of the full rank if not given.
     detail: seconds; held, the share of the energy in the values the route finds; and the energy error: the largest
@@ -75,14 +75,14 @@ def svd_routes(
                 seconds[name].append(time.perf_counter() - start)
         exact = energies["torch.linalg.svd"]
         for name in list(routes)[1:]:
-            ratio = median(seconds["torch.linalg.svd"]) / median(seconds[name])
+            ratios = [plain / own for plain, own in zip(seconds["torch.linalg.svd"], seconds[name], strict=True)]
             error = energy_error(exact, energies[name])
             known = len(energies[name])
             found.append(
-                Bar(
+                Bar.of(
                     f"svd {name} {rows}x{columns} rank {known}",
-                    goal=GOAL,
-                    ratio=ratio,
+                    GOAL,
+                    ratios,
                     sound=error <= ERROR,
                     detail={
                         "seconds": {key: median(seconds[key]) for key in (name, "torch.linalg.svd")},
