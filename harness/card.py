@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import record
-from harness.report.tables import escape
-from harness.types import Currency, Trial
+from harness.report.tables import CURRENCIES, escape
+from harness.types import Trial
 
 NOTHING = "–"
-MEASURES: Mapping[Currency, str] = {"flops": "FLOPs", "params": "parameters", "latency": "time, as predicted"}
 
 
 def card(
@@ -32,11 +31,12 @@ def card(
     trust = ", trust_remote_code=True" if done["form"] == "custom code" else ""
     why = "brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says its widths"
     form = why if trust else "loads as transformers' stock class"
+    measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
     return f"""---
 {front}
 ---
 
-# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {MEASURES[trial.currency]}
+# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {measure}
 
 Heads, channels or ranks are physically removed. It {form}.
 

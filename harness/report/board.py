@@ -19,7 +19,6 @@ from harness.report import resources, tables, totals
 from harness.report.reported import Figure, figures
 from harness.report.totals import Total
 
-CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # what a budget is a share of
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
 
 
@@ -86,7 +85,7 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _currency(records: Sequence[Mapping[str, Any]]) -> str:
     cut = [record["trial"] for record in records if record["trial"]["method"] != "none"]
     found = sorted({str(trial.get("currency", "flops")) for trial in cut}) or ["flops"]
-    return plain(" or ".join(CURRENCIES.get(name, name) for name in found))
+    return plain(" or ".join(tables.CURRENCIES.get(name, name) for name in found))
 
 
 def _task(task: str, records: Sequence[Mapping[str, Any]]) -> str:

@@ -47,6 +47,7 @@ LAST = ("gain_over_blind", "flips", "kl_first_token", "collapse")
 COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST, *resources.COLUMNS)  # every other column is a task's accuracy
 
 UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
+CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # what a budget is a share of
 STUDIED = "◆"
 NOTHING = "–"
 
