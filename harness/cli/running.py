@@ -51,7 +51,7 @@ def demo(
     out.print(_frame_table(frame))
     shown = {"README.md": "table", "pareto.png": "plot", "index.html": "page"}
     for file in files:
-        if file.parent.name == board.name and file.name in shown:
+        if file.parent == out_dir / board.name and file.name in shown:
             out.print(f"{shown[file.name]}: {file}", soft_wrap=True)
 
 
