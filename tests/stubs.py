@@ -31,6 +31,8 @@ class Stub:
     def run(self, trial: Trial, answers: Sequence[str] = ()) -> executors.Result:
         for phase in PHASES:
             self.progress(phase)
+        if trial.seed == 95:
+            raise RuntimeError("a stub with a fault")
         if trial.seed == 97:
             time.sleep(300)
         if trial.seed == 98:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -119,9 +120,27 @@ def test_a_node_dies_and_the_records_are_the_same(cluster: Any, tmp_path: Path, 
 
 
 def test_a_worker_that_keeps_dying_is_a_failure(cluster: Any, tmp_path: Path) -> None:
-    board = stubs.board(0, 98, budgets=(0.5,))
+    """One that raises has failed too, by its own name."""
+    board = stubs.board(0, 95, 98, budgets=(0.5,))
     outcome = sweep(board, tmp_path / "ray", cluster=Cluster(cluster.address), make=stubs.make)
-    assert outcome.ran == 2 and len(outcome.failed) == 1 and "WorkerDied: on the cluster, 4 times" in outcome.failed[0]
+    raised, died = sorted(outcome.failed)
+    assert outcome.ran == 3 and "seed 95: worker: RuntimeError: a stub with a fault" in raised
+    assert "seed 98: worker: WorkerDied: on the cluster, 4 times" in died
+
+
+def test_what_hears_of_starts_may_die(cluster: Any, tmp_path: Path) -> None:
+    """The process behind the time limit is killed in the middle: another takes its place, and no trial is lost."""
+    killed: list[str] = []
+
+    def progress(finished: int, text: str) -> None:
+        if finished == 2 and not killed:
+            killed.extend(subprocess.check_output(["pgrep", "--full", "^ray::_Starts"], text=True).split())
+            subprocess.check_call(["kill", "-KILL", *killed])
+
+    board, limits = stubs.board(*range(4)), Limits(seconds=60)
+    nodes = Cluster(cluster.address)
+    outcome = sweep(board, tmp_path / "ray", cluster=nodes, limits=limits, make=slow, progress=progress)
+    assert (outcome.ran, outcome.failed, len(killed)) == (8, (), 1)
 
 
 def test_a_trial_that_hangs_is_ended_and_the_sweep_goes_on(cluster: Any, tmp_path: Path) -> None:

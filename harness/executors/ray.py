@@ -131,8 +131,13 @@ def _result(ray: Any, task: _Task, device: str, limit: float | None) -> Result:
     except ray.exceptions.RayError as error:
         if limit is not None:
             return late(task.trial, device, limit)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return failed(task.trial, device, "WorkerDied", f"on the cluster, {RETRIES + 1} times: {reason}")
+        cause: Any = error
+        while isinstance(cause, ray.exceptions.RayTaskError):  # raised by the task, or by one that it waits for
+            cause = cause.cause
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        if isinstance(cause, ray.exceptions.RayError):
+            return failed(task.trial, device, "WorkerDied", f"on the cluster, {RETRIES + 1} times: {reason}")
+        return failed(task.trial, device, type(cause).__name__, reason)  # Ray runs no such task again
     return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
 
 
@@ -147,7 +152,9 @@ class _Clock:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            self.starts = ray.remote(num_cpus=0, scheduling_strategy=here)(_Starts).remote()
+            # Ray may begin with a node that has just died, or lose this process: then it starts another.
+            how = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+            self.starts = ray.remote(**how)(_Starts).remote()
             self.heard = [self.starts.next.remote()]
 
     def hear(self, ref: Any) -> None:
