@@ -135,8 +135,8 @@ class Calibration:
         """Tokens and (query, key) pairs of each component, of all samples together."""
         parts = [family(self.vlm.family).extents(self.vlm.model, batch) for batch in self.batches()]
         return {
-            component: type(whole)(*map(sum, zip(*(astuple(part[component]) for part in parts), strict=True)))
-            for component, whole in parts[0].items()
+            component: Extent(*map(sum, zip(*(astuple(part[component]) for part in parts), strict=True)))
+            for component in parts[0]
         }
 
     def _encoded(self) -> list[dict[str, Any]]:

@@ -71,10 +71,12 @@ class Units:
     sizes: tuple[tuple[str, str, int], ...] = ()  # (module, attribute, amount per unit) to rewrite after a cut
     gated: bool = False  # FFN only: two producers, multiplied
     activation: str = ""  # FFN only: the module between producers and consumer
+    windowed: bool = False  # heads only: they attend within the windows of an image
 
     def macs(self, extent: Extent) -> int:
         """Multiply-adds of one unit for one reference input."""
-        return extent.tokens * self.token_macs + extent.pairs * self.pair_macs
+        pairs = extent.window_pairs if self.windowed else extent.pairs
+        return extent.tokens * self.token_macs + pairs * self.pair_macs
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Extent:
 
     tokens: int
     pairs: int
+    window_pairs: int = 0  # of those blocks that attend within windows
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,8 @@ class Ranking:
 class Budget:
     """The fraction `keep` of the FLOPs of these unit kinds in this scope, on a reference input, that may remain.
 
-    With `rates` (seconds of a multiply-add of each kind) and `fixed` ones that no cut saves, it is of the seconds.
+    With `rates` (seconds per multiply-add, by component and kind) the budget is a share of time; `fixed` is the time
+    that no cut can save.
     """
 
     scope: Scope

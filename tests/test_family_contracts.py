@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from family_configs import TINY, build
 from PIL import Image
+from test_latency import trial_of
 from torch import Tensor, nn
 from transformers.generation.configuration_utils import DYNAMIC_CACHE_IMPLEMENTATIONS, STATIC_CACHE_IMPLEMENTATIONS
 
@@ -18,6 +20,7 @@ from harness.budget import TOLERANCE, solve
 from harness.calibration import Calibration, linears
 from harness.metrics import flops
 from harness.prompts import encode
+from harness.runner import Worker
 from harness.tasks import adapter
 from harness.types import (
     SCOPES,
@@ -193,10 +196,14 @@ def test_every_method_prunes_every_scope(vlm: VLM, family: Any, inputs: Inputs) 
 # --- costs ------------------------------------------------------------------------------------------------
 
 
+def in_order(vlm: VLM) -> Ranking:
+    return Ranking({(b.name, k): Ordinal(tuple(map(float, range(b.units(k).count)))) for b, k in vlm.select("all")})
+
+
 def test_costs_are_the_counted_ones(vlm: VLM, family: Any, inputs: Inputs) -> None:
     """Of the dense and of a pruned model, by two counters that agree within a percent; nothing is left uncounted."""
     extents = family.extents(vlm.model, inputs)
-    ranking = Ranking({(b.name, k): Ordinal(tuple(map(float, range(b.units(k).count)))) for b, k in vlm.select("all")})
+    ranking = in_order(vlm)
     plan = solve(vlm, ranking, Budget("all", 0.5, extents=extents))
     totals = []
     for model in (vlm, surgery.apply(vlm, plan, ranking)):
@@ -206,6 +213,21 @@ def test_costs_are_the_counted_ones(vlm: VLM, family: Any, inputs: Inputs) -> No
         }
         totals.append(sum(found["components"].values()))
     assert totals[1] / totals[0] == pytest.approx(plan.achieved, rel=1e-12) == pytest.approx(0.5, rel=TOLERANCE)
+
+
+def test_a_budget_of_parameters_is_exact(vlm: VLM, family: Any, inputs: Inputs) -> None:
+    flops_asked = Budget("all", 0.5, extents=family.extents(vlm.model, inputs))
+    asked = Worker()._asked(vlm, replace(trial_of(), currency="params"), flops_asked, cast(Any, None))
+    plan = solve(vlm, in_order(vlm), asked)
+    dense, pruned = (
+        sum(
+            model.model.get_parameter(f"{p}.weight").numel()
+            for b, k in model.select("all")
+            for p in linears(b.units(k))
+        )
+        for model in (vlm, surgery.apply(vlm, plan, NOTHING))
+    )
+    assert pruned / dense == pytest.approx(plan.achieved, rel=1e-12) == pytest.approx(0.5, rel=TOLERANCE)
 
 
 def test_stages_are_what_they_say(vlm: VLM, family: Any, inputs: Inputs) -> None:

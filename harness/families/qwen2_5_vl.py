@@ -13,34 +13,18 @@ import torch
 from transformers.vision_utils import get_vision_window_index
 
 from harness.families import _parts, qwen2_vl
-from harness.types import Block, Component, Extent, Units
+from harness.types import Block, Component, Extent
 
 VISION, LANGUAGE = qwen2_vl.VISION, qwen2_vl.LANGUAGE
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows(Extent):
-    """The extent of a tower whose blocks attend to the whole image, or within windows only."""
-
-    window_pairs: int
-
-
-class Windowed(Units):
-    """Heads that attend within windows."""
-
-    def macs(self, extent: Extent) -> int:
-        assert isinstance(extent, Windows)
-        return extent.tokens * self.token_macs + extent.window_pairs * self.pair_macs
-
-
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules; those of the tower that attend to windows have `Windowed`."""
+    """The blocks as they now are, read from the modules; all but a few of the tower's have windowed heads."""
     tower = model.model.visual
     vision = []
     for i, path, layer in _parts.layers(model, VISION):
-        heads = _parts.fused_attention(f"{path}.attn", layer.attn)
-        if i not in tower.fullatt_block_indexes:
-            heads = Windowed(**vars(heads))
+        windowed = i not in tower.fullatt_block_indexes
+        heads = dataclasses.replace(_parts.fused_attention(f"{path}.attn", layer.attn), windowed=windowed)
         vision.append(_parts.block("vision", i, path, heads, _parts.gated_mlp(f"{path}.mlp", layer.mlp)))
     return (*vision, *_parts.decoder(model, LANGUAGE))
 
@@ -56,7 +40,7 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
         patch_size=tower.patch_size,
     )
     return {
-        "vision": Windows(sum(frames), sum(n * n for n in frames), sum(n * n for n in ends.diff().tolist())),
+        "vision": Extent(sum(frames), sum(n * n for n in frames), sum(n * n for n in ends.diff().tolist())),
         "language": _parts.prompt(inputs),
     }
 
