@@ -86,7 +86,7 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
     if _only_cuts(plan, trial):
         dense = worker.load(trial)
         _check_fits(dense, plan, path)
-        hashes = {"weights": dense.weights_hash, "plan": record.trial_id(stored["plan"])}
+        hashes = {"weights": dense.weights_hash, "plan": record.short_hash(stored["plan"])}
         made = Pruned(
             dense,
             surgery.apply(dense, plan, Ranking({})),
@@ -149,7 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         trial, plan, hashes = found["trial"], found["plan"], found["hashes"]
-        if record.trial_id(plan) != hashes["plan"]:
+        if record.short_hash(plan) != hashes["plan"]:
             raise InputError(f"{path}: hashes.plan: the plan was changed after it was written")
         for kind, content in ((Plan, plan), (Trial, trial)):
             kind.of(content)

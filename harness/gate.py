@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import costs, record
+from harness import costs, spec
 from harness.costs import Finding, Limits, Outcome, Progress
 from harness.record import plain
 from harness.results import Stored, by_trial, collect
@@ -104,7 +104,7 @@ def against(trials: Iterable[Trial], baseline: Sequence[Stored]) -> list[Trial]:
     Raises InputError if it has none of them.
     """
     known = {identity for identity, stored in by_trial(baseline).items() if stored.record["status"] == "ok"}
-    found = [trial for trial in trials if record.trial_id(trial.content()) in known]
+    found = [trial for trial in trials if spec.trial_id(trial) in known]
     if not found:
         raise InputError("the baseline has a good record of none of this board's trials: nothing to compare with")
     return found

@@ -156,15 +156,15 @@ _SCHEMA = TypeAdapter(_Record)
 # --- in and out ---------------------------------------------------------------------------------------------
 
 
-def trial_id(mapping: Mapping[str, Any]) -> str:
-    """The id of a trial: 16 hex digits of the SHA-256 of its canonical JSON, whatever the order of its keys."""
+def short_hash(mapping: Mapping[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of the mapping's canonical JSON, whatever the order of its keys."""
     text = json.dumps(dict(mapping), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def identity(record: Mapping[str, Any]) -> str:
     """The id that a record's trial has by its content: trials of two revisions of the code are joined by it."""
-    return trial_id({key: value for key, value in record["trial"].items() if key not in DESCRIBED})
+    return short_hash({key: value for key, value in record["trial"].items() if key not in DESCRIBED})
 
 
 def label(record: Mapping[str, Any]) -> str:

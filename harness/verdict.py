@@ -21,7 +21,7 @@ from typing import Any
 
 from harness import stats
 from harness.costs import Progress
-from harness.record import plain, trial_id
+from harness.record import plain, short_hash
 from harness.results import Stored, by_trial, collect
 from harness.types import InputError
 
@@ -203,7 +203,7 @@ def _key(one: Stored, parts: Sequence[str]) -> str:
     trial = one.record["trial"]
     if trial["method"] == FLOOR:
         parts = [part for part in parts if part != "calibration"]  # it looks at none
-    return trial_id({part: trial.get(part) for part in parts})
+    return short_hash({part: trial.get(part) for part in parts})
 
 
 def _contestants(panel: Sequence[Stored]) -> list[_Contestant]:

@@ -71,7 +71,7 @@ def put(
         metrics["latency"] = dict(zip(("speedup", "speedup_lo", "speedup_hi"), speedup, strict=True))
     made = {
         "schema": record.SCHEMA,
-        "id": record.trial_id({key: value for key, value in asked.items() if key not in DESCRIBED}),
+        "id": record.short_hash({key: value for key, value in asked.items() if key not in DESCRIBED}),
         "status": "failed" if error else "ok",
         "error": {"type": "MemoryError", "message": error} if error else None,
         "trial": asked,

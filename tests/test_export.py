@@ -22,7 +22,7 @@ from test_family_contracts import generate, logits, picture
 from test_sweep import Run, read_board
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import export, families, prices, record, surgery, tasks
+from harness import export, families, prices, record, spec, surgery, tasks
 from harness.metrics import flops
 from harness.prompts import encode
 from harness.runner import Context
@@ -113,7 +113,7 @@ def test_an_exported_row_answers_and_costs_as_its_record_says(run: Run, tmp_path
         counted = json.loads(json.dumps(flops.measure(again, dense, own, context)))
         assert counted == made["metrics"]["flops"], name
         kept = json.loads((out / export.PLAN).read_text())
-        assert kept["plan"] == made["plan"] and record.trial_id(kept["plan"]) == done.plan == made["hashes"]["plan"]
+        assert kept["plan"] == made["plan"] and record.short_hash(kept["plan"]) == done.plan == made["hashes"]["plan"]
         card = (out / "README.md").read_text()
         assert made["id"] in card and f"{100 * made['metrics']['accuracy']['mean']:.1f} (" in card
         assert ("trust_remote_code=True" in card) == (done.form == "custom code")
@@ -137,7 +137,7 @@ def test_a_plan_on_fresh_dense_weights_gives_the_same_model(run: Run, tmp_path: 
     with pytest.raises(InputError, match=r"plan.blocks.*heads: .*llava has units 0 to 3 there|no such block"):
         wide = json.loads((tmp_path / "random 1" / export.PLAN).read_text())
         wide["plan"]["blocks"]["language.0"]["heads"] = [7]
-        wide["hashes"]["plan"] = record.trial_id(wide["plan"])
+        wide["hashes"]["plan"] = record.short_hash(wide["plan"])
         (tmp_path / "wide.json").write_text(json.dumps(wide))
         export.load(tmp_path / "wide.json", str(llava), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
@@ -160,7 +160,7 @@ def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path) -> None:
     other = tmp_path / "results"
     changed = json.loads(json.dumps(own))
     changed["plan"]["blocks"]["language.0"]["ffn"][0] += 1
-    changed["hashes"]["plan"] = record.trial_id(changed["plan"])
+    changed["hashes"]["plan"] = record.short_hash(changed["plan"])
     del changed["hashes"]["samples"], changed["metrics"]["accuracy"]
     record.write(other / "small", changed)
     with pytest.raises(InputError, match=r"hashes.plan: \w+ in the record, \w+ of the model made again"):
@@ -196,7 +196,7 @@ def test_a_budget_in_another_currency(
         kept = json.loads((tmp_path / currency / export.PLAN).read_text())
         assert kept["plan"].get("currency", "flops") == kept["trial"].get("currency", "flops") == currency
         assert kept["plan"]["achieved"] == pytest.approx(0.5, rel=0.01)
-        assert json.loads(done.stdout)["plan"] == record.trial_id(kept["plan"])
+        assert json.loads(done.stdout)["plan"] == record.short_hash(kept["plan"])
     rates: Any = {("vision", "heads"): 3e-9, ("vision", "ffn"): 1e-9}
     monkeypatch.setattr(prices, "seconds", lambda vlm, asked, call, repeats: (rates, 0.0))
     assert call(*words, "--budget", "latency=0.6", "--out", "fast").code == 0
@@ -342,6 +342,6 @@ def test_a_config_that_does_not_fit_is_refused(dense: VLM, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_trial_and_a_plan_come_back_from_a_record(run: Run) -> None:
     for made in records(run).values():
-        assert record.trial_id(Trial.of(made["trial"]).content()) == made["id"]
+        assert spec.trial_id(Trial.of(made["trial"])) == made["id"]
         assert Plan.of(made["plan"]).to_json() == made["plan"]
     assert Trial.of(trial().content()) == trial()

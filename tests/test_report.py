@@ -41,7 +41,7 @@ def made(
         trial["title"] = "InfoPrune (reconstructed)"
     metrics = changes.pop("metrics", None)
     trial |= changes
-    id = record.trial_id(trial)
+    id = record.short_hash(trial)
     noise = random.Random(id)
     if metrics is None:
         depth = (1 - budget) ** 2 * {"vision": 1.6, "language": 1.2}.get(scope, 2.1)
