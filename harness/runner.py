@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -34,6 +35,8 @@ from harness.types import VLM, Budget, Component, Extent, InputError, Loading, P
 
 if TYPE_CHECKING:
     import pyarrow
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 Shared = tuple[Any, Ranking, float, Made]  # what it is a ranking of, the seconds it took, what a repair may look at
@@ -102,21 +105,9 @@ class Worker:
         answers: what other workers' `answer` gave; what is missing there is answered here.
         """
         watch = Watch(self.progress)
-        again = True
-        while again:
-            made, context, again = blank(trial, self.device), Context(trial, self.progress), False
-            try:
-                with watch:
-                    self._measure(trial, registry.method(trial.method), made, context, watch, answers)
-                    with watch("record"):
-                        json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
-            except Exception as error:  # the sweep goes on; the record says what happened
-                again = out_of_memory(error) and watch.phase in SHRINKS and self._batch > 1
-                if not again:
-                    fail(made, type(error).__name__, str(error), watch.phase)
-                    context.samples = None
-            if again:  # here, where the error no longer holds what filled the memory
-                self._halve()
+        while (found := self._attempt(trial, watch, answers)) is None:
+            self._halve()  # here, where the error no longer holds what filled the memory
+        made, samples = found
         if self._batch < BATCH:
             made["cost"]["calibration_batch"] = self._batch
         made["cost"].update(
@@ -125,6 +116,23 @@ class Worker:
             total_s=time.perf_counter() - watch.start,
             peak_memory_bytes=max(made["cost"].get("peak_memory_bytes", 0), peak(self.device)),
         )
+        return made, samples
+
+    def _attempt(
+        self, trial: Trial, watch: Watch, answers: Sequence[Answered]
+    ) -> tuple[dict[str, Any], pyarrow.Table | None] | None:
+        """The record, without what it cost, and the samples; None if memory was short and smaller batches may help."""
+        made, context = blank(trial, self.device), Context(trial, self.progress)
+        try:
+            with watch:
+                self._measure(trial, registry.method(trial.method), made, context, watch, answers)
+                with watch("record"):
+                    json.dumps(made, allow_nan=False)  # say, a NaN or a tensor in a method's log
+        except Exception as error:  # the sweep goes on; the record says what happened
+            if out_of_memory(error) and watch.phase in SHRINKS and self._batch > 1:
+                return None
+            fail(made, type(error).__name__, str(error), watch.phase)
+            return made, None
         return made, context.samples
 
     def _halve(self) -> None:
@@ -170,7 +178,8 @@ class Worker:
             dense = self.load(trial)
             extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
             self._rank(dense, dense, trial, method, Budget(trial.scope, trial.budget, trial.units, extents), watch)
-        except Exception:
+        except Exception as error:
+            _say_unshared("ranking", trial, error)
             return None
         return self._ranking
 
@@ -192,7 +201,8 @@ class Worker:
         try:
             made = self.prune(trial)
             replies = tasks.part(made.vlm, trial.tasks, trial.split, trial.limit, part, first=first)
-        except Exception:
+        except Exception as error:
+            _say_unshared("answers", trial, error)
             return None
         return made.record["hashes"]["plan"], replies
 
@@ -216,7 +226,7 @@ class Worker:
             extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
         pruned, plan = self._prune(dense, trial, method, extents, made, context, watch)
         made["plan"] = plan.to_json()
-        made["hashes"]["plan"] = record.trial_id(made["plan"])
+        made["hashes"]["plan"] = record.short_hash(made["plan"])
         return dense, pruned, plan
 
     def load(self, trial: Trial) -> VLM:
@@ -370,6 +380,10 @@ def fail(made: dict[str, Any], kind: str, message: str, phase: str) -> None:
     """Turn a record into a failure record: no figures, but what went wrong and where."""
     error = {"type": kind, "message": message[:2000], "phase": phase}
     made.update(status="failed", metrics={}, log={}, plan=None, error=error)
+
+
+def _say_unshared(what: str, trial: Trial, error: Exception) -> None:
+    log.warning(f"{trial.method}: no {what} to share ({type(error).__name__}: {error}); the trial makes its own")
 
 
 def share_processor(jobs: int) -> None:

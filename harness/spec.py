@@ -168,7 +168,7 @@ class Board(_Strict):
 
 def trial_id(trial: Trial) -> str:
     """The id a trial's record is stored under."""
-    return record.trial_id(trial.content())
+    return record.short_hash(trial.content())
 
 
 def read(name: str, **overrides: Any) -> Board:

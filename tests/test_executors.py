@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,9 @@ def test_questions_may_be_answered_elsewhere(board: dict[str, Any], monkeypatch:
     assert another["status"] == "ok" and ("own", False) in {(one.images, one.label == "dense") for one in asked}
 
 
-def test_what_cannot_be_answered_elsewhere(board: dict[str, Any], hungry: dict[str, int]) -> None:
+def test_what_cannot_be_answered_elsewhere(
+    board: dict[str, Any], hungry: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
     """Figures alone, a trial that is tuned, and one that goes wrong."""
     own = replace(trial(board), metrics=("accuracy",))
     hungry["batch"] = 16
@@ -196,8 +199,13 @@ def test_what_cannot_be_answered_elsewhere(board: dict[str, Any], hungry: dict[s
     assert runner.Worker().answer(replace(own, tuning=Tuning("full")), (0, 2)) is None
     hungry["batch"] = 0
     assert runner.Worker().answer(own, (0, 2)) is None
+    assert re.search(rf"{own.method}: no answers to share \(.*Error: .*memory", caplog.text)
 
 
-def test_a_ranking_that_cannot_be_made_is_not_shared(board: dict[str, Any], hungry: dict[str, int]) -> None:
+def test_a_ranking_that_cannot_be_made_is_not_shared(
+    board: dict[str, Any], hungry: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
     hungry["batch"] = 0
-    assert runner.Worker().share(trial(board)) is None
+    own = trial(board)
+    assert runner.Worker().share(own) is None
+    assert re.search(rf"{own.method}: no ranking to share \(.*Error: .*memory", caplog.text)
