@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from harness.calibration import linears
 from harness.types import LowRank, Option, Options, Units
 
 STRIP = 256  # rows or columns of a large matrix that are worked on at a time: memory, and half of a symmetric product
@@ -264,7 +265,7 @@ class Factorable:
 def factorables(model: nn.Module, units: Units) -> tuple[Factorable, ...]:
     """The Linears of an FFN, producers first."""
     found = []
-    for path in dict.fromkeys([*(rows.module for rows in units.producers), units.consumer]):
+    for path in linears(units):
         weight, bias = (model.get_submodule(path)._parameters[name] for name in ("weight", "bias"))
         assert weight is not None
         found.append(Factorable(path, weight.detach(), None if bias is None else bias.detach()))

@@ -19,7 +19,7 @@ from baselines.infoprune.channels import select
 from baselines.infoprune.compose import compose
 from baselines.infoprune.ffn import Arm, Ffn, factor
 from baselines.infoprune.heads import Layer, Loss, score
-from harness.calibration import Calibration, Lazy, Moment
+from harness.calibration import Calibration, Lazy, Moment, linears
 from harness.types import VLM, Additive, Block, InputError, Kind, Option, Options, Ranking, Score
 
 ROLE = "studied"
@@ -82,7 +82,7 @@ def ffn_inputs(vlm: VLM, arm: Arm, whiten: bool) -> list[str]:
     if arm == "select":
         return [block.ffn.consumer for block in vlm.blocks]
     if whiten:
-        return [path for b in vlm.blocks for path in (*(rows.module for rows in b.ffn.producers), b.ffn.consumer)]
+        return [path for block in vlm.blocks for path in linears(block.ffn)]
     return []
 
 
