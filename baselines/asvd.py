@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from baselines.linalg import Factorable, decompose, decomposed, equal_shares, factorables, low_rank
+from baselines.linalg import decompose
+from baselines.low_rank import Factorable, decomposed, equal_shares, factorables, low_rank
 from harness.calibration import Calibration, linears
 from harness.types import VLM, InputError, Ranking
 from harness.types import hull as lower_hull

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from baselines.linalg import Factorable, decomposed, factorables, low_rank
+from baselines.low_rank import Factorable, decomposed, factorables, low_rank
 from harness.calibration import Calibration, linears
 from harness.types import VLM, Ranking
 

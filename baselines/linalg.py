@@ -1,8 +1,6 @@
-"""Low-rank approximation of a Linear, plain or whitened, shared by every low-rank method; and SVD routes.
+"""Low-rank approximation of a matrix, plain or whitened; least squares; and SVD routes.
 
 down, up = decompose(linear.weight, moment.second).factors(linear.weight, rank=8)
-found = decomposed(factorables(vlm.model, block.ffn), second)
-low_rank(block.ffn, found, map(equal_shares, found))  # points of an FFN
 
 Gradients flow through singular values only: those of singular vectors hold 1 / (s_i^2 - s_j^2), endless where singular
 values repeat, so whatever returns vectors is cut from the graph.
@@ -10,17 +8,12 @@ values repeat, so whatever returns vectors is cut from the graph.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from harness.calibration import linears
-from harness.types import LowRank, Option, Options, Units
+from torch import Tensor
 
 STRIP = 256  # rows or columns of a large matrix that are worked on at a time: memory, and half of a symmetric product
 
@@ -231,128 +224,3 @@ def pseudo_inverse(symmetric: Tensor) -> Tensor:
     values, vectors = eigh(symmetric)
     floor = values[0] * len(values) * torch.finfo(values.dtype).eps if len(values) else 0
     return vectors * torch.where(values > floor, 1 / torch.where(values > floor, values, 1), 0) @ vectors.T
-
-
-# --- an FFN whose Linears become low-rank pairs -----------------------------------------------------------
-
-POINTS = 512  # about the most points of one FFN: ranks of a large one are finer than any budget needs
-
-
-@dataclass(frozen=True)
-class Factorable:
-    """A Linear as found, whatever becomes of the model since; `part` is its decomposition, if there is one yet."""
-
-    path: str
-    weight: Tensor = field(repr=False)
-    bias: Tensor | None = field(repr=False)
-    part: Decomposition | None = field(default=None, repr=False)
-
-    @property
-    def rank_macs(self) -> int:
-        """Multiply-adds per token and rank of a pair."""
-        return sum(self.weight.shape)
-
-    @property
-    def limit(self) -> int:
-        """The largest rank whose pair costs less than the Linear."""
-        return (self.weight.numel() - 1) // self.rank_macs
-
-    def share(self, rank: int) -> float:
-        """What a pair costs of what the Linear costs."""
-        return rank * self.rank_macs / self.weight.numel()
-
-
-def factorables(model: nn.Module, units: Units) -> tuple[Factorable, ...]:
-    """The Linears of an FFN, producers first."""
-    found = []
-    for path in linears(units):
-        weight, bias = (model.get_submodule(path)._parameters[name] for name in ("weight", "bias"))
-        assert weight is not None
-        found.append(Factorable(path, weight.detach(), None if bias is None else bias.detach()))
-    return tuple(found)
-
-
-def decomposed(linears: Iterable[Factorable], second: Callable[[str], Tensor] | None = None) -> tuple[Factorable, ...]:
-    """The Linears with their decompositions, which lie in the machine's memory: a model's do not fit on its GPU.
-
-    second: from a path, what whitens its input: an uncentred moment (in, in), or its diagonal (in,) where features
-    count as uncorrelated. None: plain SVD.
-    """
-    made: list[Factorable] = []
-    moment = root = kept = None
-    for linear in linears:
-        before, moment = moment, None if second is None else second(linear.path)
-        if moment is not None:
-            moment = moment.diag() if moment.dim() == 1 else moment
-            if linear.weight.shape[0] <= linear.weight.shape[1]:
-                root = kept = None
-            elif root is None or before is None or not torch.equal(before, moment):  # gate and up read the same
-                root = whitener(moment)
-                kept = root.cpu()
-        part = decompose(linear.weight, moment, root)
-        made.append(replace(linear, part=Decomposition(part.energy.cpu(), part.vectors.cpu(), kept)))
-    return tuple(made)
-
-
-def equal_shares(linear: Factorable) -> Callable[[float], float]:
-    """A loss that makes the solver keep the same share of every Linear: its slope follows from the share alone.
-
-    It is exponential: per multiply-add of a whole input a slope also holds the component's number of tokens, but a
-    factor t between those moves a share by ln(t) / 500 only.
-    """
-    return lambda share: linear.weight.numel() * math.expm1(500 * (1 - share))
-
-
-def low_rank(units: Units, linears: Sequence[Factorable], losses: Iterable[Callable[[float], float]]) -> Options:
-    """Cost and loss points of an FFN from dense down to rank 1 everywhere, one rank less at each; factors are lazy.
-
-    losses: of each Linear, from the share of its cost that is kept, in (0, 1]; convex, falling, 0 at 1. The rank that
-    saves most for its loss goes first.
-    """
-    losses = tuple(losses)
-    return Options(_walk(units, linears, losses, 1), partial(_stepped, units, linears, losses))
-
-
-def _stepped(
-    units: Units, linears: Sequence[Factorable], losses: Sequence[Callable[[float], float]], step: int
-) -> Options:
-    return Options(_walk(units, linears, losses, step))
-
-
-def _walk(
-    units: Units, linears: Sequence[Factorable], losses: Sequence[Callable[[float], float]], step: int
-) -> tuple[Option, ...]:
-    """The points of `low_rank` with ranks in multiples of `step`."""
-    ranks: list[int | None] = [None] * len(linears)  # None: as found
-    macs = [linear.weight.numel() for linear in linears]
-    lost = [0.0] * len(linears)
-    steps = []
-    for place, linear in enumerate(linears):
-        cost, before = linear.weight.numel(), 0.0
-        for rank in range(linear.limit - linear.limit % step, 0, -step):
-            after = losses[place](linear.share(rank))
-            steps.append(((after - before) / (cost - rank * linear.rank_macs), place, -rank))
-            cost, before = rank * linear.rank_macs, after
-    found = [Option("dense", units.count * units.token_macs, 0.0)]
-    for _, place, _ in sorted(steps):
-        last, linear = ranks[place], linears[place]
-        rank = linear.limit - linear.limit % step if last is None else last - step
-        ranks[place], macs[place], lost[place] = rank, rank * linear.rank_macs, losses[place](linear.share(rank))
-        label = "rank " + "/".join("dense" if rank is None else str(rank) for rank in ranks)
-        found.append(Option(label, sum(macs), sum(lost), partial(_low_rank_pairs, linears, tuple(ranks))))
-    return thinned(found)
-
-
-def thinned(points: Sequence[Option]) -> tuple[Option, ...]:
-    """About POINTS of these at most, the first and the last among them."""
-    stride = -(-len(points) // POINTS)
-    return (*points[:-1:stride], points[-1])
-
-
-def _low_rank_pairs(linears: Sequence[Factorable], ranks: Sequence[int | None]) -> dict[str, LowRank]:
-    made = {}
-    for linear, rank in zip(linears, ranks, strict=True):
-        if rank is not None:
-            down, up = (linear.part or decompose(linear.weight)).factors(linear.weight, rank)
-            made[linear.path] = LowRank(down, up, None if linear.bias is None else linear.bias.clone())
-    return made

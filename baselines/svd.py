@@ -9,7 +9,7 @@ only. Departure: attention stays as it is, so the method runs where FFNs are the
 
 from __future__ import annotations
 
-from baselines.linalg import equal_shares, factorables, low_rank
+from baselines.low_rank import equal_shares, factorables, low_rank
 from harness.calibration import Calibration
 from harness.types import VLM, Ranking
 

@@ -10,7 +10,7 @@ LoRA afterwards, the paper's second step.
 
 from __future__ import annotations
 
-from baselines.linalg import decomposed, equal_shares, factorables, low_rank
+from baselines.low_rank import decomposed, equal_shares, factorables, low_rank
 from harness.calibration import Calibration, linears
 from harness.types import VLM, Ranking
 

@@ -70,9 +70,9 @@ BENCH = "baselines.infoprune.bench"  # and its bars, of the ordinary path
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, "baselines") and name != COMMANDS])
-def test_methods_know_types_calibration_and_linalg_only(module: str) -> None:
+def test_methods_know_types_calibration_and_the_shared_algebra_only(module: str) -> None:
     own = ".".join(module.split(".")[:2])
-    allowed = ["harness.types", "harness.calibration", "baselines.linalg", own]
+    allowed = ["harness.types", "harness.calibration", "baselines.linalg", "baselines.low_rank", own]
     if module == BENCH:
         allowed += ["harness.bars", "harness.compression"]
     assert not [name for name in ours(module) if not within(name, *allowed)]

@@ -262,7 +262,7 @@ def test_a_large_ffn_offers_fewer_points_but_both_ends() -> None:
     units = Units("ffn", 800, 1, (Rows("gate", 0, 1), Rows("up", 0, 1)), "down", 3 * 200, 0, gated=True)
     whole = factor(Ffn.found(model, units))[0].points
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("baselines.linalg.POINTS", 50)
+        patch.setattr("baselines.low_rank.POINTS", 50)
         fewer = factor(Ffn.found(model, units))[0].points
     assert 25 <= len(fewer) <= 51 < len(whole)
     assert [p.label for p in fewer] == [p.label for p in whole if p.label in {q.label for q in fewer}]

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from baselines import asvd, d_rank, svd, svd_llm
-from baselines.linalg import Factorable, equal_shares, factorables, low_rank
+from baselines.low_rank import Factorable, equal_shares, factorables, low_rank
 from harness import surgery
 from harness.budget import aligned, solve
 from harness.calibration import Calibration
@@ -224,7 +224,7 @@ def test_a_large_ffn_offers_fewer_points_but_both_ends() -> None:
     found = factorables(model, units)
     whole = low_rank(units, found, map(equal_shares, found)).points
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("baselines.linalg.POINTS", 20)
+        patch.setattr("baselines.low_rank.POINTS", 20)
         fewer = low_rank(units, found, map(equal_shares, found)).points
     assert 10 <= len(fewer) <= 21 < len(whole)
     assert (fewer[0].label, fewer[-1].label) == ("dense", "rank 1/1/1")

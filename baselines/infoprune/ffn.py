@@ -18,7 +18,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from baselines.infoprune.spectrum import effective_rank
-from baselines.linalg import Decomposition, Factorable, decomposed, factorables, low_rank, thinned
+from baselines.linalg import Decomposition
+from baselines.low_rank import Factorable, decomposed, factorables, low_rank, thinned
 from harness.types import Option, Options, Replacement, Units
 
 Arm = Literal["factor", "compose-linear", "compose-act", "compose-refit", "select"]
