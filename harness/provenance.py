@@ -24,7 +24,7 @@ from harness import families, registry, tasks
 from harness.types import InputError, Trial
 
 # Names, files and schemas: they decide where a figure is stored, not what it is.
-PLUMBING = ("harness.provenance", "harness.record", "harness.registry", "harness.spec")
+PLUMBING = ("harness", "harness.provenance", "harness.record", "harness.registry", "harness.spec")
 
 
 def hashes(trial: Trial) -> dict[str, str]:

@@ -34,6 +34,7 @@ CELL_CLASSES = {
     "row": 12,
     "column": 12,
 }
+CONTENT = list(CELL_CLASSES).index("row")  # the questions before this one are about what is there, the others about where
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def _cells(scene: Scene | None, rows: int, columns: int) -> torch.Tensor:
     if scene is None:
         return torch.full((rows * columns, len(CELL_CLASSES)), IGNORED)
     cells = torch.zeros(rows, columns, len(CELL_CLASSES), dtype=torch.long)
-    cells[..., 6], cells[..., 7] = torch.arange(rows)[:, None], torch.arange(columns)
+    cells[..., CONTENT], cells[..., CONTENT + 1] = torch.arange(rows)[:, None], torch.arange(columns)
     edge = PATCH * MERGE
     for thing in scene.things:
         number = thing.text.isdigit()
-        cells[int(thing.y) // edge, int(thing.x) // edge, :6] = torch.tensor(
+        cells[int(thing.y) // edge, int(thing.x) // edge, :CONTENT] = torch.tensor(
             [
                 1 + (*SHAPES, "sign").index(thing.shape),
                 1 + list(COLOURS).index(thing.colour),

@@ -12,7 +12,7 @@ import functools
 import io
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,6 @@ class Scene:
     things: tuple[Thing, ...]
     backdrop: int
     noise: float = 0.0
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 def _place(

@@ -27,7 +27,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from harness.reference.attention import Layout, enable
 from harness.reference.model import build
-from harness.reference.packing import CELL_CLASSES, IGNORED, Example, ExampleBatches, Packer, SceneBatches
+from harness.reference.packing import CELL_CLASSES, CONTENT, IGNORED, Example, ExampleBatches, Packer, SceneBatches
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Readouts(torch.nn.Module):
         seen = functional.layer_norm(seen, seen.shape[-1:])
         found = {}
         for column, (name, head) in enumerate(zip(CELL_CLASSES, self.heads, strict=True)):
-            filled = cells[:, column] > (0 if column < 6 else IGNORED)
+            filled = cells[:, column] > (0 if column < CONTENT else IGNORED)
             if bool(filled.any()):
                 found[name] = float((head(seen[filled]).argmax(-1) == cells[filled, column]).float().mean())
         return found
@@ -100,7 +100,7 @@ class Readouts(torch.nn.Module):
             if bool((target == IGNORED).all()):
                 continue
             each = functional.cross_entropy(head(seen).float(), target, reduction="none", ignore_index=IGNORED)
-            filled = (target > 0).float() if column < 6 else torch.ones_like(each)
+            filled = (target > 0).float() if column < CONTENT else torch.ones_like(each)
             # Most cells are empty: let the filled ones carry half of the weight.
             terms.append((each * filled).sum() / filled.sum().clamp(min=1) + (each * (1 - filled)).mean())
         return torch.stack(terms).mean() if terms else seen.sum() * 0
@@ -189,7 +189,8 @@ def train(
         done, curve = saved["images"], saved["curve"]
     else:
         state.mkdir(parents=True, exist_ok=True)
-        (build(out) if start is None else start)
+        if start is None:
+            build(out)
     source = out if done or start is None else start
     processor: Any = AutoProcessor.from_pretrained(source)
     loader: Any = AutoModelForImageTextToText  # its decorators hide the signature
@@ -200,7 +201,9 @@ def train(
     opts = optimisers(model, readouts, recipe)
     if done:
         saved = load_file(state / "optimiser.safetensors")
-        readouts.load_state_dict({k[9:]: saved.pop(k) for k in list(saved) if k.startswith("readouts.")})
+        readouts.load_state_dict({
+            k.removeprefix("readouts."): saved.pop(k) for k in list(saved) if k.startswith("readouts.")
+        })
         _restore(opts, saved)
 
     packer = Packer(processor)
