@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -218,6 +219,23 @@ def test_what_a_killed_sweep_had_claimed_is_free(tmp_path: Path) -> None:
         running.wait()
     outcome = run(board, results)
     assert (outcome.ran, outcome.elsewhere) == (6, 0) and not left[0].exists()
+
+
+def test_who_only_asks_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at a folder, read-only or not, locks for an instant; a sweep that wants the trial just then gets it."""
+    name = spec.trial_id(stubs.board(0).trials()[0])
+    asks = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'rb'), fcntl.LOCK_SH); print(flush=True); input()"
+    with (
+        Claims(tmp_path) as claims,
+        subprocess.Popen([sys.executable, "-c", asks, str(tmp_path / ".claims")], stdin=PIPE, stdout=PIPE) as asking,
+    ):
+        assert asking.stdout
+        asking.stdout.readline()
+        monkeypatch.setattr("harness.claims.time.sleep", lambda seconds: asking.communicate(b"done\n"))
+        assert claims.take(name)
+        monkeypatch.undo()
+    (tmp_path / ".claims").chmod(0o400)
+    assert held(tmp_path, [name]) == set()
 
 
 # --- folders that fail --------------------------------------------------------------------------------------

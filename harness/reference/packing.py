@@ -34,7 +34,7 @@ CELL_CLASSES = {
     "row": 12,
     "column": 12,
 }
-CONTENT = list(CELL_CLASSES).index("row")  # the questions before this one are about what is there, the others about where
+CONTENT = list(CELL_CLASSES).index("row")  # the questions before it are about what is there, the others about where
 
 
 @dataclass(frozen=True)
