@@ -115,17 +115,6 @@ def roots(eigenvalues: Tensor, terms: int) -> Tensor:
     return torch.where(small, 0, torch.where(small, 1, eigenvalues).sqrt())
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values (..., min(m, n)) of matrices (..., m, n), largest first, float64; differentiable.
-
-    From the Gram matrix of the smaller side, so those below about 1e-8 sqrt(max(m, n)) of the largest are 0.
-    """
-    unit, scale = _unit(matrix.double())
-    rows, columns = matrix.shape[-2:]
-    gram = unit @ unit.mT if rows <= columns else unit.mT @ unit
-    return roots(torch.linalg.eigvalsh(gram).flip(-1), max(rows, columns)) * scale.squeeze(-1)
-
-
 def row_reduced(matrix: Tensor) -> Tensor:
     """The R with R^T R = M^T M that has no more rows than M (..., m, n) has columns: M itself, or its triangle."""
     return torch.linalg.qr(matrix, mode="r").R if matrix.shape[-2] > matrix.shape[-1] else matrix
@@ -193,7 +182,7 @@ def _working(matrix: Tensor) -> Tensor:
 
 def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix (..., m, n) over its largest entry, so that no square overflows or vanishes, and that entry."""
-    largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
+    largest = matrix.abs().amax((-2, -1), keepdim=True)
     scale = torch.where(largest == 0, 1, largest)
     return matrix / scale, scale
 
@@ -206,7 +195,7 @@ def least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = inputs.double(), outputs.double()
     mean, target = inputs.mean(0), outputs.mean(0)
     centred = inputs - mean
-    weight = (outputs - target).T @ centred @ pseudo_inverse(centred.T @ centred)
+    weight = (outputs - target).T @ centred @ torch.linalg.pinv(centred.T @ centred, hermitian=True)
     return weight, target - weight @ mean
 
 
@@ -216,11 +205,4 @@ def conditional(covariance: Tensor, kept: Tensor) -> Tensor:
     A weight W on all becomes W @ conditional on those kept, the least-squares repair of a cut.
     """
     covariance = covariance.double()
-    return covariance[:, kept] @ pseudo_inverse(covariance[kept][:, kept])
-
-
-def pseudo_inverse(symmetric: Tensor) -> Tensor:
-    """Of a positive semidefinite matrix (n, n); directions within rounding of nothing have none."""
-    values, vectors = eigh(symmetric)
-    floor = values[0] * len(values) * torch.finfo(values.dtype).eps if len(values) else 0
-    return vectors * torch.where(values > floor, 1 / torch.where(values > floor, values, 1), 0) @ vectors.T
+    return covariance[:, kept] @ torch.linalg.pinv(covariance[kept][:, kept], hermitian=True)

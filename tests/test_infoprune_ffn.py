@@ -14,7 +14,7 @@ from test_methods import calibration, inputs_of
 from baselines import infoprune
 from baselines.infoprune.channels import pursuit
 from baselines.infoprune.ffn import Arm
-from baselines.linalg import conditional, least_squares, pseudo_inverse
+from baselines.linalg import conditional, least_squares
 from harness import surgery
 from harness.budget import aligned
 from harness.calibration import Calibration
@@ -106,9 +106,10 @@ def test_least_squares_is_lstsq(inputs: int, out: int, rows: int, seed: int) -> 
     assert torch.allclose(x @ weight.T + bias, fitted, atol=1e-6)
 
 
-def test_pseudo_inverse_leaves_directions_of_nothing_out() -> None:
-    matrix = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))
-    assert torch.allclose(pseudo_inverse(matrix), torch.diag(torch.tensor([0.25, 1.0, 0.0], dtype=torch.float64)))
+def test_conditional_leaves_directions_of_nothing_out() -> None:
+    covariance = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))
+    expected = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(conditional(covariance, torch.arange(3)), expected)
 
 
 def test_few_calibration_rows_are_said_and_regularised(

@@ -18,7 +18,7 @@ from baselines.infoprune.ffn import Ffn
 from baselines.infoprune.heads import score
 from baselines.infoprune.spectrum import effective_rank, masked_spectrum
 from baselines.infoprune.theory import Track, default_loss, silent
-from baselines.linalg import singular_values
+from baselines.linalg import decompose
 from harness.calibration import Calibration
 from harness.types import VLM, Additive, Choice, Keep, Kind, Options, Plan, Ranking
 
@@ -105,7 +105,7 @@ def ffn(vlm: VLM, ranking: Ranking, plans: Mapping[str, Plan], track: Track = si
             matrices["product"] = found.consumer.weight.double() @ found.producers[0].weight.double()
         label, kept = _chosen(ranking, plans[block.component], block.name, block.ffn.count)
         for name, matrix in matrices.items():
-            values = singular_values(matrix)
+            values = decompose(matrix).energy.sqrt()
             places = torch.linspace(0, len(values) - 1, min(SPECTRUM, len(values))).round().long()
             row = {"component": block.component, "block": block.name, "layer": block.index, "matrix": name}
             numbers = {

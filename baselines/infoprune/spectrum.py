@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from baselines.linalg import roots, row_reduced, singular_values
+from baselines.linalg import roots, row_reduced
 
 Distribution = Literal["amplitude", "energy"]
 Over = Literal["cumulative", "values"]
@@ -32,11 +32,6 @@ def effective_rank(singular: Tensor, distribution: Distribution = "amplitude") -
     share = mass / torch.where(total == 0, 1, total)
     rank = torch.special.entr(torch.where(share == 0, 1, share)).sum(-1).exp()
     return torch.where(total.squeeze(-1) == 0, 0, rank)
-
-
-def matrix_effective_rank(matrix: Tensor, distribution: Distribution = "amplitude") -> Tensor:
-    """The effective rank of matrices (..., m, n), float64, (...); differentiable, also where singular values repeat."""
-    return effective_rank(singular_values(matrix), distribution)
 
 
 def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> Tensor:
