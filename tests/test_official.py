@@ -133,8 +133,8 @@ TWINS = [{"answer": "red", "answer_confidence": "yes", "answer_id": 1}] * 10
     [
         ("vqav2_val", spoiled("answers", TWINS), "row 1: column 'answers': equal entries; .* answer_id of its own"),
         ("vqav2_val", spoiled("question", " "), "row 1: column 'question' is empty"),
-        ("textvqa_val", spoiled("answers", []), "row 1: column 'answers' is empty"),
-        ("gqa", spoiled("answer", ""), "row 1: column 'answer' is empty"),
+        ("textvqa_val", spoiled("answers", []), "row 1: column 'answers' is an empty list"),
+        ("gqa", spoiled("answer", ""), "row 1: column 'answer' holds an empty answer"),
         ("vqav2_val", lambda made: [row.pop("question") for row in made], "missing column 'question'"),
         ("vqav2_val", lambda made: [row.update(answers=["red"] * 10) for row in made], "that of mini_textvqa"),
     ],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from harness.progress import progress_bar
 from harness.reference.packing import Example
 from harness.reference.train import Recipe, train
 from harness.sweep import check_writable
+from harness.tasks.data import most_common
 from harness.types import InputError
 
 EPOCHS = 20  # over a parquet file, unless --images says otherwise
@@ -79,9 +79,7 @@ def read(path: Path) -> list[Example]:
     target = "answer" if tasks.check(path)["form"] == "mini_gqa" else "answers"
     grouped: dict[bytes, list[tuple[str, str, str]]] = {}
     for row in pyarrow.parquet.read_table(path, columns=["image", "question", target]).to_pylist():
-        given = [row["answer"]] if target == "answer" else row["answers"]
-        answers = [a["answer"] if isinstance(a, dict) else a for a in given]
-        asked = (path.stem, row["question"], Counter(answers).most_common(1)[0][0])
+        asked = (path.stem, row["question"], most_common(row))
         grouped.setdefault(row["image"]["bytes"], []).append(asked)
     return [Example(Image.open(io.BytesIO(content)), tuple(asked)) for content, asked in grouped.items()]
 

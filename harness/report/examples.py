@@ -214,8 +214,7 @@ def _rows(
             for row, id in enumerate(table["question_id"].to_pylist()):
                 if (task, id) in keys:
                     doc = table.slice(row, 1).to_pylist()[0]
-                    given = doc["answers"] if "answers" in doc else [doc["answer"]]
-                    truth = [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
+                    truth = data.texts(doc)
                     truth = sorted(set(truth), key=lambda answer: (-truth.count(answer), answer))
                     yield (task, id), doc["question"], truth[:3], doc["image"]["bytes"]
     except InputError as error:

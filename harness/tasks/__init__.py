@@ -276,7 +276,7 @@ def majority(tasks: Sequence[str], split: str, limit: int | None) -> pa.Table:
     """
     suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
     common = {
-        name: Counter(_answer(doc) for doc in task.eval_docs_no_media).most_common(1)[0][0]
+        name: Counter(data.most_common(doc) for doc in task.eval_docs_no_media).most_common(1)[0][0]
         for name, task in suite.tasks.items()
     }
     return _table(suite, suite.constant(common))
@@ -384,10 +384,4 @@ def _sample(suite: Suite, task: str, row: int) -> Sample:
         raise InputError(
             f"task {task}: question {suite.question_ids[task][row]} has {len(images)} images; calibration needs 1"
         )
-    return Sample(images[0], question, _answer(doc), suite.question_ids[task][row])
-
-
-def _answer(doc: Mapping[str, Any]) -> str:
-    """The most common answer to a question."""
-    given = doc["answers"] if "answers" in doc else [doc["answer"]]
-    return Counter(a["answer"] if isinstance(a, dict) else a for a in given).most_common(1)[0][0]
+    return Sample(images[0], question, data.most_common(doc), suite.question_ids[task][row])

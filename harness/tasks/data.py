@@ -13,10 +13,11 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Source:
     def read(self) -> pa.Table:
         """The rows with their images still encoded, in the columns question_id, image_id, image, question and answers
         (or answer)."""
-        file = _open(self.path)
+        file = parquet(self.path)
         target = "answer" if self.form == "mini_gqa" else "answers"
         wanted, pieces, start = set(self.indices), [], 0
         for batch in _batches(file, self.path, ["image", "question", target], 256):
@@ -97,7 +98,7 @@ def source(task: str, path: Path, split: str, limit: int | None) -> Source:
     chosen = [part[i] for i in choose([questions[i] for i in part], [images[i] for i in part], limit)]
     return Source(
         task=task,
-        form=form(_open(file).schema_arrow, file),
+        form=form(parquet(file).schema_arrow, file),
         path=file,
         indices=tuple(chosen),
         question_ids=tuple(questions[i] for i in chosen),
@@ -177,7 +178,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def parquet(path: Path) -> pq.ParquetFile:
+    """The file, opened; raises InputError if it is not a parquet file or has no rows."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -193,16 +195,13 @@ def _open(path: Path) -> pq.ParquetFile:
 @lru_cache(maxsize=64)
 def _content_hash(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as stream:
-        digest = sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_digest(stream, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=64)
 def _ids(path: Path, changed: int, size: int) -> tuple[list[str], list[str]]:
     """Question and image ids of every row; an image without an id is known by the hash of its bytes."""
-    file = _open(path)
+    file = parquet(path)
     name = "id" if form(file.schema_arrow, path) == "mini_gqa" else "question_id"
     known = next((column for column in ("image_id", "imageId") if column in file.schema_arrow.names), None)
     questions: list[str] = []
@@ -218,40 +217,56 @@ def _ids(path: Path, changed: int, size: int) -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=64)
 def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
-    file = _open(path)
+    file = parquet(path)
     kind = form(file.schema_arrow, path)
     target = "answer" if kind == "mini_gqa" else "answers"
-    for row, doc in enumerate(_rows(file, path, ["image", "question", target])):
+    for row, doc in enumerate(rows(file, path, ["image", "question", target])):
         where = f"{path}: row {row}"
-        if not (doc["question"] or "").strip():
-            raise InputError(f"{where}: column 'question' is empty")
-        answers = [doc["answer"]] if kind == "mini_gqa" else doc["answers"]
-        if not answers:
-            raise InputError(
-                f"{where}: column 'answers' is an empty list; give at least one answer (official sets: ten)"
-            )
-        for answer in answers:
-            if not ((answer["answer"] if isinstance(answer, dict) else answer) or "").strip():
-                raise InputError(f"{where}: column '{target}' holds an empty answer")
-        _decode((doc["image"] or {}).get("bytes"), where)
+        check_words(doc, where)
+        decode((doc["image"] or {}).get("bytes"), where)
     images = _ids(path, changed, size)[1]
     return {"path": str(path), "rows": len(images), "images": len(set(images)), "form": kind}
 
 
-def _rows(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def check_words(doc: Mapping[str, Any], where: str) -> None:
+    """Raise InputError unless a row has a question and answers, none of them empty."""
+    if not (doc["question"] or "").strip():
+        raise InputError(f"{where}: column 'question' is empty")
+    given = texts(doc)
+    if not given:
+        raise InputError(f"{where}: column 'answers' is an empty list; give at least one answer (official sets: ten)")
+    if not all((text or "").strip() for text in given):
+        column = "answers" if "answers" in doc else "answer"
+        raise InputError(f"{where}: column '{column}' holds an empty answer")
+
+
+def texts(doc: Mapping[str, Any]) -> list[str]:
+    """The texts of all answers to a question."""
+    given = (doc["answers"] or []) if "answers" in doc else [doc["answer"]]
+    return [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
+
+
+def most_common(doc: Mapping[str, Any]) -> str:
+    """The most common answer to a question, the first of equally common ones."""
+    return Counter(texts(doc)).most_common(1)[0][0]
+
+
+def rows(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows as plain values; raises InputError for a file whose inside is not what its outside says."""
     for batch in _batches(file, path, columns, 64):
         yield from batch.to_pylist()
 
 
 def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-    """The rows in batches; raises InputError for a file whose inside is not what its outside says."""
+    """The rows in batches, with the errors of `rows`."""
     try:
         yield from file.iter_batches(batch_size=size, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: a damaged parquet file ({str(error).splitlines()[0]})") from error
 
 
-def _decode(data: bytes | None, where: str) -> None:
+def decode(data: bytes | None, where: str) -> None:
+    """Raise InputError unless these are the bytes of a whole image in one of FORMATS."""
     if not data:
         raise InputError(f"{where}: column 'image' has no bytes; store the encoded image (PNG, JPEG) in image.bytes")
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # some libraries switch this on for the whole process

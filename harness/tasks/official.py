@@ -141,16 +141,17 @@ def _check(task: str, split: str, decode: bool, stamps: Any) -> tuple[int, int]:
     columns = [key, "question", target, *(["imageId"] if apart else ["image_id"])]
     rows, seen = 0, set()
     for file in files(task, split):
-        schema = data._open(file).schema_arrow
+        schema = data.parquet(file).schema_arrow
         if missing := [name for name in columns if name not in schema.names]:
             raise InputError(f"{file}: missing column '{missing[0]}' (there are: {', '.join(schema.names)})")
         if not apart and (form := data.form(schema, file)) != official.form:
             raise InputError(f"{file}: column 'answers' is that of {form}, {task} needs that of {official.form}")
         if decode and not apart:
             data.check(file)
-        for row, doc in enumerate(data._rows(data._open(file), file, columns)):
+        for row, doc in enumerate(data.rows(data.parquet(file), file, columns)):
             where = f"{file}: row {row}"
-            _check_row(doc, target, where)
+            data.check_words(doc, where)
+            _check_annotators(doc, where)
             if apart and str(doc["imageId"]) not in known:
                 raise InputError(f"{where}: column 'imageId': no image '{doc['imageId']}' among the set's images")
             seen.add(doc[columns[-1]])
@@ -158,14 +159,8 @@ def _check(task: str, split: str, decode: bool, stamps: Any) -> tuple[int, int]:
     return rows, len(seen)
 
 
-def _check_row(doc: Mapping[str, Any], target: str, where: str) -> None:
-    if not (doc["question"] or "").strip():
-        raise InputError(f"{where}: column 'question' is empty")
-    answers = [doc[target]] if target == "answer" else doc[target]
-    texts = [answer["answer"] if isinstance(answer, dict) else answer for answer in answers or ()]
-    if not texts or not all((text or "").strip() for text in texts):
-        raise InputError(f"{where}: column '{target}' is empty or holds an empty answer")
-    entries = [repr(answer) for answer in answers if isinstance(answer, dict)]
+def _check_annotators(doc: Mapping[str, Any], where: str) -> None:
+    entries = [repr(answer) for answer in doc.get("answers", ()) if isinstance(answer, dict)]
     if len(set(entries)) < len(entries):
         raise InputError(
             f"{where}: column 'answers': equal entries; each annotator needs an answer_id of its own, or VQAv2's scorer"
@@ -176,12 +171,12 @@ def _check_row(doc: Mapping[str, Any], target: str, where: str) -> None:
 def _images(task: str, split: str, decode: bool) -> Iterator[str]:
     """The ids of the images that lie apart."""
     for file in files(task, split, images=True):
-        names = data._open(file).schema_arrow.names
+        names = data.parquet(file).schema_arrow.names
         if missing := [name for name in ("id", "image") if name not in names]:
             raise InputError(f"{file}: missing column '{missing[0]}' (there are: {', '.join(names)})")
-        for row, doc in enumerate(data._rows(data._open(file), file, ["id", "image"] if decode else ["id"])):
+        for row, doc in enumerate(data.rows(data.parquet(file), file, ["id", "image"] if decode else ["id"])):
             if decode:
-                data._decode((doc["image"] or {}).get("bytes"), f"{file}: row {row}")
+                data.decode((doc["image"] or {}).get("bytes"), f"{file}: row {row}")
             yield str(doc["id"])
 
 

@@ -114,7 +114,7 @@ def _rows(task: str, split: str, images: bool = False) -> tuple[Any, str]:
 
 @dataclass
 class Suite:
-    """Loaded tasks with, for each, its metric's name and the ids of its documents."""
+    """Loaded tasks, and by task the question and image ids of their documents."""
 
     tasks: dict[str, Any]
     question_ids: dict[str, tuple[str, ...]]
