@@ -260,7 +260,7 @@ class Worker:
                     plan, ranking = control.redraw(vlm, plan, ranking, trial.seed)
                 whole = plan if rounds == 1 else tuning.together(whole, plan)
             repaired = {}
-            if method.repairs:
+            if method.repairs and trial.control == "none":
                 with watch("repair"):
                     repaired = method.repair(vlm, calibration, plan, **trial.options)
             with watch("surgery"):
@@ -353,11 +353,14 @@ class Worker:
 def blank(trial: Trial, device: str) -> dict[str, Any]:
     """A record with everything that is known before a trial runs."""
     method = registry.method(trial.method)
+    regime = method.regime(trial.options)
+    if trial.control != "none" and regime == "repaired":  # a control has the widths alone
+        regime = "training-free"
     described = {
         "title": method.title,
         "variant": trial.variant,
         "role": method.role if trial.control == "none" else "reference",
-        "regime": method.regime(trial.options),
+        "regime": regime,
         "resolved": {**method.options, **trial.options},  # defaults change; what was run does not
     }
     return {

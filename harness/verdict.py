@@ -3,7 +3,8 @@
     infoprune verdict results/reference
 
 Like is compared with like: per scope, regime and tuning, every studied variant against the best reference method of
-each budget, and against the floor of pruning at random. A budget holds if the studied method is not significantly below
+each budget, and against the floor of pruning at random. Once tuned, all weights have changed alike: then
+methods of every regime are rivals. A budget holds if the studied method is not significantly below
 that rival and significantly above random (paired per question, clustered by image, Holm over the budgets). The bar
 holds if two thirds of the budgets do and no rival's mean over the budgets is as high.
 """
@@ -145,11 +146,13 @@ def verdict(folder: Path, progress: Progress = lambda made, total: None) -> list
 
 def _bar(own: _Contestant, panel: Sequence[_Contestant]) -> Bar:
     references = [one for one in panel if not one.studied]
-    alike = [one for one in references if one.alike(own, "regime", "tuning")]
+    keys = ("tuning",) if own.tuned else ("regime", "tuning")
+    alike = [one for one in references if one.alike(own, *keys)]
     rivals = [one for one in alike if not one.floor]
     notes = [note for one in (own, *rivals) for note in one.failures]
     if not rivals:
-        notes.append(f"no rival of regime {own.trial['regime']}, tuning {own.trial['tuning']}: compared with none")
+        shared = ", ".join(f"{key} {own.trial[key]}" for key in keys)
+        notes.append(f"no rival of {shared}: compared with none")
     floor = next((one for one in alike if one.floor), None)
     if floor is None:
         floor = next((one for one in references if one.floor and one.alike(own, "tuning")), None)
@@ -189,6 +192,10 @@ class _Contestant:
     @property
     def floor(self) -> bool:
         return self.trial["method"] == FLOOR
+
+    @property
+    def tuned(self) -> bool:
+        return self.trial["tuning"] != "none"
 
     def alike(self, other: _Contestant, *keys: str) -> bool:
         return all(self.trial[key] == other.trial[key] for key in keys)

@@ -298,10 +298,10 @@ def test_a_failing_model_fails(sets: Path, talker: VLM, monkeypatch: pytest.Monk
     with pytest.raises(FloatingPointError, match=r"NaN or Inf; the first layer with such an output is .*embed_tokens"):
         answers(talker)
     head.weight.data[0, 0] = 0
-    linear = "model.language_model.layers.1.mlp.gate_proj"
-    model.get_submodule(linear).weight.data[0, 0] = math.inf
-    with pytest.raises(FloatingPointError, match=f"the first layer with such an output is {linear}"):
-        answers(talker)
+    for linear in ("model.language_model.layers.1.mlp.gate_proj", "model.visual.blocks.1.mlp.fc1"):
+        model.get_submodule(linear).weight.data[0, 0] = math.inf
+        with pytest.raises(FloatingPointError, match=f"the first layer with such an output is {linear}"):
+            answers(talker)
     assert not any(module._forward_hooks for module in model.modules())
 
     def broken(*args: Any, **kwargs: Any) -> None:

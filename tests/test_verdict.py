@@ -121,6 +121,16 @@ def test_like_is_compared_with_like(results: Path) -> None:
     assert all({rival.name for rival in bar.rivals} == {"taylor", "random"} for bar in bars)
 
 
+def test_tuned_models_are_compared_whatever_was_repaired(results: Path) -> None:
+    """Tuning has changed all weights of every method alike."""
+    how = {"tuning": "full-kl-300"}
+    floor(results, **how)
+    run(results, "mine", 0.1, regime="repaired", **how)
+    run(results, "mine", 0.2, control="random-units", variant="control=random-units", role="reference", **how)
+    run(results, "taylor", 0.05, **how)
+    assert all(at.rival and at.rival.name == "taylor" for at in only(results).budgets)
+
+
 def test_without_a_rival_it_is_compared_with_none_and_says_so(call: Call, results: Path) -> None:
     floor(results)
     run(results, "taylor", 0.2)

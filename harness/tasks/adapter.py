@@ -227,21 +227,22 @@ class Adapter(lmms):
 
     def _generate(self, requests: Sequence[Instance], batch: Batch) -> Reply:
         model: Any = self.vlm.model
-        inputs: dict[str, Any] = place(batch.inputs, model)
-        with inside("generate"), torch.no_grad():
+        first = First()
+        watching = LogitsProcessorList([Finite(), first] if self.first else [Finite()])
+
+        def generate() -> torch.Tensor:
+            inputs: dict[str, Any] = place(batch.inputs, model)
             if batch.order:
                 seen = model.get_image_features(**place(batch.distinct, model))
                 seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
                 inputs["mm_encoder_outputs"] = {"image": seen}
-            first = First()
-            watching = LogitsProcessorList([Finite(), first] if self.first else [Finite()])
-            how = {"generation_config": self.generation, "logits_processor": watching}
+            return model.generate(**inputs, generation_config=self.generation, logits_processor=watching)
+
+        with inside("generate"), torch.no_grad():
             try:
-                tokens = model.generate(**inputs, **how)
+                tokens = generate()
             except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"{error}; {broken(model, lambda: model.generate(**inputs, **how))}"
-                ) from error
+                raise FloatingPointError(f"{error}; {broken(model, generate)}") from error
         rows = tokens[:, batch.inputs["input_ids"].shape[1] :].tolist()
         answers = [self._text(row, request.arguments[2]) for row, request in zip(rows, requests, strict=True)]
         return Reply(answers, [not self.ends & set(row) for row in rows], first.scores)
