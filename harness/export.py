@@ -133,7 +133,7 @@ def _dense(stored: Stored, results: Path) -> Mapping[str, Any] | None:
     own = stored.record["trial"]
     for other in collect(results / own["board"]) if (results / own["board"]).is_dir() else ():
         trial = other.record["trial"]
-        same = all(trial[key] == own[key] for key in ("model", "tasks", "split", "limit", "dtype"))
+        same = record.setting(trial) == record.setting(own)
         if same and trial["method"] == "none" and other.record["status"] == "ok":
             return other.record
     return None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from harness.types import InputError, Scope, UnitKinds
+from harness.types import Align, Currency, InputError, Scope, UnitKinds
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = 2
 # Of a trial: what the code says about it, and no part of what its id is made of.
 DESCRIBED = ("title", "variant", "role", "regime", "resolved")
+SETTING = ("model", "tasks", "split", "limit", "dtype")
 
 # --- the schema: what readers rely on; a record may hold more -----------------------------------------------
 
@@ -57,6 +58,8 @@ class _Trial(TypedDict):
     recovery: NotRequired[dict[str, Any]]  # the tuning in full, if there is one
     control: NotRequired[str]
     loading: NotRequired[dict[str, Any]]  # what of it is not the default
+    currency: NotRequired[Currency]
+    align: NotRequired[Align]
 
 
 class _Kept(TypedDict, total=False):
@@ -165,6 +168,19 @@ def short_hash(mapping: Mapping[str, Any]) -> str:
 def identity(record: Mapping[str, Any]) -> str:
     """The id that a record's trial has by its content: trials of two revisions of the code are joined by it."""
     return short_hash({key: value for key, value in record["trial"].items() if key not in DESCRIBED})
+
+
+def setting(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """What any two trials must agree in to be compared: the model, how it is loaded, the questions, the precision."""
+    return {key: trial[key] for key in SETTING} | trial.get("loading", {})
+
+
+def terms(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """What the budget is a share of and what kept widths are multiples of: pruned trials must agree in it as well.
+
+    A dense trial has neither, and goes with pruned ones of any terms.
+    """
+    return {"currency": trial.get("currency", "flops"), "align": trial.get("align")}
 
 
 def label(record: Mapping[str, Any]) -> str:

@@ -22,14 +22,13 @@ from typing import Any
 
 from harness import stats
 from harness.costs import Progress
-from harness.record import plain, short_hash
+from harness.record import plain, setting, short_hash, terms
 from harness.results import Stored, by_trial, collect
 from harness.types import InputError
 
 DENSE, FLOOR = "none", "random"  # the two methods that are part of the protocol
 ALPHA = 0.05
 SHARE = 2 / 3  # of the budgets have to hold
-PANEL = ("model", "tasks", "split", "limit", "dtype", "units", "scope")  # what must agree between any two trials
 CONTESTANT = ("method", "options", "calibration", "role", "regime", "tuning", "recovery", "control")
 
 
@@ -132,7 +131,7 @@ def verdict(folder: Path, progress: Progress = lambda made, total: None) -> list
     panels: dict[str, list[Stored]] = defaultdict(list)
     for one in stored:
         if one.record["trial"]["method"] != DENSE:
-            panels[_key(one, PANEL)].append(one)
+            panels[_panel(one.record["trial"])].append(one)
     contestants = [_contestants(panel) for panel in panels.values()]
     studied = [(own, panel) for panel in contestants for own in panel if own.studied and any(own.seeds.values())]
     if not studied:
@@ -150,6 +149,8 @@ def _bar(own: _Contestant, panel: Sequence[_Contestant]) -> Bar:
     alike = [one for one in references if one.alike(own, *keys)]
     rivals = [one for one in alike if not one.floor]
     notes = [note for one in (own, *rivals) for note in one.failures]
+    if (meant := terms(own.trial)) != terms({}):
+        notes.insert(0, f"budgets of currency {meant['currency']}, align {meant['align']}")
     if not rivals:
         shared = ", ".join(f"{key} {own.trial[key]}" for key in keys)
         notes.append(f"no rival of {shared}: compared with none")
@@ -206,17 +207,21 @@ class _Contestant:
         return fmean(found) if found else -math.inf
 
 
-def _key(one: Stored, parts: Sequence[str]) -> str:
-    trial = one.record["trial"]
-    if trial["method"] == FLOOR:
-        parts = [part for part in parts if part != "calibration"]  # it looks at none
+def _panel(trial: Mapping[str, Any]) -> str:
+    """The same for trials that may be compared at all."""
+    return short_hash({**setting(trial), **terms(trial), "units": trial["units"], "scope": trial["scope"]})
+
+
+def _contestant(trial: Mapping[str, Any]) -> str:
+    looks_at_none = trial["method"] == FLOOR
+    parts = (part for part in CONTESTANT if part != "calibration" or not looks_at_none)
     return short_hash({part: trial.get(part) for part in parts})
 
 
 def _contestants(panel: Sequence[Stored]) -> list[_Contestant]:
     groups: dict[str, list[Stored]] = defaultdict(list)
     for one in panel:
-        groups[_key(one, CONTESTANT)].append(one)
+        groups[_contestant(one.record["trial"])].append(one)
     trials = [own[0].record["trial"] for own in groups.values()]
     names = [(trial["method"], trial["variant"], trial["regime"], trial["tuning"]) for trial in trials]
     made = []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_budget import extents_of, ranking_of
 from test_latency import trial_of
+from test_report import accuracy, made
 
 from harness import budget, prices, record, registry, runner, spec, surgery
 from harness.budget import solve
+from harness.report import report, tables
 from harness.runner import Worker
 from harness.types import VLM, Block, Budget, Choice, Extent, InputError, Keep, Option, Options, Plan, Ranking
 
@@ -178,3 +181,23 @@ def test_a_sweep_in_time_records_what_became_of_it(
     assert kept["measured"] == 1 / made["metrics"]["latency"]["speedup"]
     assert made["plan"]["currency"] == "latency" and "prices" in made["cost"]["phases_s"]
     assert record.identity(made) == made["id"]
+
+
+def test_budgets_of_other_terms_are_no_seeds_and_share_the_dense_model(tmp_path: Path) -> None:
+    """A board swept again under another `currency` or `align` has both sets in its folder."""
+    several: list[dict[str, Any]] = [{}, {"currency": "params"}, {"align": 8}]
+    items = [made(metrics=accuracy(0.9))]
+    items += [made("random", "vision", 0.5, metrics=accuracy(0.3 + 0.2 * i), **own) for i, own in enumerate(several)]
+    frame = tables.board_frame(items)
+    found = tables.panels(frame)
+    assert [panel.level("accuracy") for panel in found] == [0.9] * 3
+    assert [rows[0]["accuracy"] for panel in found for rows in panel.groups.values()] == [0.7, 0.3, 0.5]
+    assert all(len(rows) == 1 for panel in found for rows in panel.groups.values())
+    assert len({panel.title for panel in found}) == len({row["curve"] for row in frame.to_dict("records")}) - 1 == 3
+    for item in items:
+        record.write(tmp_path / "results" / "made", item)
+    report(tmp_path / "results", tmp_path)
+    text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert "align=8 currency=flops" in text and "align=null currency=params" in text
+    alone = tables.board_frame(items[:1] + items[2:3])
+    assert "budget_terms" not in alone.columns and list(alone["curve"]) == ["none", "random"]

@@ -131,6 +131,21 @@ def test_tuned_models_are_compared_whatever_was_repaired(results: Path) -> None:
     assert all(at.rival and at.rival.name == "taylor" for at in only(results).budgets)
 
 
+def test_budgets_of_other_terms_are_no_seeds(results: Path) -> None:
+    """Half of the parameters, or widths of another multiple, are another board than half of the FLOPs."""
+    several: dict[float, dict[str, Any]] = {0.05: {}, 0.25: {"currency": "params"}, 0.3: {"align": 8}}
+    for loss, terms in several.items():
+        floor(results, loss + 0.2, **terms)
+        run(results, "mine", loss, **terms)
+        run(results, "taylor", loss + 0.1, **terms)
+    bars = verdict(results / "made")
+    assert len(bars) == 3 and all(bar.holds and bar.rivals[0].budgets == len(BUDGETS) for bar in bars)
+    means = [DENSE.mean() + 0.01 - loss for loss in reversed(several)]
+    assert sorted(bar.mean or 0 for bar in bars) == pytest.approx(means, abs=0.002)
+    said = {bar.notes for bar in bars}
+    assert said == {(), ("budgets of currency params, align None",), ("budgets of currency flops, align 8",)}
+
+
 def test_without_a_rival_it_is_compared_with_none_and_says_so(call: Call, results: Path) -> None:
     floor(results)
     run(results, "taylor", 0.2)

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from harness import tasks
-from harness.record import plain
-from harness.report.tables import SETTING
+from harness.record import plain, setting
 from harness.tasks import data
 from harness.types import InputError
 
@@ -81,7 +80,7 @@ def find(folder: Path, records: Sequence[Mapping[str, Any]]) -> Examples:
     found, groups = Examples(), {}
     for record in records:
         if record["status"] == "ok":
-            key = json.dumps([[record["trial"][name] for name in SETTING], record["hashes"].get("data")])
+            key = json.dumps([setting(record["trial"]), record["hashes"].get("data")])
             groups.setdefault(key, []).append(record)
     used: list[tuple[int, Mapping[str, Any], str, str]] = []  # (trials, record, task, question id) of found.questions
     for _, group in sorted(groups.items()):

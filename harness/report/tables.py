@@ -17,12 +17,9 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import plain
+from harness.record import plain, setting, terms
 from harness.report import resources
 from harness.types import SCOPES, UNIT_KINDS
-
-# Trials are compared only where all of these agree; a board normally has one setting.
-SETTING = ("model", "tasks", "split", "limit", "dtype")
 
 # Column -> where it stands in a record's metrics.
 MEASURED = {
@@ -44,7 +41,8 @@ MEASURED = {
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "tuning", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
 LAST = ("gain_over_blind", "flips", "kl_first_token", "collapse")
-COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST, *resources.COLUMNS)  # every other column is a task's accuracy
+TERMS = "budget_terms"  # a column of boards whose budgets are meant in several ways
+COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST, TERMS, *resources.COLUMNS)  # every other column is a task's accuracy
 
 UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
 CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # what a budget is a share of
@@ -57,7 +55,7 @@ Row = Mapping[Any, Any]  # a row of the frame
 
 @dataclass(frozen=True)
 class Panel:
-    """What shares a pair of axes: the trials of one setting, scope and choice of unit kinds, and their dense model."""
+    """What shares a pair of axes: the trials of one setting, scope, units and terms, and their dense model."""
 
     title: str
     dense: list[Row]
@@ -90,7 +88,7 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
     the reason as its `status` and no metric. `curve` names what differs only in budget and seed, `setting` what
     may be compared at all, `collapse` what a trial's answers have collapsed to. The columns of `resources` are there if
-    a trial measured them. A tuning that every pruned model had stands in no curve's name.
+    a trial measured them. A tuning, and budget terms, that every pruned model had stand in no curve's name.
     """
     calibrations: dict[str, set[str]] = {}
     for record in records:
@@ -98,13 +96,17 @@ def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         calibrations.setdefault(trial["method"], set()).add(_pairs(trial["calibration"]))
     tasks = sorted({task for record in records for task in record["trial"]["tasks"]})
     names = {task: _task_column(task) for task in tasks}
-    tunings = {record["trial"]["tuning"] for record in records if record["trial"]["method"] != "none"}
+    pruned = [record["trial"] for record in records if record["trial"]["method"] != "none"]
+    several_tunings = len({trial["tuning"] for trial in pruned}) > 1
+    several_terms = len({_pairs(terms(trial)) for trial in pruned}) > 1
     rows = [
-        _row(record, names, len(tunings) > 1, len(calibrations[record["trial"]["method"]]) > 1) for record in records
+        _row(record, names, several_tunings, len(calibrations[record["trial"]["method"]]) > 1, several_terms)
+        for record in records
     ]
     first = [name for name in MEASURED if name not in ("total_flops_kept", "blank_accuracy", *LAST)]
     more = [name for name in resources.COLUMNS if any(name in row for row in rows)]
     columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING, *LAST, *more]
+    columns += [TERMS] if several_terms else []
     frame = pd.DataFrame(sorted(rows, key=_order), columns=pd.Index(columns))
     measured = [*MEASURED, *names.values(), "ranking_s", "budget", *more]
     return frame.astype(dict.fromkeys(measured, "float64"))
@@ -125,8 +127,9 @@ def panels(frame: pd.DataFrame) -> list[Panel]:
         if row["method"] == "none":
             same.append(row)
             continue
-        key = (row["setting"], row["scope"], row["units"])
+        key = (row["setting"], row["scope"], row["units"], row.get(TERMS, ""))
         title = f"Scope {row['scope']}, {UNITS[row['units']]}" + (f" ({row['setting']})" if several else "")
+        title += f" ({row[TERMS]})" if TERMS in row else ""
         panel = found.setdefault(key, Panel(title, same, {}))
         panel.groups.setdefault((row["curve"], row["budget"]), []).append(row)
     return list(found.values())
@@ -220,6 +223,7 @@ def columns(frame: pd.DataFrame) -> list[Column]:
         text("scope", "scope"),
         text("units", "units"),
         number("budget", "budget", "{:g}"),
+        *([text("budget terms", TERMS)] if TERMS in frame.columns else []),
         number("seed", "seed", "{:d}"),
         number("FLOPs kept", "flops_kept", "{:.4f}"),
         number("end to end", "total_flops_kept", "{:.4f}"),
@@ -259,7 +263,7 @@ def escape(text: object) -> str:
 
 
 def _row(
-    record: Mapping[str, Any], tasks: Mapping[str, str], name_tuning: bool, name_calibration: bool
+    record: Mapping[str, Any], tasks: Mapping[str, str], name_tuning: bool, name_calibration: bool, name_terms: bool
 ) -> dict[str, Any]:
     trial, ok = record["trial"], record["status"] == "ok"
     metrics = (record.get("metrics") or {}) if ok else {}  # a failed trial measured nothing, whatever it left behind
@@ -271,8 +275,11 @@ def _row(
     parts = [trial["method"], trial["variant"], trial["tuning"] if name_tuning and trial["tuning"] != "none" else ""]
     if name_calibration:
         parts.append(_pairs(trial["calibration"]))
+    if name_terms:
+        row[TERMS] = _pairs(terms(trial)) if trial["method"] != "none" else ""
+        parts.append(row[TERMS])
     row["curve"] = plain(" ".join(filter(None, parts)))
-    row["setting"] = plain(_pairs({key: trial[key] for key in SETTING} | trial.get("loading", {})))
+    row["setting"] = plain(_pairs(setting(trial)))
     row["trial"] = record["id"]
     error = record["error"] or {}
     row["status"] = "ok" if ok else plain(f"failed: {error['type']}: {error['message']}")
@@ -288,6 +295,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         row["method"] != "none",
         SCOPES.index(row["scope"]),
         UNIT_KINDS.index(row["units"]),
+        row.get(TERMS, ""),
         row["role"] != "studied",
         row["curve"],
         -row["budget"],
