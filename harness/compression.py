@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from harness import budget, families, moments, registry, runner, surgery
+from harness import budget, families, memory, moments, registry, surgery
 from harness.bars import Bar
 from harness.calibration import Calibration, linears
 from harness.executors.local import resident
@@ -87,15 +87,15 @@ def bars(
         [each.svd / each.decided for each in rounds],
         detail=detail,
     )
-    memory = f"peak memory of compression by {named} over the weights ({MODEL}, bfloat16)"
+    peak = f"peak memory of compression by {named} over the weights ({MODEL}, bfloat16)"
     seconds = f"seconds of compression by {named} ({MODEL}, bfloat16; the goal is an H200's)"
     if not device.startswith("cuda"):
-        unseen = ((memory, MEMORY), (seconds, SECONDS))
+        unseen = ((peak, MEMORY), (seconds, SECONDS))
         return [speed, *(Bar(name, goal, at_most=True, command=COMMAND) for name, goal in unseen)]
     whole = spent.statistics + spent.decided
     return [
         speed,
-        Bar(memory, MEMORY, spent.peak_over_weights, at_most=True, detail=detail),
+        Bar(peak, MEMORY, spent.peak_over_weights, at_most=True, detail=detail),
         Bar(seconds, SECONDS, whole, at_most=True, detail=detail),
     ]
 
@@ -123,8 +123,7 @@ def compress(folder: str, method: str, options: Mapping[str, Any], dtype: str, d
     vlm = families.load(folder, dtype=dtype, device=device, random_weights=True)
     weights = weight_bytes(vlm)
     beside = 0 if gpu else resident() - weights
-    if gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+    memory.begin_peak(device)
     # A small model's moments are to have no more room than a large one's.
     calibration = _Timed(vlm, _samples(SAMPLES[device[:4]]), 16 if gpu else 2, room=int(moments.ROOM * weights))
     with calibration.billed() as clock:
@@ -138,7 +137,7 @@ def compress(folder: str, method: str, options: Mapping[str, Any], dtype: str, d
     pruned = surgery.apply(vlm, plan, ranking)
     _wait(vlm)
     cut = time.perf_counter() - solved - (calibration.seconds - passed)
-    peak = runner.peak(device) - beside
+    peak = memory.peak(device) - beside
     del pruned, ranking
     return Spent(
         statistics=calibration.seconds,

@@ -3,7 +3,8 @@
     plan, ranking = redraw(vlm, plan, ranking, seed=0)
 
 If it does as well as the plan, the method's score has added nothing but the widths ("Rethinking the Value of Network
-Pruning", ICLR 2019). A method's repair is no part of its widths: a control has none. On a board: `methods: [{method: M, control: random-units}]`.
+Pruning", ICLR 2019). A method's repair is no part of its widths: a control has none.
+On a board: `methods: [{method: M, control: random-units}]`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ import importlib.metadata
 import json
 import logging
 import os
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +25,7 @@ from PIL import Image
 from harness import budget, control, families, prices, provenance, record, registry, spec, surgery, tasks, tuning
 from harness.calibration import Calibration, Made
 from harness.machine import Machine, facts, machine, step
-from harness.memory import out_of_memory, release
+from harness.memory import begin_peak, out_of_memory, peak, release
 from harness.metrics.latency import STAGE_OF_SCOPE
 from harness.phases import STEPS, Watch
 from harness.prompts import encode
@@ -42,7 +40,7 @@ Progress = Callable[[str], None]
 Shared = tuple[Any, Ranking, float, Made]  # what it is a ranking of, the seconds it took, what a repair may look at
 Answered = tuple[str, dict[Any, Any]]  # the hash of the plan, and the replies of the model cut by it
 BATCH = 16  # of calibration, unless memory is short
-SHRINKS = ("calibration", "ranking", "repair")  # phases that a smaller one helps
+SHRINKS = ("calibration", "ranking", "repair", "surgery")  # phases that a smaller one helps
 
 
 class Context:
@@ -105,6 +103,7 @@ class Worker:
         answers: what other workers' `answer` gave; what is missing there is answered here.
         """
         watch = Watch(self.progress)
+        begin_peak(self.device)
         while (found := self._attempt(trial, watch, answers)) is None:
             self._halve()  # here, where the error no longer holds what filled the memory
         made, samples = found
@@ -114,8 +113,8 @@ class Worker:
             {f"{step}_s": watch.whole[step] for step in STEPS if step in watch.whole},
             phases_s=watch.own,
             total_s=time.perf_counter() - watch.start,
-            peak_memory_bytes=max(made["cost"].get("peak_memory_bytes", 0), peak(self.device)),
         )
+        made["cost"].setdefault("peak_memory_bytes", peak(self.device))
         return made, samples
 
     def _attempt(
@@ -139,6 +138,7 @@ class Worker:
         """Forget what was computed in batches that memory does not hold, and go on with smaller ones."""
         self._batch //= 2
         self._calibration.cache_clear()
+        self._ranking = None  # what it makes later, it makes from the calibration
         release()
 
     def _measure(
@@ -153,7 +153,7 @@ class Worker:
         dense, pruned, plan = self._make(trial, method, made, context, watch)
         for same, replies in answers:
             context.replies |= replies if same == made["hashes"]["plan"] else {}
-        made["cost"] |= {"metrics_s": {}, "peak_memory_bytes": peak(self.device)}  # a metric may begin it anew
+        made["cost"] |= {"metrics_s": {}, "peak_memory_bytes": peak(self.device)}  # before metrics: the method's own
         for name in trial.metrics:
             measure = registry.metric(name)
             with watch(f"metric {name}"):
@@ -392,13 +392,6 @@ def _say_unshared(what: str, trial: Trial, error: Exception) -> None:
 def share_processor(jobs: int) -> None:
     """Leave cores to the other workers of this machine."""
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // jobs)))
-
-
-def peak(device: str) -> int:
-    """Peak memory of this process in bytes: of the GPU where there is one, else resident."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import stubs
 import torch
 
-from harness import registry, runner, spec, tasks
+from harness import memory, registry, runner, spec, tasks
 from harness.calibration import Calibration
 from harness.executors import local
 from harness.executors.feed import Feed
@@ -107,7 +108,7 @@ def test_what_is_for_a_cluster_is_refused_without(call: Any, option: tuple[str, 
 @pytest.fixture
 def hungry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """A method that has memory for batches of this size."""
-    room, plain = {"batch": 4}, registry.method("random")
+    room, plain = {"batch": 4, "surgery": 16}, registry.method("random")
     asked = []
 
     def rank(vlm: Any, calibration: Any, *, seed: int) -> Any:
@@ -116,8 +117,15 @@ def hungry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain.module.rank(vlm, calibration, seed=seed)
 
+    def apply(*given: Any) -> Any:
+        if asked[-1] > room["surgery"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return surgery(*given)
+
+    surgery = runner.surgery.apply
     made = replace(plain, module=SimpleNamespace(rank=rank, __name__="hungry"))  # type: ignore[arg-type]
     monkeypatch.setattr(registry, "method", lambda name: made)
+    monkeypatch.setattr("harness.surgery.apply", apply)
     yield room
 
 
@@ -135,10 +143,27 @@ def test_short_memory_halves_the_batch_of_calibration(board: dict[str, Any], hun
     assert made["cost"]["calibration_batch"] == 1 and made["metrics"] == {}
 
 
+def test_short_memory_in_surgery_ranks_again_in_smaller_batches(board: dict[str, Any], hungry: dict[str, int]) -> None:
+    """Factors may be made there, from the calibration that the ranking holds on to."""
+    hungry |= {"batch": 16, "surgery": 8}
+    made, _ = runner.Worker().run(trial(board))
+    assert made["status"] == "ok" and made["cost"]["calibration_batch"] == 8
+
+
 def test_enough_memory_says_nothing(board: dict[str, Any], hungry: dict[str, int]) -> None:
     hungry["batch"] = 16
     made, _ = runner.Worker().run(trial(board))
     assert made["status"] == "ok" and "calibration_batch" not in made["cost"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is of the whole life of a process")
+def test_a_peak_begins_anew() -> None:
+    held = b"x" * (300 << 20)
+    grown = memory.peak("cpu")
+    assert grown >= len(held)
+    del held
+    memory.begin_peak("cpu")
+    assert memory.peak("cpu") < grown - (200 << 20)
 
 
 # --- shared rankings ----------------------------------------------------------------------------------------

@@ -201,9 +201,9 @@ def train(
     opts = optimisers(model, readouts, recipe)
     if done:
         saved = load_file(state / "optimiser.safetensors")
-        readouts.load_state_dict({
-            k.removeprefix("readouts."): saved.pop(k) for k in list(saved) if k.startswith("readouts.")
-        })
+        readouts.load_state_dict(
+            {k.removeprefix("readouts."): saved.pop(k) for k in list(saved) if k.startswith("readouts.")}
+        )
         _restore(opts, saved)
 
     packer = Packer(processor)
