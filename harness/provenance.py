@@ -23,8 +23,16 @@ from typing import Any
 from harness import families, registry, tasks
 from harness.types import InputError, Trial
 
-# Names, files and schemas: they decide where a figure is stored, not what it is.
-PLUMBING = ("harness", "harness.provenance", "harness.record", "harness.registry", "harness.spec")
+# Names, files and schemas, which decide where a figure is stored, not what it is; and what no trial runs.
+PLUMBING = (
+    "harness",
+    "harness.provenance",
+    "harness.record",
+    "harness.registry",
+    "harness.spec",
+    "harness.tasks.stock",
+    "harness.families._saving",
+)
 
 
 def hashes(trial: Trial) -> dict[str, str]:
@@ -62,6 +70,9 @@ def code(method: str, metrics: tuple[str, ...], model_type: str | None) -> str:
     digest = sha256()
     for name, path in sorted(_closure(roots).items()):
         digest.update(f"{name}\n{_bare(path, path.stat().st_mtime_ns)}\n".encode())
+    for path in sorted(tasks.MINI.glob("*.yaml")):  # how questions are put and answers scored
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+        digest.update("\n".join([path.name, *kept, ""]).encode())
     return digest.hexdigest()[:16]
 
 

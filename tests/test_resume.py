@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import stubs
 
-from harness import provenance, record, spec
+from harness import provenance, record, spec, tasks
 from harness.claims import Claims, held
 from harness.executors import Result
 from harness.sweep import plan, sweep
@@ -104,6 +104,22 @@ def _rehash(path: Path, **hashes: str | None) -> None:
 
 
 @pytest.mark.parametrize("key", ["code", "checkpoint", "data", "calibration"])
+def test_how_questions_are_put_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def now() -> str:
+        provenance.code.cache_clear()
+        return provenance.code("random", ("accuracy",), "qwen2_vl")
+
+    before, copy = now(), tmp_path / "mini"
+    shutil.copytree(tasks.MINI, copy)
+    monkeypatch.setattr(tasks, "MINI", copy)
+    recipe = copy / "mini_gqa.yaml"
+    recipe.write_text("# another comment\n" + recipe.read_text())
+    assert now() == before
+    recipe.write_text(recipe.read_text().replace("using a single word", "in a word"))
+    assert now() != before
+    provenance.code.cache_clear()
+
+
 def test_a_stale_record_is_made_again_and_no_other(done: Path, key: str) -> None:
     board = stubs.board(0, 1, 2)
     before, chosen = stubs.contents(done / "made"), spec.trial_id(board.trials()[3])
