@@ -95,15 +95,6 @@ def test_code_holds_the_trial_path_and_no_plumbing() -> None:
     assert not set(provenance.PLUMBING) & found
 
 
-def _rehash(path: Path, **hashes: str | None) -> None:
-    """Change a record's hashes and make it whole again; None takes one away."""
-    made = record.read(path)
-    made["hashes"] = {key: value for key, value in {**made["hashes"], **hashes}.items() if value is not None}
-    made["hashes"]["record"] = record.content_hash(made)
-    path.write_text(json.dumps(made))
-
-
-@pytest.mark.parametrize("key", ["code", "checkpoint", "data", "calibration"])
 def test_how_questions_are_put_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def now() -> str:
         provenance.code.cache_clear()
@@ -120,6 +111,15 @@ def test_how_questions_are_put_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     provenance.code.cache_clear()
 
 
+def _rehash(path: Path, **hashes: str | None) -> None:
+    """Change a record's hashes and make it whole again; None takes one away."""
+    made = record.read(path)
+    made["hashes"] = {key: value for key, value in {**made["hashes"], **hashes}.items() if value is not None}
+    made["hashes"]["record"] = record.content_hash(made)
+    path.write_text(json.dumps(made))
+
+
+@pytest.mark.parametrize("key", ["code", "checkpoint", "data", "calibration"])
 def test_a_stale_record_is_made_again_and_no_other(done: Path, key: str) -> None:
     board = stubs.board(0, 1, 2)
     before, chosen = stubs.contents(done / "made"), spec.trial_id(board.trials()[3])
