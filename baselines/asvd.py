@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from baselines.linalg import decompose
 from baselines.low_rank import Factorable, decomposed, equal_shares, factorables, low_rank
 from harness.calibration import Calibration, linears
-from harness.types import VLM, InputError, Ranking
-from harness.types import hull as lower_hull
+from harness.types import VLM, InputError, Ranking, hull
 
 UNITS = "ffn"
 FREE = 1e-6  # nats per share given up that costs nothing, so that the solver cuts no more of it than it has to
@@ -59,7 +58,7 @@ def rank(
         if allocation == "sensitivity":
             calibration.progress(f"asvd: sensitivity of {block.name}")
             rises = [[(share, loss - dense) for share, loss in sensitivity(vlm, few, linear)] for linear in found]
-            losses = [hull(rise) for rise in rises]
+            losses = [interpolated(rise) for rise in rises]
             log[block.name] = {
                 linear.path.rsplit(".", 1)[-1]: [float(f"{value:.3g}") for _, value in rise]
                 for linear, rise in zip(found, rises, strict=True)
@@ -88,7 +87,7 @@ def sensitivity(vlm: VLM, few: Calibration, linear: Factorable) -> list[tuple[fl
     return found
 
 
-def hull(rises: list[tuple[float, float]]) -> Callable[[float], float]:
+def interpolated(rises: list[tuple[float, float]]) -> Callable[[float], float]:
     """The lower convex hull of (share, rise) points, with (1, 0) and none below one of a larger share, as a function.
 
     Below the least share its last slope goes on; where the hull is flat it falls by a trifle.
@@ -97,7 +96,7 @@ def hull(rises: list[tuple[float, float]]) -> Callable[[float], float]:
     for share, rise in sorted([*rises, (1.0, 0.0)], reverse=True):
         highest = max(highest, rise)
         points.append((share, highest))
-    corners = [points[place] for place in lower_hull(points)]
+    corners = [points[place] for place in hull(points)]
 
     def loss(share: float) -> float:
         place = next((i for i, (x, _) in enumerate(corners) if i > 0 and x <= share), len(corners) - 1)

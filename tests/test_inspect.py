@@ -13,7 +13,7 @@ from commands import Call
 from PIL import Image
 from torch import Tensor
 
-from baselines.infoprune import enough, figures, inspect, rank
+from baselines.infoprune import figures, inspect, rank, regularised_moments
 from baselines.infoprune.heads import Loss, score
 from baselines.infoprune.theory import default_loss
 from harness import tasks
@@ -48,7 +48,7 @@ def test_there_is_a_row_a_head_in_order(tiny: VLM, rows: inspect.Rows) -> None:
 def test_entropy_is_that_of_a_heads_own_contribution(tiny: VLM, calibration: Calibration, rows: inspect.Rows) -> None:
     for block in (tiny.blocks[0], tiny.blocks[-1]):
         path = block.heads.consumer
-        covariance = enough(calibration, [path])[0][path].covariance
+        covariance = regularised_moments(calibration, [path])[0][path].covariance
         weight = tiny.model.get_parameter(f"{path}.weight").detach().double()
         for head in (0, block.heads.count - 1):
             own = slice(head * block.heads.width, (head + 1) * block.heads.width)
@@ -87,7 +87,7 @@ def test_damage_is_the_rise_of_the_loss_without_the_head(
 def test_j_is_the_methods_own(tiny: VLM, calibration: Calibration, rows: inspect.Rows) -> None:
     assert default_loss() == Loss(**{name: method("infoprune").options[key] for name, key in OPTIONS.items()})
     block = tiny.blocks[0]
-    layer = inspect.head_layer(tiny, block, enough(calibration, [block.heads.consumer])[0], "layer")
+    layer = inspect.head_layer(tiny, block, regularised_moments(calibration, [block.heads.consumer])[0], "layer")
     own = [row for row in rows if row["block"] == block.name]
     assert [row["j"] for row in own] == score(layer, default_loss(), "leave-one-out")[0]
     ranking = rank(tiny, calibration, seed=0)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from baselines import infoprune, svd_llm
-from baselines.infoprune import enough
+from baselines.infoprune import regularised_moments
 from harness import contract, moments, registry, surgery
 from harness.budget import solve
 from harness.calibration import Calibration
@@ -218,7 +218,7 @@ def test_what_makes_an_option_brings_no_model_along(tiny: VLM, arm: Any) -> None
 def test_a_little_data_is_said_once_however_often_it_is_made(tiny: VLM, caplog: pytest.LogCaptureFixture) -> None:
     few = Calibration(tiny, contract.samples()[:1], room=ONE)
     paths = [block.ffn.consumer for block in tiny.blocks]
-    found, scarce = enough(few, paths)
+    found, scarce = regularised_moments(few, paths)
     assert not scarce
     for _ in range(2):
         assert all(torch.equal(found[path].second, found[path].second) for path in paths)

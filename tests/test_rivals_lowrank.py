@@ -204,7 +204,7 @@ def test_asvd_measures_each_linear_alone(tiny: VLM, calibration: Calibration) ->
 def test_the_hull_is_convex_below_the_rises_and_touches_their_envelope(values: list[float]) -> None:
     shares = [(i + 1) / (len(values) + 1) for i in range(len(values))]
     rises = list(zip(shares, values, strict=True))
-    loss = asvd.hull(rises)
+    loss = asvd.interpolated(rises)
     monotone = [max(0.0, *values[i:]) for i in range(len(values))]  # none below one of a larger share
     assert loss(1.0) == pytest.approx(0)
     for share, value in zip(shares, monotone, strict=True):

@@ -293,9 +293,7 @@ def test_gradients_of_the_information_loss(gates: list[float], over: Over, distr
     _, covariance, weight = layers(2, 3, 2, 6)
     for k in (0.95, 4):
         assert gradcheck(
-            lambda m, k=k: masked_information_loss(
-                covariance, weight, m, distribution=distribution, over=over, k=k, temperature=0.1
-            ),
+            lambda m, k=k: masked_information_loss(covariance, weight, m, distribution=distribution, over=over, k=k),
             torch.stack([vector(gates), vector(gates).flip(0)]).requires_grad_(),
             eps=1e-5,
             atol=2e-3,
@@ -313,7 +311,7 @@ def test_gradients_of_the_information_loss_where_singular_values_repeat(over: Ov
             masked_spectrum(covariance, weight, mask), mask.repeat_interleave(2).sort(descending=True).values
         )
         assert gradcheck(
-            lambda m: masked_information_loss(covariance, weight, m, over=over, k=6, temperature=0.1),
+            lambda m: masked_information_loss(covariance, weight, m, over=over, k=6),
             mask,
             eps=1e-5,
             atol=1e-3,

@@ -23,7 +23,7 @@ from harness.calibration import Calibration, Lazy, Moment, linears
 from harness.types import VLM, Additive, Block, InputError, Kind, Option, Options, Ranking, Score
 
 ROLE = "studied"
-STAKE_SAMPLES = 64
+WEIGHT_SAMPLES = 64
 
 
 def regime(given: Mapping[str, Any]) -> str:
@@ -57,8 +57,8 @@ def rank(
         raise InputError(f"infoprune: k: {k} should be a share of the energy in (0, 1) or a whole number from 1 on")
     loss = Loss(alpha, beta, distribution, ks_over, k)
     paths = [block.heads.consumer for block in vlm.blocks] + ffn_inputs(vlm, arm, whiten)
-    moments, scarce = enough(calibration, paths)
-    weights = stakes(vlm, calibration, weigh)
+    moments, scarce = regularised_moments(calibration, paths)
+    weights = layer_weights(vlm, calibration, weigh)
     scores: dict[tuple[str, Kind], Score] = {}
     log: dict[str, Any] = {}
     for block in vlm.blocks:  # and so through the moments, of which a large model's do not fit in memory together
@@ -109,7 +109,7 @@ def weighed(points: Options, weight: float) -> Options:
     )
 
 
-def stakes(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tuple[str, Kind], float]:
+def layer_weights(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tuple[str, Kind], float]:
     """The weight of each (block, kind), none for `one`.
 
     ablation: I(Y; Z) at stake, measured: how far the answer loss on 64 samples rises when all units of one kind of a
@@ -119,18 +119,18 @@ def stakes(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tup
         return {}
     if weigh == "gradient":
         return {key: float(grad.square().sum(1).mean()) for key, grad in calibration.gate_gradients().items()}
-    dense = calibration.answer_loss(samples=STAKE_SAMPLES)
+    dense = calibration.answer_loss(samples=WEIGHT_SAMPLES)
     found: dict[tuple[str, Kind], float] = {}
     for block, kind in vlm.select("all"):
-        calibration.progress(f"what is at stake in {block.name} {kind}")
+        calibration.progress(f"infoprune: weight of {block.name} {kind}")
         gone = torch.zeros(block.units(kind).count, device=next(vlm.model.parameters()).device)
-        found[block.name, kind] = calibration.answer_loss({(block.name, kind): gone}, STAKE_SAMPLES) - dense
+        found[block.name, kind] = calibration.answer_loss({(block.name, kind): gone}, WEIGHT_SAMPLES) - dense
     # A layer without which answers get no worse still is not free: what it loses has to count for something.
     floor = 1e-3 * max(found.values(), default=1.0)
     return {key: max(value, floor, 1e-12) for key, value in found.items()}
 
 
-def enough(calibration: Calibration, paths: list[str]) -> tuple[Mapping[str, Moment], list[str]]:
+def regularised_moments(calibration: Calibration, paths: list[str]) -> tuple[Mapping[str, Moment], list[str]]:
     """Moments fit to be inverted, and the Linears for which there was too little data, as they are come upon.
 
     With fewer rows than columns a moment is drawn towards its diagonal, the more the fewer, with a warning.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.infoprune import enough, head_layer, rank, stakes
+from baselines.infoprune import head_layer, layer_weights, rank, regularised_moments
 from baselines.infoprune.correlation import correlation
 from baselines.infoprune.ffn import Ffn
 from baselines.infoprune.heads import score
@@ -45,9 +45,9 @@ def heads(vlm: VLM, calibration: Calibration, track: Track = silent) -> Rows:
     that gate at 0, nats.
     """
     loss, given = default_loss(), rank.__kwdefaults__ or {}
-    moments, _ = enough(calibration, [block.heads.consumer for block in vlm.blocks])
+    moments, _ = regularised_moments(calibration, [block.heads.consumer for block in vlm.blocks])
     gradients = calibration.gate_gradients()
-    weights = stakes(vlm, calibration, given["weigh"])
+    weights = layer_weights(vlm, calibration, given["weigh"])
     dense = calibration.answer_loss()
     rows: Rows = []
     scores: dict[str, list[dict[str, float]]] = {}

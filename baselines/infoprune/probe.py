@@ -39,7 +39,6 @@ class Reading:
     inputs: dict[str, Tensor]
     labels: np.ndarray
     folds: np.ndarray
-    answers: tuple[str, ...]
 
     @classmethod
     def of(cls, vlm: VLM, samples: Sequence[Sample]) -> Reading:
@@ -54,12 +53,11 @@ class Reading:
                 f"theory: --samples {len(samples)}: a probe needs two answers that occur {least} times or more"
             )
         used = [sample for sample in samples if sample.answer in often]
-        answers = tuple(sorted(often))
+        classes = sorted(often)
         return cls(
             inputs=_inputs(vlm, used),
-            labels=np.array([answers.index(sample.answer) for sample in used]),
+            labels=np.array([classes.index(sample.answer) for sample in used]),
             folds=np.array([int(sha256(sample.image.tobytes()).hexdigest(), 16) % FOLDS for sample in used]),
-            answers=answers,
         )
 
     def information(self, features: Tensor) -> float:

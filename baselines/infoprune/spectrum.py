@@ -134,7 +134,6 @@ def masked_information_loss(
     distribution: Distribution = "amplitude",
     over: Over = "cumulative",
     k: float = 0.99,
-    temperature: float = 0.01,
     original: Tensor | None = None,
 ) -> Tensor:
     """J = alpha * eRank(Z_m) / eRank(Z) + beta * smooth KS_k(Z, Z_m) of layers with soft masks (..., heads): (...).
@@ -146,7 +145,7 @@ def masked_information_loss(
     pruned = masked_spectrum(covariance, weight, mask)
     full = effective_rank(original, distribution)
     ratio = effective_rank(pruned, distribution) / torch.where(full == 0, 1, full)
-    distance = smooth_ks_distance(original, pruned, over, temperature, leading_counts(original, k))
+    distance = smooth_ks_distance(original, pruned, over, counts=leading_counts(original, k))
     return alpha * ratio + beta * distance
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from baselines.infoprune import enough, rank
+from baselines.infoprune import rank, regularised_moments
 from baselines.infoprune.compose import Composition, compose
 from baselines.infoprune.ffn import Ffn, factor
 from baselines.infoprune.heads import Loss
@@ -47,7 +47,7 @@ def measure(vlm: VLM, samples: Sequence[Sample], track: Track = silent) -> dict[
     """
     reading = Reading.of(vlm, samples)
     calibration = Calibration(vlm, samples)
-    moments, _ = enough(calibration, [block.heads.consumer for block in vlm.blocks])
+    moments, _ = regularised_moments(calibration, [block.heads.consumer for block in vlm.blocks])
     masks = {block.name: head_masks(block.heads.count, MASKS, seed=place) for place, block in enumerate(vlm.blocks)}
     points = {
         "theorem1": theorem1(vlm, moments, masks),
