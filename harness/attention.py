@@ -1,15 +1,15 @@
 """How spread out a model's attention is, seen from outside: every call of torch's fused attention passes a meter.
 
 meter = EntropyMeter(vlm)
-with torch.no_grad(), meter.attached(), meter: vlm.model(**inputs)
+with torch.no_grad(), meter: vlm.model(**inputs)
 meter.means()["vision.0"]  # (heads,), between 0 and 1
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,25 +21,27 @@ from harness.types import VLM, InputError
 
 
 class EntropyMeter(TorchFunctionMode):
-    """Averages the attention entropy of each block's head units over the calls while it is entered and attached."""
+    """Averages the attention entropy of each block's head units over the calls while it is entered."""
 
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
         self._vlm = vlm
-        self._block: str | None = None  # the one that runs
+        self._block: str | None = None  # the one that runs, by its hooks
+        self._hooks = ExitStack()
         self._found: dict[str, list[Tensor]] = {block.name: [] for block in vlm.blocks}
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Know inside which block is running; hooks are removed afterwards."""
-        with ExitStack() as hooks:
-            for block in self._vlm.blocks:
-                module = self._vlm.model.get_submodule(block.path)
-                hooks.callback(module.register_forward_pre_hook(self._enter(block.name)).remove)
-                hooks.callback(module.register_forward_hook(self._enter(None)).remove)
-            yield
+    def __enter__(self) -> EntropyMeter:
+        for block in self._vlm.blocks:
+            module = self._vlm.model.get_submodule(block.path)
+            self._hooks.callback(module.register_forward_pre_hook(self._running(block.name)).remove)
+            self._hooks.callback(module.register_forward_hook(self._running(None)).remove)
+        return super().__enter__()
 
-    def _enter(self, name: str | None) -> Callable[..., None]:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.close()
+
+    def _running(self, name: str | None) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             self._block = name
 

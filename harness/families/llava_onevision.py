@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers.models.llava_onevision import modeling_llava_onevision as modeling
@@ -59,7 +58,10 @@ def _traceable(call: Callable[[], Any]) -> Callable[[], Any]:
     def traceable() -> Any:
         if not _parts.tracing():
             return call()
-        with mock.patch.object(modeling, "unpad_image", unpad):
+        own, modeling.unpad_image = modeling.unpad_image, unpad
+        try:
             return call()
+        finally:
+            modeling.unpad_image = own
 
     return traceable
