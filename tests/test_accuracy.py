@@ -165,32 +165,32 @@ def test_short_memory_halves_the_batch(sets: Path, talker: VLM, monkeypatch: pyt
         return real(self, requests, prepared)
 
     monkeypatch.setattr(adapter.Adapter, "_answer", answer)
-    found = tasks.ask(talker, NAMES, "validation", 9)
+    found = tasks.answer(talker, NAMES, "validation", 9)
     assert found.table["answer"].to_pylist() == whole and found.batch == 2 and max(sizes) > 2
     assert all(size <= 2 for size in sizes[sizes.index(2) :])  # and stays there
     monkeypatch.setattr(adapter.Adapter, "_answer", lambda self, *given: answer(self, *given, room=0))
     with pytest.raises(torch.OutOfMemoryError):
-        tasks.ask(talker, NAMES, "validation", 9)
+        tasks.answer(talker, NAMES, "validation", 9)
     assert sizes[-1] == 1
 
 
 def test_shares_of_the_batches_make_the_same_whole(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch):
     asked = (talker, NAMES, "validation", 9)
-    whole = tasks.ask(*asked, first=True, batch_size=4)
-    shares = [tasks.part(*asked, (k, 3), first=True, batch_size=4) for k in range(3)]
+    whole = tasks.answer(*asked, first=True, batch_size=4)
+    shares = [tasks.answer_share(*asked, (k, 3), first=True, batch_size=4) for k in range(3)]
     assert [len(share) for share in shares] == [3, 2, 2]  # 27 questions in 7 batches
     made = []
     generate = Adapter._generate
     monkeypatch.setattr(
         Adapter, "_generate", lambda self, *of: made.append(adapter._places(of[0])) or generate(self, *of)
     )
-    found = tasks.ask(*asked, first=True, batch_size=4, replies=shares[0] | shares[1] | shares[2])
+    found = tasks.answer(*asked, first=True, batch_size=4, replies=shares[0] | shares[1] | shares[2])
     assert not made and found.table.equals(whole.table) and found.overlong == whole.overlong
     assert found.firsts is not None and whole.firsts is not None and torch.equal(found.firsts, whole.firsts)
-    found = tasks.ask(*asked, batch_size=4, replies=shares[0] | shares[2])
+    found = tasks.answer(*asked, batch_size=4, replies=shares[0] | shares[2])
     assert made == list(shares[1]) and found.table.equals(whole.table)  # what is missing is made
     made.clear()
-    tasks.ask(*asked, batch_size=5, replies=shares[0])
+    tasks.answer(*asked, batch_size=5, replies=shares[0])
     assert len(made) == 6  # other batches are other questions
 
 

@@ -105,7 +105,7 @@ def test_an_exported_row_answers_and_costs_as_its_record_says(run: Run, tmp_path
         assert done.form == ("plain" if name == "none" else "custom code")
         again = families.load(out)
         own = Trial.of(made["trial"])
-        answers = tasks.ask(again, own.tasks, own.split, own.limit).table
+        answers = tasks.answer(again, own.tasks, own.split, own.limit).table
         stored = pq.read_table(run.results / "small" / f"{made['id']}.parquet")
         assert answers.to_pylist() == stored.to_pylist(), name
         dense = families.load(own.model)

@@ -91,8 +91,10 @@ def test_lost_and_gained_are_counted_by_score(sets: Path, talker: VLM, monkeypat
 def test_each_model_answers_once(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense over all trials of a worker; pruned for accuracy and fidelity together."""
     asked: list[int] = []
-    ask = tasks.ask
-    monkeypatch.setattr(tasks, "ask", lambda vlm, *args, **more: asked.append(id(vlm.model)) or ask(vlm, *args, **more))
+    answer = tasks.answer
+    monkeypatch.setattr(
+        tasks, "answer", lambda vlm, *args, **more: asked.append(id(vlm.model)) or answer(vlm, *args, **more)
+    )
     others = [changed(talker, by) for by in (0.01, 0.02)]
     for other in others:
         trial = asking("mini_gqa", limit=6)
@@ -103,7 +105,7 @@ def test_each_model_answers_once(sets: Path, talker: VLM, monkeypatch: pytest.Mo
 
 def test_answers_are_forgotten_with_their_model(sets: Path, talker: VLM) -> None:
     other = changed(talker, 0.01)
-    tasks.answers(other, ["mini_gqa"], "validation", 3)
+    tasks.answer_cached(other, ["mini_gqa"], "validation", 3)
     model = weakref.ref(other.model)
     del other
     gc.collect()
@@ -111,8 +113,8 @@ def test_answers_are_forgotten_with_their_model(sets: Path, talker: VLM) -> None
 
 
 def test_other_questions_are_other_answers(sets: Path, talker: VLM) -> None:
-    assert tasks.answers(talker, ["mini_gqa"], "validation", 3).table.num_rows == 3
-    assert tasks.answers(talker, ["mini_gqa"], "validation", 6).table.num_rows == 6
-    assert tasks.answers(talker, ["mini_gqa"], "dev", 6).table.num_rows == 6
-    assert tasks.answers(talker, ["mini_gqa"], "validation", 3).firsts is None
-    assert tasks.answers(talker, ["mini_gqa"], "validation", 3, first=True).firsts is not None
+    assert tasks.answer_cached(talker, ["mini_gqa"], "validation", 3).table.num_rows == 3
+    assert tasks.answer_cached(talker, ["mini_gqa"], "validation", 6).table.num_rows == 6
+    assert tasks.answer_cached(talker, ["mini_gqa"], "dev", 6).table.num_rows == 6
+    assert tasks.answer_cached(talker, ["mini_gqa"], "validation", 3).firsts is None
+    assert tasks.answer_cached(talker, ["mini_gqa"], "validation", 3, first=True).firsts is not None

@@ -133,7 +133,7 @@ def test_collapse_is_named(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPa
 
 
 def test_answers_that_do_not_end_are_overlong(sets: Path, talker: VLM):
-    found = tasks.ask(talker, NAMES, "validation", 9)
+    found = tasks.answer(talker, NAMES, "validation", 9)
     tokenizer = talker.processor.tokenizer
     assert any(found.overlong) and len(found.overlong) == 27
     for text, cut in zip(found.table["answer"].to_pylist(), found.overlong, strict=True):

@@ -39,7 +39,9 @@ def answers(vlm: VLM, trial: Trial, context: Any) -> tasks.Answers:
     context.progress("accuracy")
     first = "fidelity" in trial.metrics
     replies = context.replies
-    return tasks.answers(vlm, trial.tasks, trial.split, trial.limit, first=first, label=label(trial), replies=replies)
+    return tasks.answer_cached(
+        vlm, trial.tasks, trial.split, trial.limit, first=first, label=label(trial), replies=replies
+    )
 
 
 def degenerate(found: tasks.Answers) -> dict[str, float]:

@@ -25,7 +25,7 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
     """
     ours = answers(pruned, trial, context)
     context.progress("fidelity")
-    theirs = tasks.answers(dense, trial.tasks, trial.split, trial.limit, first=True, label="dense")
+    theirs = tasks.answer_cached(dense, trial.tasks, trial.split, trial.limit, first=True, label="dense")
     assert theirs.firsts is not None and ours.firsts is not None
     changed = np.array([a != b for a, b in zip(*(x.table["answer"].to_pylist() for x in (theirs, ours)), strict=True)])
     shift = ours.table["score"].to_numpy() - theirs.table["score"].to_numpy()

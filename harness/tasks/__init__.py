@@ -177,15 +177,21 @@ class Answers:
 
 
 def evaluate(
-    vlm: VLM, tasks: Sequence[str], split: str = "validation", limit: int | None = None, **how: Any
+    vlm: VLM,
+    tasks: Sequence[str],
+    split: str = "validation",
+    limit: int | None = None,
+    *,
+    images: Shown = "own",
+    batch_size: int = BATCH,
+    label: str = "",
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Answer and score the questions of every task with lmms-eval's official scorers: `summary` and table of `ask`,
-    which says what else there is to choose."""
-    table = ask(vlm, tasks, split, limit, **how).table
+    """The `summary` and the table of what `answer` gives, for the same arguments."""
+    table = answer(vlm, tasks, split, limit, images=images, batch_size=batch_size, label=label).table
     return summary(table), table
 
 
-def ask(
+def answer(
     vlm: VLM,
     tasks: Sequence[str],
     split: str = "validation",
@@ -217,11 +223,19 @@ def ask(
     )
 
 
-def part(
-    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, share: tuple[int, int], **how: Any
+def answer_share(
+    vlm: VLM,
+    tasks: Sequence[str],
+    split: str,
+    limit: int | None,
+    share: tuple[int, int],
+    *,
+    first: bool = False,
+    batch_size: int = BATCH,
 ) -> dict[Places, Reply]:
-    """Of the batches that `ask` makes, answers to every n-th from the k-th on (share: k, n), for its `replies`."""
-    return _run(_suite(tuple(tasks), split, limit, _stamps(tasks, split)), vlm, part=share, **how)[0].replies
+    """Of the batches that `answer` makes, every n-th from the k-th on (share: k, n), for its `replies`."""
+    suite = _suite(tuple(tasks), split, limit, _stamps(tasks, split))
+    return _run(suite, vlm, part=share, first=first, batch_size=batch_size)[0].replies
 
 
 def _run(suite: Suite, vlm: VLM, **how: Any) -> tuple[Adapter, dict[str, list[tuple[int, str, float]]]]:
@@ -231,10 +245,10 @@ def _run(suite: Suite, vlm: VLM, **how: Any) -> tuple[Adapter, dict[str, list[tu
     return adapter, suite.run(adapter)
 
 
-def paces(
+def time_against_stock(
     vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, rounds: int
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Seconds that lmms-eval's stock loop at batch 1 and `ask` take for the same questions, (rounds, 2), in turn.
+    """Seconds that lmms-eval's stock loop at batch 1 and `answer` take for the same questions, (rounds, 2), in turn.
 
     Nothing is kept from one round to the next. Also both answers to every question, of the last round.
     """
@@ -255,17 +269,24 @@ def paces(
 _KEPT: WeakKeyDictionary[Any, dict[Any, Answers]] = WeakKeyDictionary()  # model -> questions -> its answers
 
 
-def answers(
-    vlm: VLM, tasks: Sequence[str], split: str, limit: int | None, *, first: bool = False, **how: Any
+def answer_cached(
+    vlm: VLM,
+    tasks: Sequence[str],
+    split: str,
+    limit: int | None,
+    *,
+    first: bool = False,
+    label: str = "",
+    replies: Mapping[Places, Reply] | None = None,
 ) -> Answers:
-    """What `ask` gives, kept as long as the model lives: metrics of one trial, and trials of one dense model, share it.
+    """What `answer` gives, kept as long as the model lives, for all metrics of a trial and trials of a dense model.
 
-    For models whose weights no longer change. how: as for `ask`; of a model that is kept, the first time counts.
+    For models whose weights no longer change. `label` and `replies` count where the questions are answered anew.
     """
     kept = _KEPT.setdefault(vlm.model, {})
     key = (tuple(tasks), split, limit, _stamps(tasks, split))
     if key not in kept or (first and kept[key].firsts is None):
-        kept[key] = ask(vlm, tasks, split, limit, first=first, **how)
+        kept[key] = answer(vlm, tasks, split, limit, first=first, label=label, replies=replies)
     return kept[key]
 
 
