@@ -34,16 +34,16 @@ TOLERANCE = 0.01  # relative distance from the requested budget at which every p
 Ladder = list[tuple[float, float]]  # (cost, loss) of an item from whole to its least, the cost falling
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Item:
-    """One (block, kind) on its way to a plan: how many units or which option it has at the moment."""
+    """One (block, kind) as the solver sees it: what a unit costs, its score, and which counts may stay."""
 
     key: tuple[str, Kind]
     count: int
     unit: float  # multiply-adds per unit, a whole number, or seconds
     tokens: float  # what an option's multiply-adds per token are multiplied by
-    score: Score | None
-    step: int = 1  # of the counts that may stay
+    score: Score
+    step: int  # of the counts that may stay
 
     @property
     def full(self) -> float:
