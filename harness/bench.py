@@ -22,7 +22,7 @@ from harness import budget, families, phases, record, registry, spec, surgery, t
 from harness.bars import Bar
 from harness.machine import facts
 from harness.metrics import flops
-from harness.metrics.latency import interleave, ratio
+from harness.metrics.latency import interleave, ratio, wait
 from harness.runner import Context, code
 from harness.sweep import plan, sweep
 from harness.types import VLM, Budget, InputError, Trial
@@ -109,8 +109,8 @@ def throughput(limit: int, rounds: int, device: str, progress: Progress) -> Bar:
     board = spec.read(BOARD)
     progress("evaluation throughput")
     vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device)
-    tasks.paces(vlm, board.tasks, board.split, 4, 1)  # what is loaded at first use is nobody's time
-    seconds, answers = tasks.paces(vlm, board.tasks, board.split, limit, rounds)
+    tasks.time_against_stock(vlm, board.tasks, board.split, 4, 1)  # what is loaded at first use is nobody's time
+    seconds, answers = tasks.time_against_stock(vlm, board.tasks, board.split, limit, rounds)
     middle, low, high = ratio(seconds)
     same = sum(one == other for one, other in answers)
     return Bar(
@@ -189,13 +189,12 @@ def speed(quick: bool, device: str, progress: Progress) -> Iterator[Bar]:
     progress(f"{name}: load")
     dense = families.load(registry.model(name), dtype=dtype, device=device, random_weights=True, name=name)
     shown = f"{name}, {dtype}, {side} x {side} pixels, batch {batch}"
-    wait = torch.cuda.synchronize if gpu else lambda: None
 
     def timed(scope: str, keep: float, align: int = 1) -> tuple[VLM, Context, tuple[float, float, float]]:
         pruned, context = cut(dense, scope, keep, side, align)
         before, after = context.stages(dense, batch)[scope], context.stages(pruned, batch)[scope]
         with torch.no_grad():
-            return pruned, context, ratio(interleave(before, after, repeats, wait))
+            return pruned, context, ratio(interleave(before, after, repeats, wait(torch.device(device))))
 
     for scope, stage in STAGES.items():
         for keep in (CUT, NEVER_SLOWER):

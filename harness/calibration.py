@@ -25,7 +25,8 @@ from torch.nn.functional import cross_entropy
 from harness import moments
 from harness.attention import EntropyMeter
 from harness.families import family
-from harness.moments import Course, Features, Lazy, Moment, Stream, Sum, block_linears
+from harness.metrics.latency import wait
+from harness.moments import Features, ForwardOrder, Lazy, Moment, ResumedPasses, Sum, block_linears
 from harness.moments import linears as linears  # what methods ask for statistics of
 from harness.prompts import encode
 from harness.types import VLM, Component, Extent, InputError, Kind, Sample, Units
@@ -70,7 +71,8 @@ class Calibration:
         self.room = moments.room(vlm.model) if room is None else room
         self._kept: dict[tuple[Hashable, Hashable], tuple[Any, _Pass]] = {}
         self._used: set[_Pass] = set()
-        self._stream: Stream | None = None  # of the passes for moments, once there was no room for all in one
+        self.passes, self.pass_seconds = 0, 0.0  # of `visit`
+        self._resumed: ResumedPasses | None = None  # for moments, once there was no room for all in one pass
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Encoded inputs with labels, on the model's device; between passes they are in the machine's memory."""
@@ -91,16 +93,16 @@ class Calibration:
         """Gives a clock of what the work inside costs by itself, in seconds.
 
         What others had made before and is used inside counts with the time of its pass: whoever asks first is not the
-        only one who pays. Afterwards moments that are no more than a part of those asked for are let go: what goes
-        through them next begins with the first.
+        only one who pays. If not all moments fitted into memory, those still held are dropped on exit, so that the next
+        caller starts a fresh pass.
         """
         self._used.clear()
         start = time.perf_counter()
         try:
             yield lambda: time.perf_counter() - start + sum(p.seconds for p in self._used if p.ended <= start)
         finally:
-            if self._stream is not None:
-                self._stream = None
+            if self._resumed is not None:
+                self._resumed = None
                 self._forget()
 
     def _keep(
@@ -151,12 +153,12 @@ class Calibration:
         return batches
 
     def moments(self, modules: Iterable[str]) -> Mapping[str, Moment]:
-        """Moments of the inputs of these Linears of the model's blocks, by module path; made as there is room for them.
+        """Moments of the inputs of these Linears of the model's blocks, by module path.
 
-        A pass makes as many as `room` holds, from the one that is asked for on, in the order of the forward pass, and
-        ends behind the last of them; older ones are let go before it. Where all fit, that is one pass, made here. So go
-        through them in that order, and keep none. Padding does not count; of the vision tower, every patch does.
-        Float64, on the model's device. Raises InputError, at its pass, naming the first layer with an input not finite.
+        If all fit into `room`, one pass makes them here. Otherwise each look-up of a missing moment runs a pass that
+        makes it and as many of the following ones as fit, dropping older ones. So iterate in forward order, and keep no
+        references. Padding does not count; of the vision tower, every patch does. Float64, on the model's device.
+        Raises InputError, at its pass, naming the first layer with an input not finite.
         """
         wanted = list(dict.fromkeys(modules))
         if missing := self._missing(wanted):
@@ -167,14 +169,14 @@ class Calibration:
 
     def _missing(self, paths: Iterable[str]) -> list[str]:
         """Those of the Linears that have no moment now, in the order of the forward pass."""
-        return sorted((path for path in paths if ("moments", path) not in self._kept), key=self._course.place)
+        return sorted((path for path in paths if ("moments", path) not in self._kept), key=self._order.place)
 
     def _moment(self, path: str, wanted: Sequence[str]) -> Moment:
         if ("moments", path) not in self._kept:
-            model, place = self.vlm.model, self._course.place(path)
-            now = moments.ahead(model, (p for p in self._missing(wanted) if self._course.place(p) >= place), self.room)
-            if len(now) < len(self._missing(wanted)) and self._stream is None:
-                self._stream = Stream(self.vlm)
+            model, place = self.vlm.model, self._order.place(path)
+            now = moments.ahead(model, (p for p in self._missing(wanted) if self._order.place(p) >= place), self.room)
+            if len(now) < len(self._missing(wanted)) and self._resumed is None:
+                self._resumed = ResumedPasses(self.vlm)
             self._forget(self.room - sum(moments.size(model, each) for each in now))
             self._keep("moments", now, self._moments)
         return self._keep("moments", [path], self._moments)[path]
@@ -194,7 +196,7 @@ class Calibration:
                 sums[path] = Sum.empty(rows.shape[1], rows.device)
             sums[path].add(rows)
 
-        self.visit(modules, add, self._stream)
+        self.visit(modules, add, self._resumed)
         for path, sum_ in sums.items():  # in the order of the forward pass
             self._check(path, sum_.total, sum_.gram.diagonal())  # no entry is larger than the largest there
         return {path: sum_.moment() for path, sum_ in sums.items()}
@@ -244,14 +246,18 @@ class Calibration:
         self.visit(modules, take)
         return {path: torch.cat(parts) for path, parts in found.items()}
 
-    def visit(self, modules: Iterable[str], see: Callable[[str, Tensor], None], stream: Stream | None = None) -> None:
+    def visit(
+        self, modules: Iterable[str], see: Callable[[str, Tensor], None], resumed: ResumedPasses | None = None
+    ) -> None:
         """One pass without gradients; `see` gets the path and input rows (n, in) of each Linear, a batch at a time.
 
         The rows are views of activations: copy what is to be kept. Padding is left out. A batch ends before the first
-        block of the language model behind which nothing is asked for; with a stream it begins where the last one ended.
+        block of the language model behind which nothing is asked for; with `resumed` it begins where the last pass
+        ended.
         """
         model, modules, device = self.vlm.model, list(modules), _device(self.vlm.model)
-        stream = Stream(self.vlm, lasting=False) if stream is None else stream
+        resumed = ResumedPasses(self.vlm, lasting=False) if resumed is None else resumed
+        start = time.perf_counter()
         patches = {p for block in self.vlm.blocks if block.component == "vision" for p in block_linears(block)}
         real = torch.empty(0)
 
@@ -261,15 +267,17 @@ class Calibration:
         with self.frozen(), torch.no_grad(), ExitStack() as hooks:
             for path in modules:
                 hooks.callback(model.get_submodule(path).register_forward_pre_hook(hook(path)).remove)
-            run = hooks.enter_context(stream.going(*self._course.span(modules)))
+            run = hooks.enter_context(resumed.going(*self._order.span(modules)))
             for number, batch in enumerate(self._encoded()):
                 real = batch["attention_mask"].to(device).bool()
                 inputs = {key: value for key, value in batch.items() if key != "labels"}
                 run(number, lambda given=inputs: model(**_on(device, given), use_cache=False, logits_to_keep=1))
+        wait(device)()
+        self.passes, self.pass_seconds = self.passes + 1, self.pass_seconds + time.perf_counter() - start
 
     @cached_property
-    def _course(self) -> Course:
-        return Course(self.vlm)
+    def _order(self) -> ForwardOrder:
+        return ForwardOrder(self.vlm)
 
     def gate_gradients(self) -> Mapping[tuple[str, Kind], Tensor]:
         """Derivative of the answer loss by a gate on each unit, one row per mini-batch: (batches, count), float64, CPU.
@@ -326,7 +334,7 @@ class Calibration:
 
     def _attention_entropy(self) -> dict[str, Tensor]:
         meter = EntropyMeter(self.vlm)
-        with self.frozen(), torch.no_grad(), meter.attached(), meter:
+        with self.frozen(), torch.no_grad(), meter:
             for batch in self.singly.batches():  # padding has no attention to speak of
                 self.vlm.model(**batch, use_cache=False)
         return meter.means()

@@ -25,6 +25,7 @@ from harness import budget, families, memory, moments, registry, surgery
 from harness.bars import Bar
 from harness.calibration import Calibration, linears
 from harness.executors.local import resident
+from harness.metrics.latency import wait
 from harness.metrics.memory import weight_bytes
 from harness.types import VLM, Budget, Sample
 
@@ -100,20 +101,6 @@ def bars(
     ]
 
 
-class _Timed(Calibration):
-    """Knows how long its passes took."""
-
-    passes = 0
-    seconds = 0.0
-
-    def visit(self, *how: Any) -> None:
-        start = time.perf_counter()
-        super().visit(*how)
-        _wait(self.vlm)
-        self.passes += 1
-        self.seconds += time.perf_counter() - start
-
-
 def compress(folder: str, method: str, options: Mapping[str, Any], dtype: str, device: str) -> Spent:
     """Compress a model of random weights; then do the SVDs, of each shape one for all.
 
@@ -124,27 +111,28 @@ def compress(folder: str, method: str, options: Mapping[str, Any], dtype: str, d
     weights = weight_bytes(vlm)
     beside = 0 if gpu else resident() - weights
     memory.begin_peak(device)
+    samples, finish = _samples(SAMPLES["cuda" if gpu else "cpu"]), wait(torch.device(device))
     # A small model's moments are to have no more room than a large one's.
-    calibration = _Timed(vlm, _samples(SAMPLES[device[:4]]), 16 if gpu else 2, room=int(moments.ROOM * weights))
+    calibration = Calibration(vlm, samples, 16 if gpu else 2, room=int(moments.ROOM * weights))
     with calibration.billed() as clock:
         ranking = registry.method(method).rank(vlm, calibration, seed=0, **options)
-        _wait(vlm)
-        ranked, passed = clock(), calibration.seconds
+        finish()
+        ranked, passed = clock(), calibration.pass_seconds
     extents = families.family(vlm.family).extents(vlm.model, next(calibration.batches()))
     start = time.perf_counter()
     plan = budget.solve(vlm, ranking, Budget("all", KEEP, extents=extents))
     solved = time.perf_counter()
     pruned = surgery.apply(vlm, plan, ranking)
-    _wait(vlm)
-    cut = time.perf_counter() - solved - (calibration.seconds - passed)
+    finish()
+    cut = time.perf_counter() - solved - (calibration.pass_seconds - passed)
     peak = memory.peak(device) - beside
     del pruned, ranking
     return Spent(
-        statistics=calibration.seconds,
+        statistics=calibration.pass_seconds,
         ranking=ranked - passed,
         solve=solved - start,
         surgery=cut,
-        svd=_svds(vlm),
+        svd=_svds(vlm, finish),
         passes=calibration.passes,
         peak_over_weights=peak / weights,
         flops_kept=plan.achieved,
@@ -157,23 +145,17 @@ def _samples(number: int) -> list[Sample]:
     return [Sample(Image.fromarray(image.numpy()), "What is in the picture?", "two stars") for image in pixels]
 
 
-def _svds(vlm: VLM) -> float:
+def _svds(vlm: VLM, finish: Callable[[], None]) -> float:
     """Seconds of a plain SVD of every FFN Linear's weight, as long as the one of its shape that is timed."""
     weights = [vlm.model.get_parameter(f"{path}.weight") for block in vlm.blocks for path in linears(block.ffn)]
     took: dict[torch.Size, float] = {}
     for shape, weight in {weight.shape: weight.detach().float() for weight in weights}.items():
-        _wait(vlm)
+        finish()
         start = time.perf_counter()
         torch.linalg.svd(weight, full_matrices=False)
-        _wait(vlm)
+        finish()
         took[shape] = time.perf_counter() - start
     return sum(took[weight.shape] for weight in weights)
-
-
-def _wait(vlm: VLM) -> None:
-    device = next(vlm.model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reduced(folder: Path) -> str:

@@ -14,10 +14,8 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +24,10 @@ from typing import Any
 
 import torch
 
+from harness.metrics.latency import seconds
 from harness.record import put
 from harness.types import InputError
 
-REPEATS = 7
 STEPS = (1, 8, 16, 32, 64, 128)  # multiples that widths are tried at
 GOOD = 0.97  # of the best multiple's rate: the smallest multiple that reaches it is taken
 
@@ -119,24 +117,14 @@ def _widths(device: str, dtype: str) -> dict[str, float]:
         for turn in (-1, 0, 1):
             width = multiple * (2 * (centre // (2 * multiple) + turn) + 1)
             up, down = (torch.randn(*shape, device=device).to(kind) for shape in ((inner, width), (width, inner)))
-            seconds = _seconds(lambda a=up, b=down: x @ a @ b, device)
-            rates.append(4 * tokens * inner * width / seconds)
+            rates.append(4 * tokens * inner * width / _seconds(lambda a=up, b=down: x @ a @ b, device))
         found[str(multiple)] = median(rates)
     return found
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:
     """The fastest of some calls: what the machine can do when nothing else disturbs it."""
-    wait = (lambda: torch.cuda.synchronize(device)) if device.startswith("cuda") else lambda: None
-    best = math.inf
-    for turn in range(-2, REPEATS):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        if turn >= 0:
-            best = min(best, time.perf_counter() - start)
-    return best
+    return seconds(call, torch.device(device), min)
 
 
 def folder() -> Path:

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from harness.types import VLM, Block, Units
 
-ROOM = 0.2  # of the weights' bytes: what moments may take up together,
-LEAST = 1 << 30  # or so many bytes, if that is more: then all moments of a small model come of one pass
-STRIP = (
-    4096  # columns of a moment that are made at once: what is below the diagonal of a larger one is its mirror image
-)
+ROOM = 0.2  # share of the weights' bytes that moments may take
+LEAST = 1 << 30  # but at least this many bytes, so that a small model needs one pass
+STRIP = 4096  # columns computed at a time; the upper triangle is mirrored
 
 T = TypeVar("T")
 
@@ -122,7 +120,7 @@ class Seen(Exception):
     """Ends a forward pass when all that was asked for has been seen."""
 
 
-class Course:
+class ForwardOrder:
     """The order in which a forward pass comes to the Linears of a model's blocks."""
 
     def __init__(self, vlm: VLM) -> None:
@@ -145,13 +143,13 @@ class Course:
         return first, last
 
 
-class Stream:
+class ResumedPasses:
     """Passes that go on where the last one ended, so that many passes, a few blocks each, cost about one.
 
-    It holds, a batch each, what the language model was called with, and what the last block read that the last pass
-    was for. A pass from there on calls the language model with that, its blocks before do nothing: bit for bit what a
-    whole pass computes. What runs before the language model runs anew until that is reached. Of the language model
-    only: it runs once for a batch, behind the towers, and these may run more than once.
+    Per batch it stores the arguments of the language model and the input of the last block visited; the next pass
+    starts there and skips the earlier blocks, with bit-identical results. What runs before the language model runs anew
+    until that is reached. Of the language model only: it runs once for a batch, behind the towers, and these may run
+    more than once.
 
     lasting: keep what the next pass can go on with.
     """

@@ -26,7 +26,6 @@ from harness import budget, control, families, prices, provenance, record, regis
 from harness.calibration import Calibration, Made
 from harness.machine import Machine, facts, machine, step
 from harness.memory import begin_peak, out_of_memory, peak, release
-from harness.metrics.latency import STAGE_OF_SCOPE
 from harness.phases import STEPS, Watch
 from harness.prompts import encode
 from harness.types import VLM, Budget, Component, Extent, InputError, Loading, Plan, Ranking, Trial
@@ -92,7 +91,7 @@ class Worker:
         # The trials of a board come sorted: the last model, calibration and ranking are the ones asked for next.
         self._dense = functools.lru_cache(maxsize=1)(self._load)
         self._calibration = functools.lru_cache(maxsize=1)(self._calibrate)
-        self._lessons = functools.lru_cache(maxsize=1)(self._calibrate)  # what tuning learns from
+        self._tuning_calibration = functools.lru_cache(maxsize=1)(self._calibrate)
         self._prices: tuple[Any, prices.Rates, float] | None = None
         self._ranking: Shared | None = None
         self._batch = BATCH  # questions that calibration looks at together
@@ -200,7 +199,7 @@ class Worker:
         first = "fidelity" in trial.metrics
         try:
             made = self.prune(trial)
-            replies = tasks.part(made.vlm, trial.tasks, trial.split, trial.limit, part, first=first)
+            replies = tasks.answer_share(made.vlm, trial.tasks, trial.split, trial.limit, part, first=first)
         except Exception as error:
             _say_unshared("answers", trial, error)
             return None
@@ -275,11 +274,11 @@ class Worker:
             return flops
         if trial.currency == "params":
             return replace(flops, extents={component: Extent(1, 0) for component in flops.extents})
-        stage, batch = STAGE_OF_SCOPE[trial.scope], max(trial.latency["batches"])
+        batch = max(trial.latency["batches"])
         key = (vlm.model, trial.scope, trial.units, repr(trial.latency), repr(trial.reference_input))
         if self._prices is None or self._prices[0] != key:  # one table serves every budget
             found = prices.seconds(
-                vlm, flops, lambda one: context.stages(one, batch)[stage], int(trial.latency["repeats"])
+                vlm, flops, lambda one: context.stages(one, batch)[trial.scope], int(trial.latency["repeats"])
             )
             self._prices = (key, *found)
         return replace(flops, rates=self._prices[1], fixed=self._prices[2])
@@ -302,8 +301,8 @@ class Worker:
         how, drawn = trial.tuning, trial.calibration
         with watch("tuning"):
             draw = (tuple(drawn["tasks"]), drawn["split"], how.samples, trial.seed)
-            lessons = self._lessons((trial.model, trial.dtype, trial.loading), *draw, how.batch)
-            tuned = tuning.tune(vlm, lessons, how, seed=trial.seed, turn=turn, progress=self.progress)
+            calibration = self._tuning_calibration((trial.model, trial.dtype, trial.loading), *draw, how.batch)
+            tuned = tuning.tune(vlm, calibration, how, seed=trial.seed, turn=turn, progress=self.progress)
         made["log"].setdefault("tuning", []).append(list(tuned.curve))
         for key, amount in (("tuning_steps", tuned.steps), ("tuning_samples", tuned.samples)):
             made["cost"][key] = made["cost"].get(key, 0) + amount

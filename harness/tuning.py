@@ -1,7 +1,7 @@
 """Recovery after pruning, the same for every method: all weights, low-rank adapters, or a least-squares refit.
 
-    lessons = Calibration(dense, samples, batch_size=16)
-    tuned = tune(pruned, lessons, Tuning("full", loss="kl", steps=300), seed=0)  # tuned.vlm, tuned.curve
+    calibration = Calibration(dense, samples, batch_size=16)
+    tuned = tune(pruned, calibration, Tuning("full", loss="kl", steps=300), seed=0)  # tuned.vlm, tuned.curve
 
 `Tuning` is the budget: steps of a batch of questions each. The dense model teaches and is never written to.
 """
@@ -46,21 +46,21 @@ class Tuned:
 
 def tune(
     pruned: VLM,
-    lessons: Calibration,
+    calibration: Calibration,
     tuning: Tuning,
     *,
     seed: int,
     turn: int = 1,
     progress: Progress = lambda text: None,
 ) -> Tuned:
-    """A copy of `pruned`, recovered on the questions of `lessons`, whose model is the dense one.
+    """A copy of `pruned`, recovered on the questions of `calibration`, whose model is the dense one.
 
     Of several rounds, `turn` (from 1) gets its share of the steps. The same seed gives the same weights on the same
     machine. Raises FloatingPointError when the loss is no longer finite.
     """
     vlm = dataclasses.replace(pruned, model=copy.deepcopy(pruned.model).eval())
     if tuning.method == "refit":
-        return Tuned(vlm, tuple(refit(vlm, lessons, progress)), 0, len(lessons.samples))
+        return Tuned(vlm, tuple(refit(vlm, calibration, progress)), 0, len(calibration.samples))
     steps = tuning.steps * turn // tuning.rounds - tuning.steps * (turn - 1) // tuning.rounds
     device = next(vlm.model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _in_float32(vlm.model) as dtype:
@@ -69,7 +69,7 @@ def tune(
         if adapted is None:
             vlm.model.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
-            curve, samples = _learn(vlm.model, lessons, tuning, steps, seed, progress)
+            curve, samples = _learn(vlm.model, calibration, tuning, steps, seed, progress)
         if adapted is not None:
             adapted.merge_and_unload()
     return Tuned(vlm, tuple(curve), steps, samples)
@@ -79,13 +79,13 @@ def tune(
 
 
 def _learn(
-    model: Any, lessons: Calibration, tuning: Tuning, steps: int, seed: int, progress: Progress
+    model: Any, calibration: Calibration, tuning: Tuning, steps: int, seed: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], int]:
     """AdamW over what is trainable, the rate rising linearly and falling as a cosine; batches in a new order each pass.
 
     The model stays in evaluation mode: no dropout, so that what is learned depends on the seed's order alone.
     """
-    batches = list(lessons.batches())
+    batches = list(calibration.batches())
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=tuning.rate, weight_decay=WEIGHT_DECAY)
     order = _order(len(batches), seed)
@@ -93,7 +93,7 @@ def _learn(
     @cache
     def taught(number: int) -> Tensor:
         with torch.no_grad():
-            return answer_logits(lessons.vlm.model, batches[number])[0].log_softmax(-1)
+            return answer_logits(calibration.vlm.model, batches[number])[0].log_softmax(-1)
 
     curve: list[dict[str, Any]] = []
     samples, losses = 0, []
@@ -167,16 +167,16 @@ def adapters(vlm: VLM, rank: int) -> Any:
 # --- refit ------------------------------------------------------------------------------------------------
 
 
-def refit(vlm: VLM, lessons: Calibration, progress: Progress = lambda text: None) -> Iterator[dict[str, Any]]:
+def refit(vlm: VLM, calibration: Calibration, progress: Progress = lambda text: None) -> Iterator[dict[str, Any]]:
     """Refit the Linear after each cut so that it gives what the dense one gave, in place, in the order of the forward.
 
     It reads what the blocks before it, refitted already, let through; so it makes up for their errors too. The Linear
     after a cut reads the removed units; of two factors it is the second. Yields each one's relative squared error
     before and after. Source: He, Zhang and Sun 2017, Channel Pruning, section 3.1 (the reconstruction step).
     """
-    now = Calibration(vlm, lessons.samples, lessons.batch_size)
-    groups = [group for block in vlm.blocks for group in _cut(lessons.vlm.model, vlm.model, block)]
-    dense = lessons.rows([path for group in groups for path in group], ROWS)
+    now = Calibration(vlm, calibration.samples, calibration.batch_size)
+    groups = [group for block in vlm.blocks for group in _cut(calibration.vlm.model, vlm.model, block)]
+    dense = calibration.rows([path for group in groups for path in group], ROWS)
     for done, group in enumerate(groups):
         progress(f"refit: {done + 1} of {len(groups)}")
         for path, inputs in now.rows(group, ROWS).items():
@@ -184,7 +184,7 @@ def refit(vlm: VLM, lessons: Calibration, progress: Progress = lambda text: None
                 linear: Any = vlm.model.get_submodule(path)
                 if isinstance(linear, LowRankLinear):
                     inputs, linear = linear.down(inputs), linear.up
-                wanted = lessons.vlm.model.get_submodule(path)(dense[path]).double()
+                wanted = calibration.vlm.model.get_submodule(path)(dense[path]).double()
                 weight, bias = least_squares(inputs, wanted, linear.weight, linear.bias)
                 before = _error(linear(inputs), wanted)
                 linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)

@@ -112,7 +112,7 @@ def test_both_ways_of_asking_give_the_same_answers() -> None:
 
     assert Stock.generate_until is InternVLHf.generate_until
     vlm = families.load(registry.model("mini-qwen2-vl"))
-    seconds, answers = tasks.paces(vlm, ["mini_gqa"], "validation", 6, rounds=2)
+    seconds, answers = tasks.time_against_stock(vlm, ["mini_gqa"], "validation", 6, rounds=2)
     assert seconds.shape == (2, 2) and (seconds > 0).all()
     assert len(answers) == 6 and all(one == other != "" for one, other in answers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_the_table_times_every_multiple_at_odd_widths(monkeypatch: pytest.Monkey
 
 def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     now, takes = [0.0], iter([9.0, 9.0, 5.0, 3.0, 4.0, 3.5, 6.0, 7.0, 8.0])
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def call() -> None:
         now[0] += next(takes)
@@ -82,7 +83,7 @@ def test_bytes_are_those_of_weights_inputs_and_outputs() -> None:
 
 def test_a_roofline_of_every_stage(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_rates", lambda device, dtype: {"matmul_flops": 1e12, "copy_bytes": 1e11})
-    monkeypatch.setattr(roofline, "_seconds", lambda vlm, call: 0.5)
+    monkeypatch.setattr(roofline, "seconds", lambda call, device, reduce: 0.5)
     trial = trial_of()
     found = roofline.measure(tiny, tiny, trial, Context(trial, lambda text: None))
     assert found["balance"] == 10 and set(found["batches"]) == {"1", "2"}

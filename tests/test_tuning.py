@@ -52,7 +52,7 @@ def lively(tiny: VLM) -> VLM:
 
 
 @pytest.fixture(scope="module")
-def lessons(lively: VLM) -> Calibration:
+def calibration(lively: VLM) -> Calibration:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (12, 64, 64, 3), generator=generator, dtype=torch.uint8)
     asked = zip(
@@ -82,12 +82,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def divergence(vlm: VLM, lessons: Calibration) -> float:
+def divergence(vlm: VLM, calibration: Calibration) -> float:
     """KL from the dense model per answer token, over all samples."""
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch in lessons.batches():
-            dense, other = (tuning.answer_logits(v.model, batch)[0].log_softmax(-1) for v in (lessons.vlm, vlm))
+        for batch in calibration.batches():
+            dense, other = (tuning.answer_logits(v.model, batch)[0].log_softmax(-1) for v in (calibration.vlm, vlm))
             total += float((dense.exp() * (dense - other)).sum())
             count += len(dense)
     return total / count
@@ -96,8 +96,8 @@ def divergence(vlm: VLM, lessons: Calibration) -> float:
 # --- learning ---------------------------------------------------------------------------------------------
 
 
-def test_answer_logits_are_the_models_own(lively: VLM, lessons: Calibration) -> None:
-    for batch in lessons.batches():
+def test_answer_logits_are_the_models_own(lively: VLM, calibration: Calibration) -> None:
+    for batch in calibration.batches():
         with torch.no_grad():
             logits, answers = tuning.answer_logits(lively.model, batch)
             loss = float(lively.model(**batch).loss)
@@ -105,15 +105,15 @@ def test_answer_logits_are_the_models_own(lively: VLM, lessons: Calibration) -> 
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-def test_tuning_lowers_its_loss_and_touches_nothing_else(pruned: VLM, lessons: Calibration, how: Tuning) -> None:
-    before = state(lessons.vlm), state(pruned)
+def test_tuning_lowers_its_loss_and_touches_nothing_else(pruned: VLM, calibration: Calibration, how: Tuning) -> None:
+    before = state(calibration.vlm), state(pruned)
     said: list[str] = []
-    tuned = tuning.tune(pruned, lessons, how, seed=0, progress=said.append)
-    assert same(before[0], state(lessons.vlm)) and same(before[1], state(pruned))
+    tuned = tuning.tune(pruned, calibration, how, seed=0, progress=said.append)
+    assert same(before[0], state(calibration.vlm)) and same(before[1], state(pruned))
     if how.loss == "kl":
-        losses = [divergence(vlm, lessons) for vlm in (pruned, tuned.vlm)]
+        losses = [divergence(vlm, calibration) for vlm in (pruned, tuned.vlm)]
     else:
-        losses = [Calibration(vlm, lessons.samples).answer_loss() for vlm in (pruned, tuned.vlm)]
+        losses = [Calibration(vlm, calibration.samples).answer_loss() for vlm in (pruned, tuned.vlm)]
     assert losses[1] < 0.9 * losses[0]
     assert (tuned.steps, tuned.samples) == (6, 24) and said
     assert [point["step"] for point in tuned.curve] == [1, 2, 3, 4, 5, 6]
@@ -127,24 +127,24 @@ def test_tuning_lowers_its_loss_and_touches_nothing_else(pruned: VLM, lessons: C
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-def test_the_same_seed_gives_the_same_bytes(pruned: VLM, lessons: Calibration, how: Tuning) -> None:
+def test_the_same_seed_gives_the_same_bytes(pruned: VLM, calibration: Calibration, how: Tuning) -> None:
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(found))  # the state of the process has no say, and keeps its state
         was = torch.get_rng_state()
-        found.append(state(tuning.tune(pruned, lessons, how, seed=seed).vlm))
+        found.append(state(tuning.tune(pruned, calibration, how, seed=seed).vlm))
         assert torch.equal(was, torch.get_rng_state())
     assert same(found[0], found[1]) and not same(found[0], found[2])
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_no_steps_change_nothing(pruned: VLM, lessons: Calibration, method: Any) -> None:
-    tuned = tuning.tune(pruned, lessons, Tuning(method, steps=0), seed=0)
+def test_no_steps_change_nothing(pruned: VLM, calibration: Calibration, method: Any) -> None:
+    tuned = tuning.tune(pruned, calibration, Tuning(method, steps=0), seed=0)
     assert same(state(tuned.vlm), state(pruned)) and tuned.curve == () and tuned.samples == 0
 
 
-def test_adapters_reach_every_linear_of_the_blocks_and_nothing_else(pruned: VLM, lessons: Calibration) -> None:
-    tuned = state(tuning.tune(pruned, lessons, HOW[2], seed=0).vlm)
+def test_adapters_reach_every_linear_of_the_blocks_and_nothing_else(pruned: VLM, calibration: Calibration) -> None:
+    tuned = state(tuning.tune(pruned, calibration, HOW[2], seed=0).vlm)
     moved = {name for name, value in state(pruned).items() if not torch.equal(value, tuned[name])}
     linears = {
         f"{path}.weight"
@@ -155,26 +155,26 @@ def test_adapters_reach_every_linear_of_the_blocks_and_nothing_else(pruned: VLM,
     assert moved == linears
 
 
-def test_low_rank_models_are_tuned_whole(lively: VLM, lessons: Calibration) -> None:
+def test_low_rank_models_are_tuned_whole(lively: VLM, calibration: Calibration) -> None:
     vlm = surgery.apply(lively, *low_rank(lively, 4))
     for how in (HOW[0], HOW[2]):
-        tuned = tuning.tune(vlm, lessons, how, seed=0).vlm
-        assert divergence(tuned, lessons) < divergence(vlm, lessons)
+        tuned = tuning.tune(vlm, calibration, how, seed=0).vlm
+        assert divergence(tuned, calibration) < divergence(vlm, calibration)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_weights_come_back_in_their_own_type(pruned: VLM, lessons: Calibration, dtype: torch.dtype) -> None:
+def test_weights_come_back_in_their_own_type(pruned: VLM, calibration: Calibration, dtype: torch.dtype) -> None:
     small = replace(pruned, model=copy.deepcopy(pruned.model).to(dtype))
-    tuned = tuning.tune(small, lessons, HOW[1], seed=0).vlm
+    tuned = tuning.tune(small, calibration, HOW[1], seed=0).vlm
     assert {weight.dtype for weight in tuned.model.parameters()} == {dtype}
     assert not same(state(tuned), state(small))
 
 
-def test_a_loss_that_is_not_finite_stops_it(pruned: VLM, lessons: Calibration) -> None:
+def test_a_loss_that_is_not_finite_stops_it(pruned: VLM, calibration: Calibration) -> None:
     broken = replace(pruned, model=copy.deepcopy(pruned.model))
     broken.model.get_parameter("lm_head.weight").data[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="after 1 step"):
-        tuning.tune(broken, lessons, HOW[0], seed=0)
+        tuning.tune(broken, calibration, HOW[0], seed=0)
 
 
 @given(st.integers(1, 500))
@@ -215,15 +215,15 @@ def test_least_squares_leaves_what_the_data_do_not_say() -> None:
     assert torch.allclose(exact, weight.double(), atol=1e-6)
 
 
-def test_refit_is_least_squares_on_what_each_linear_reads(lively: VLM, lessons: Calibration) -> None:
+def test_refit_is_least_squares_on_what_each_linear_reads(lively: VLM, calibration: Calibration) -> None:
     """One cut: its consumer is lstsq's on the pruned model's inputs and the dense one's outputs, the rest untouched."""
     block = lively.blocks[1]
     plan = Plan({(block.name, "ffn"): Keep(tuple(range(0, block.ffn.count, 3)))}, 0.5, 0.5)
     pruned = surgery.apply(lively, plan, NOTHING)
     path = block.ffn.consumer
-    tuned = tuning.tune(pruned, lessons, Tuning("refit"), seed=0)
-    inputs = Calibration(pruned, lessons.samples, 4).rows([path], tuning.ROWS)[path].double()
-    dense = lively.model.get_submodule(path).double()(lessons.rows([path], tuning.ROWS)[path].double()).detach()
+    tuned = tuning.tune(pruned, calibration, Tuning("refit"), seed=0)
+    inputs = Calibration(pruned, calibration.samples, 4).rows([path], tuning.ROWS)[path].double()
+    dense = lively.model.get_submodule(path).double()(calibration.rows([path], tuning.ROWS)[path].double()).detach()
     lively.model.get_submodule(path).float()
     design = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=torch.float64)], 1)
     solution = torch.linalg.lstsq(design, dense).solution
@@ -234,20 +234,20 @@ def test_refit_is_least_squares_on_what_each_linear_reads(lively: VLM, lessons: 
     assert {name for name in after if not torch.equal(after[name], before[name])} == {f"{path}.weight", f"{path}.bias"}
 
 
-def test_refit_follows_every_cut_and_brings_the_model_back(pruned: VLM, lively: VLM, lessons: Calibration) -> None:
+def test_refit_follows_every_cut_and_brings_the_model_back(pruned: VLM, lively: VLM, calibration: Calibration) -> None:
     before = state(lively), state(pruned)
-    tuned = tuning.tune(pruned, lessons, Tuning("refit"), seed=0)
+    tuned = tuning.tune(pruned, calibration, Tuning("refit"), seed=0)
     assert same(before[0], state(lively)) and same(before[1], state(pruned))
     consumers = [units.consumer for block in lively.blocks for units in (block.heads, block.ffn)]
     assert [point["module"] for point in tuned.curve] == consumers
     assert all(point["after"] <= point["before"] + 1e-6 for point in tuned.curve)
-    assert divergence(tuned.vlm, lessons) < divergence(pruned, lessons)
-    assert same(state(tuned.vlm), state(tuning.tune(pruned, lessons, Tuning("refit"), seed=1).vlm))
+    assert divergence(tuned.vlm, calibration) < divergence(pruned, calibration)
+    assert same(state(tuned.vlm), state(tuning.tune(pruned, calibration, Tuning("refit"), seed=1).vlm))
 
 
-def test_refit_fits_the_second_of_two_factors(lively: VLM, lessons: Calibration) -> None:
+def test_refit_fits_the_second_of_two_factors(lively: VLM, calibration: Calibration) -> None:
     vlm = surgery.apply(lively, *low_rank(lively, 4))
-    tuned = tuning.tune(vlm, lessons, Tuning("refit"), seed=0)
+    tuned = tuning.tune(vlm, calibration, Tuning("refit"), seed=0)
     after, before = state(tuned.vlm), state(vlm)
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved and all(".up." in name for name in moved)
@@ -340,9 +340,9 @@ def test_two_cuts_are_one(lively: VLM) -> None:
         tuning.together(Plan({}, 1.0, 1.0), low_rank(lively, 4)[0])
 
 
-def test_rounds_share_the_steps(pruned: VLM, lessons: Calibration) -> None:
+def test_rounds_share_the_steps(pruned: VLM, calibration: Calibration) -> None:
     how = Tuning("full", rounds=4, **SHORT)
-    assert [tuning.tune(pruned, lessons, how, seed=0, turn=turn).steps for turn in (1, 2, 3, 4)] == [1, 2, 1, 2]
+    assert [tuning.tune(pruned, calibration, how, seed=0, turn=turn).steps for turn in (1, 2, 3, 4)] == [1, 2, 1, 2]
 
 
 # --- settings ---------------------------------------------------------------------------------------------

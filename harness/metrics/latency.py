@@ -18,7 +18,7 @@ import torch
 
 from harness.types import VLM, Trial
 
-STAGE_OF_SCOPE = {"vision": "vision", "language": "language", "all": "all"}
+REPEATS = 7  # of `seconds`
 ANSWER = 16  # tokens of the answer whose whole time is given: the official short-answer limit
 Times = dict[str, np.ndarray]  # stage -> seconds of dense and pruned, (repeats, 2)
 
@@ -92,7 +92,7 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
         for size in sizes
         if (mode, size) != ("eager", None)
     ]
-    own = whole["stages"][STAGE_OF_SCOPE[trial.scope]][str(max(batches))]
+    own = whole["stages"][trial.scope][str(max(batches))]
     speedup = {"speedup": own["ratio"], "speedup_lo": own["lo"], "speedup_hi": own["hi"]}
     return {**speedup, **whole, **({"more": more} if more else {})}
 
@@ -100,6 +100,18 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
 def wait(device: torch.device) -> Callable[[], None]:
     """What returns when the device has nothing left to do."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
+
+
+def seconds(call: Callable[[], Any], device: torch.device, reduce: Callable[[list[float]], float]) -> float:
+    """What `reduce` (say, the median) makes of the seconds of REPEATS calls, after a warm-up of two."""
+    finish, times = wait(device), []
+    for _ in range(2 + REPEATS):
+        finish()
+        start = time.perf_counter()
+        call()
+        finish()
+        times.append(time.perf_counter() - start)
+    return reduce(times[2:])
 
 
 def _compiled(call: Callable[[], Any], mode: str) -> Callable[[], Any]:

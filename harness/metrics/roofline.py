@@ -9,7 +9,6 @@ Williams, Waterman & Patterson 2009.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
@@ -18,9 +17,8 @@ from typing import Any
 import torch
 
 from harness.metrics.flops import flops
+from harness.metrics.latency import seconds
 from harness.types import VLM, Trial
-
-REPEATS = 7
 
 
 @torch.no_grad()
@@ -44,13 +42,14 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, An
 
 
 def _stage(vlm: VLM, call: Callable[[], torch.Tensor], limits: Any) -> dict[str, float]:
-    work, moved, seconds = flops(call), moved_bytes(vlm.model, call), _seconds(vlm, call)
+    work, moved = flops(call), moved_bytes(vlm.model, call)
+    took = seconds(call, next(vlm.model.parameters()).device, median)
     return {
         "flops": work,
         "bytes": moved,
         "intensity": work / moved,
-        "matmul_share": work / seconds / limits.matmul_flops,
-        "copy_share": moved / seconds / limits.copy_bytes,
+        "matmul_share": work / took / limits.matmul_flops,
+        "copy_share": moved / took / limits.copy_bytes,
     }
 
 
@@ -69,16 +68,3 @@ def moved_bytes(model: torch.nn.Module, call: Callable[[], Any]) -> int:
                 hooks.callback(module.register_forward_hook(hook).remove)
         call()
     return total
-
-
-def _seconds(vlm: VLM, call: Callable[[], Any]) -> float:
-    device = next(vlm.model.parameters()).device
-    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
-    times = []
-    for _ in range(REPEATS + 2):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        times.append(time.perf_counter() - start)
-    return median(times[2:])
