@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from harness import families
-from harness.types import InputError
+from harness.types import Extent, InputError
 
 # --- published geometries ---------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ def test_published_geometry(hub_id: str) -> None:
     assert sum(u.count * u.token_macs for u in units) == sum(linears)
     pixels, expected = GEOMETRY[hub_id]
     found = family.extents(model, {**pixels, "input_ids": torch.zeros(2, 100)})
-    assert vars(found["vision"]) == expected and vars(found["language"]) == {"tokens": 200, "pairs": 20_000}
+    assert found == {"vision": Extent(**expected), "language": Extent(200, 20_000)}
 
 
 # --- what is refused --------------------------------------------------------------------------------------
