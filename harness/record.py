@@ -29,6 +29,7 @@ SCHEMA = 2
 # Of a trial: what the code says about it, and no part of what its id is made of.
 DESCRIBED = ("title", "variant", "role", "regime", "resolved")
 SETTING = ("model", "tasks", "split", "limit", "dtype")
+SAMPLES = ("task", "question_id", "image_id", "answer", "score")  # columns: the last a number, the others text
 
 # --- the schema: what readers rely on; a record may hold more -----------------------------------------------
 

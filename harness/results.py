@@ -12,19 +12,18 @@ import hashlib
 import io
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import record
-from harness.record import plain
+from harness.record import SAMPLES, plain
 from harness.types import InputError
 
 if TYPE_CHECKING:
     import pyarrow
 
-COLUMNS = ("task", "question_id", "image_id", "answer", "score")
 ROUNDING = 1e-9  # of a mean that is made again from its samples
 
 
@@ -42,25 +41,44 @@ class Stored:
         return record.identity(self.record)
 
     def answers(self) -> pyarrow.Table:
-        """The samples: a row per question with COLUMNS.
+        """The samples; see `samples`."""
+        return _table(f"{self.name.removesuffix('.json')}.parquet", self.samples, self.record, SAMPLES)
 
-        Raises InputError naming the file if they are missing, are others than the record was written with, or no table.
-        """
-        from pyarrow import ArrowException, BufferReader, parquet
 
-        table = f"{self.name.removesuffix('.json')}.parquet"
-        if self.samples is None:
-            raise InputError(plain(f"{table}: samples missing: {self.name} needs them"))
-        content = _bytes(table, self.samples)
-        if hashlib.sha256(content).hexdigest() != self.record["hashes"].get("samples"):
-            raise InputError(plain(f"{table}: not the samples that {self.name} was written with (their hash differs)"))
-        try:
-            found = parquet.read_table(BufferReader(content))
-        except ArrowException as error:
-            raise InputError(plain(f"{table}: not a parquet file: {error}")) from error
-        if missing := [column for column in COLUMNS if column not in found.column_names]:
-            raise InputError(plain(f"{table}: column {missing[0]} is missing"))
-        return found
+def samples(path: Path, record: Mapping[str, Any], columns: Sequence[str] = SAMPLES) -> pyarrow.Table:
+    """These columns of the samples of a record, in this file: a row per question, one chunk, answers as a dictionary.
+
+    Raises InputError naming the file if they are missing, are others than the record was written with, or no samples.
+    """
+    return _table(str(path), path.read_bytes if path.is_file() else None, record, columns)
+
+
+def _table(
+    name: str, read: Callable[[], bytes] | None, record: Mapping[str, Any], columns: Sequence[str]
+) -> pyarrow.Table:
+    from pyarrow import ArrowException, BufferReader, parquet, types
+
+    if read is None:
+        raise InputError(plain(f"{name}: samples missing: record {record['id']} needs them"))
+    content = _bytes(name, read)
+    if hashlib.sha256(content).hexdigest() != record["hashes"].get("samples"):
+        raise InputError(plain(f"{name}: not the samples that the record was written with (their hash differs)"))
+    try:
+        file = parquet.ParquetFile(BufferReader(content), read_dictionary=["answer"])
+        schema = file.schema_arrow
+        for column in columns:
+            if (place := schema.get_field_index(column)) < 0:
+                raise InputError(plain(f"{name}: column {column} is missing, or there twice"))
+            kind, wanted = schema.field(place).type, "numbers" if column == "score" else "text"
+            kind = kind.value_type if column == "answer" and types.is_dictionary(kind) else kind
+            if not (types.is_floating(kind) if column == "score" else types.is_string(kind)):
+                raise InputError(plain(f"{name}: column {column} is of {kind}, {wanted} are needed"))
+        if not file.metadata.num_rows:
+            raise InputError(plain(f"{name}: no answers"))
+        # Threads and chunks would take longer than so small a table does.
+        return file.read(list(columns), use_threads=False).combine_chunks()
+    except ArrowException as error:
+        raise InputError(plain(f"{name}: not a parquet file: {error}")) from error
 
 
 # --- where records come from ------------------------------------------------------------------------------

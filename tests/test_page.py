@@ -17,6 +17,7 @@ from test_report import failed, made
 from harness import record, tasks
 from harness.report import details, examples, page, report
 from harness.report.board import Board
+from harness.report.samples import Samples
 from harness.tasks import data as sets
 
 # A name that would be an image, end a script, be a template's slot and a shell's command.
@@ -152,7 +153,7 @@ def test_a_board_without_a_readable_record_has_a_page(tmp_path: Path) -> None:
 
 def test_flips_are_counted_and_shown_with_their_images(results: Path) -> None:
     items = record.load(results / "made")[0]
-    found = examples.find(results / "made", items)
+    found = examples.find(Samples(results / "made"), items)
     assert len(found.flips) == len(items) - 2, "all but dense and the failure"
     # Right at first: all but 0, 4, 8. Right after: of those all but 5 and 10, and 0 besides.
     for flips in found.flips.values():
@@ -176,7 +177,7 @@ def test_questions_are_named_only_where_the_data_is_another(results: Path) -> No
     items = record.load(results / "made")[0]
     for item in items:
         item["hashes"]["data"] = "f" * 16
-    found = examples.find(results / "made", items)
+    found = examples.find(Samples(results / "made"), items)
     assert found.questions and not found.images and all(set(own) == {"task", "id"} for own in found.questions)
 
 
@@ -199,7 +200,7 @@ def test_damaged_samples_give_no_flips_and_are_named(
         path.write_bytes(path.read_bytes()[:100])
     elif how == "other bytes":
         path.write_bytes((folder / f"{made(**about)['id']}.parquet").read_bytes())
-    assert not examples.find(folder, record.load(folder)[0]).flips
+    assert not examples.find(Samples(folder), record.load(folder)[0]).flips
     assert f"{item['id']}.parquet" in caplog.text
 
 

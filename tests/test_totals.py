@@ -13,6 +13,7 @@ import stored
 from harness import record
 from harness.hypervolume import hypervolume_interval, hypervolume_intervals
 from harness.report import report
+from harness.report.samples import Samples
 from harness.report.tables import board_frame, panels
 from harness.report.totals import RESAMPLES, Total, cells, find, shown
 
@@ -27,7 +28,7 @@ def put(results: Path, method: str, levels: dict[float, float], **changes: Any) 
 
 def totals(results: Path) -> dict[str, Total]:
     records = record.load(results / "made")[0]
-    (found,) = find(panels(board_frame(records)), results / "made", records)
+    (found,) = find(panels(board_frame(records)), Samples(results / "made"), records)
     return {total.curve: total for total in found}
 
 
@@ -96,7 +97,9 @@ def test_a_curve_with_a_gap_has_no_area(tmp_path: Path) -> None:
     assert (own.hypervolume, own.lo, own.area, own.rank) == (None, None, None, 1.0)
 
 
-def test_without_samples_there_is_no_interval(tmp_path: Path) -> None:
+def test_without_samples_there_is_no_interval_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     put(tmp_path, "taylor", LEVELS)
     put(tmp_path, "magnitude", LEVELS)
     records = record.load(tmp_path / "made")[0]
@@ -105,6 +108,15 @@ def test_without_samples_there_is_no_interval(tmp_path: Path) -> None:
     found = totals(tmp_path)
     assert found["magnitude"].hypervolume is not None and found["magnitude"].lo is None
     assert found["taylor"].lo is not None
+    caplog.clear()
+    stored.put(tmp_path, stored.scores(180), method="none", scope="all", budget=1.0)
+    for dense in (True, False):  # the list of flips reads no samples without it
+        if not dense:
+            next(path for path in (tmp_path / "made").glob("*.json") if '"method": "none"' in path.read_text()).unlink()
+        report(tmp_path, tmp_path / "out")
+        (said,) = (line for line in caplog.messages if damaged in line)
+        assert "not the samples that the record was written with" in said
+        caplog.clear()
 
 
 def test_the_cells_and_the_heads_that_say_something() -> None:

@@ -21,6 +21,7 @@ import pandas as pd
 from harness.record import load, plain
 from harness.report import details, examples, latex, page, plots, tables, totals
 from harness.report.board import Board
+from harness.report.samples import Samples
 from harness.types import InputError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def _board(source: Path, out: Path) -> str:
     records, problems = _load(source)
     for problem in problems:
         log.warning(problem)
-    board = Board.of(source.name, records, len(problems), source)
+    samples = Samples(source)
+    board = Board.of(source.name, records, len(problems), samples)
     target = out / board.name
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".report-") as scratch:
@@ -66,7 +68,7 @@ def _board(source: Path, out: Path) -> str:
         _text(folder / "board.json", _json(board))
         _text(folder / "board.tex", latex.document(board))
         plots.save(board.frame, folder)
-        data = details.data(board, records, examples.find(source, records))
+        data = details.data(board, records, examples.find(samples, records))
         records.clear()  # their room is needed for the page of a large board
         _text(folder / INDEX, page.board(board, data))
         for name in FILES:

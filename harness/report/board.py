@@ -17,6 +17,7 @@ import pandas as pd
 from harness.record import plain
 from harness.report import resources, tables, totals
 from harness.report.reported import Figure, figures
+from harness.report.samples import Samples
 from harness.report.totals import Total
 
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
@@ -36,11 +37,13 @@ class Board:
     totals: list[list[Total]]  # of each panel
 
     @classmethod
-    def of(cls, name: str, records: Sequence[Mapping[str, Any]], unreadable: int = 0, folder: Path = Path()) -> Board:
-        """The board of these records, their samples lying in `folder`; `unreadable` counts the files that are none."""
+    def of(
+        cls, name: str, records: Sequence[Mapping[str, Any]], unreadable: int = 0, samples: Samples | None = None
+    ) -> Board:
+        """The board of these records; `unreadable` counts the files beside them that are none."""
         frame = tables.board_frame(records)
         panels = tables.panels(frame)
-        found = totals.find(panels, folder, records)
+        found = totals.find(panels, samples or Samples(Path()), records)
         return cls(
             name,
             _measured(records),

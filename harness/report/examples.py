@@ -1,7 +1,8 @@
 """Questions on which a pruned model and the dense one differ, from the samples beside the records.
 
     python -c "from pathlib import Path; from harness.record import load; from harness.report import examples; \
-               print(examples.find(Path('results/demo'), load('results/demo')[0]).flips)"
+               from harness.report.samples import Samples; \
+               print(examples.find(Samples(Path('results/demo')), load('results/demo')[0]).flips)"
 
 Samples hold ids and answers. Question, truth and image are looked up where the task is a local file that is still what
 the record was measured on (its hash says so); otherwise the ids have to do.
@@ -21,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from harness import tasks
 from harness.record import plain, setting
+from harness.report.samples import Samples
 from harness.tasks import data
 from harness.types import InputError
 
@@ -36,7 +37,7 @@ TEXT = 200  # characters of a question or an answer
 SIDE, WHOLE = 128, 6 << 10  # an image of at most so many bytes is shown as it is, a larger one at so many pixels
 IMAGES = 1_500_000  # characters of all images of a page together
 SETS = 256 << 20  # bytes of question sets that are read for their images
-SAMPLES = ("question_id", "answer", "score")
+COLUMNS = ("question_id", "answer", "score")
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -71,7 +72,7 @@ class _Answers:
         return _text(self.distinct[int(self.codes[row])].as_py())
 
 
-def find(folder: Path, records: Sequence[Mapping[str, Any]]) -> Examples:
+def find(samples: Samples, records: Sequence[Mapping[str, Any]]) -> Examples:
     """Compare every finished trial with the dense one of its setting and data; a question is right from score 0.5 on.
 
     The questions that flip in most trials are shown first, so that trials can be compared. A trial whose samples are
@@ -85,18 +86,17 @@ def find(folder: Path, records: Sequence[Mapping[str, Any]]) -> Examples:
     used: list[tuple[int, Mapping[str, Any], str, str]] = []  # (trials, record, task, question id) of found.questions
     for _, group in sorted(groups.items()):
         dense = next((record for record in group if record["trial"]["method"] == "none"), None)
-        if dense is None or (read := _read(folder, dense, [*SAMPLES, "task"])) is None:
+        if dense is None or (table := samples.read(dense, [*COLUMNS, "task"])) is None:
             continue
-        table, base = read
         names = list(zip(table["task"].to_pylist(), table["question_id"].to_pylist(), strict=True))
         trials = {}
         for record in group:
-            if record is not dense and (read := _read(folder, record, SAMPLES)) is not None:
-                if read[0]["question_id"].equals(table["question_id"]):
-                    trials[record["id"]] = read[1]
+            if record is not dense and (own := samples.read(record, COLUMNS)) is not None:
+                if own["question_id"].equals(table["question_id"]):
+                    trials[record["id"]] = _answers(own)
                 else:
-                    log.warning(f"{folder}/{record['id']}.parquet: asks other questions than the dense trial: no flips")
-        _compare(found, used, dense, base, names, trials)
+                    samples.leave_out(record, "asks other questions than the dense trial")
+        _compare(found, used, dense, _answers(table), names, trials)
     _illustrate(found, used)
     return found
 
@@ -128,34 +128,14 @@ def _compare(
         found.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
 
 
-# --- samples ------------------------------------------------------------------------------------------------
-
-
-def _read(folder: Path, record: Mapping[str, Any], columns: Sequence[str]) -> tuple[pa.Table, _Answers] | None:
-    """The samples of a record; None if there are none, or none that can be used: logged."""
-    path, expected = folder / f"{record['id']}.parquet", record["hashes"].get("samples")
-    try:
-        content = path.read_bytes()
-        if expected != hashlib.sha256(content).hexdigest():
-            log.warning(f"{path}: not the samples that this record was written with: no flips")
-            return None
-        file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=["answer"])
-        table = file.read(list(columns), use_threads=False).combine_chunks()
-        answers = table["answer"].chunk(0)
-        codes = (answers.indices.fill_null(0) if answers.null_count else answers.indices).to_numpy()
-        # Narrow, since the samples of a whole board are held at once.
-        codes = codes.astype(np.uint16 if len(answers.dictionary) < 1 << 16 else np.int64)
-        # A chunk's to_numpy takes microseconds, the whole column's a quarter of a millisecond.
-        score = table["score"].chunk(0).to_numpy(zero_copy_only=False)
-        return table, _Answers(score >= 0.5, codes, answers.dictionary)
-    except FileNotFoundError:
-        if expected is not None:
-            log.warning(f"{path}: the samples of this record are missing: no flips")
-    except OSError as error:
-        log.warning(f"{path}: cannot be read ({error.strerror or error}): no flips")
-    except (pa.ArrowException, AttributeError, IndexError, KeyError, TypeError) as error:
-        log.warning(plain(f"{path}: not a table of samples ({error}): no flips"))
-    return None
+def _answers(table: pa.Table) -> _Answers:
+    answers = table["answer"].chunk(0)
+    codes = (answers.indices.fill_null(0) if answers.null_count else answers.indices).to_numpy()
+    # Narrow, since the samples of a whole board are held at once.
+    codes = codes.astype(np.uint16 if len(answers.dictionary) < 1 << 16 else np.int64)
+    # A chunk's to_numpy takes microseconds, the whole column's a quarter of a millisecond.
+    score = table["score"].chunk(0).to_numpy(zero_copy_only=False)
+    return _Answers(score >= 0.5, codes, answers.dictionary)
 
 
 def _text(value: Any) -> str:

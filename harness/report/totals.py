@@ -1,8 +1,9 @@
 """A method's curve in few numbers: hypervolume, area under the curve, mean rank, and what it cost to get there.
 
     python -c "from pathlib import Path; from harness.record import load; from harness.report import tables, totals; \
+               from harness.report.samples import Samples; \
                records = load('results/demo')[0]; panels = tables.panels(tables.board_frame(records)); \
-               print(totals.find(panels, Path('results/demo'), records))"
+               print(totals.find(panels, Samples(Path('results/demo')), records))"
 
 The hypervolume's interval is a bootstrap over images of the stored scores; those of several seeds are averaged first,
 so that it holds for these seeds.
@@ -10,19 +11,17 @@ so that it holds for these seeds.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from harness.hypervolume import hypervolume, hypervolume_intervals
+from harness.report.samples import Samples
 from harness.report.tables import NOTHING, Panel, places, values
 
 RESAMPLES = 2000
@@ -37,7 +36,6 @@ LEGEND = (
     "Peak memory: the least of the trials' figures, each the peak of a process that may have run other trials before: "
     "an upper bound."
 )
-COLUMNS = ("task", "question_id", "image_id", "score")
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,10 @@ class _Scores(NamedTuple):
     score: np.ndarray
 
 
-def find(panels: Sequence[Panel], folder: Path, records: Sequence[Mapping[str, Any]]) -> list[list[Total]]:
-    """The totals of every panel's curves, in the order of their mean rank; samples are read beside the records."""
+def find(panels: Sequence[Panel], samples: Samples, records: Sequence[Mapping[str, Any]]) -> list[list[Total]]:
+    """The totals of every panel's curves, in the order of their mean rank."""
     known = {record["id"]: record for record in records}
-    return [_panel(panel, folder, known) for panel in panels]
+    return [_panel(panel, samples, known) for panel in panels]
 
 
 def cells(total: Total) -> list[str]:
@@ -100,7 +98,7 @@ def _text(value: float | None, form: str, scale: float = 1) -> str:
     return NOTHING if value is None else form.format(scale * value)
 
 
-def _panel(panel: Panel, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[Total]:
+def _panel(panel: Panel, samples: Samples, records: Mapping[str, Mapping[str, Any]]) -> list[Total]:
     budgets = sorted({budget for _, budget in panel.groups})
     standing = places(panel)
     curves = dict.fromkeys(curve for curve, _ in panel.groups)
@@ -108,7 +106,7 @@ def _panel(panel: Panel, folder: Path, records: Mapping[str, Mapping[str, Any]])
     whole = [curve for curve in curves if len(ranks[curve]) == len(budgets)]
     floor = (1.0, panel.level("blank_accuracy") or 0.0)
     fronts = {curve: _front(panel, curve, budgets) for curve in whole}
-    intervals = _intervals(panel, fronts, budgets, floor, folder, records)
+    intervals = _intervals(panel, fronts, budgets, floor, samples, records)
     found = []
     for curve in sorted(curves, key=lambda curve: (fmean(ranks[curve]) if ranks[curve] else math.inf, curve)):
         rows = [row for (name, _), group in panel.groups.items() if name == curve for row in group]
@@ -150,7 +148,7 @@ def _intervals(
     fronts: Mapping[str, tuple[np.ndarray, np.ndarray]],
     budgets: Sequence[float],
     floor: tuple[float, float],
-    folder: Path,
+    samples: Samples,
     records: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, tuple[float, float]]:
     """Of every front whose trials all have their samples, of the same questions: one bootstrap for all of them."""
@@ -160,7 +158,7 @@ def _intervals(
         own = []
         for budget in budgets:
             trials = [row["trial"] for row in panel.groups[curve, budget] if not math.isnan(row["accuracy"])]
-            read = [_read(folder, records[trial], asked) for trial in trials]
+            read = [_read(samples, records[trial], asked) for trial in trials]
             asked = asked or next(filter(None, read), None)
             if None in read:
                 break
@@ -180,27 +178,23 @@ def _intervals(
     }
 
 
-def _read(folder: Path, record: Mapping[str, Any], asked: _Scores | None) -> _Scores | None:
+def _read(samples: Samples, record: Mapping[str, Any], asked: _Scores | None) -> _Scores | None:
     """The stored scores of a trial; None if there are none that can be used, or they answer other questions."""
-    try:
-        content = (folder / f"{record['id']}.parquet").read_bytes()
-        if record["hashes"].get("samples") != hashlib.sha256(content).hexdigest():
-            return None  # the list of flips says so, in the log
-        file = pq.ParquetFile(pa.BufferReader(content))
-        known = asked is not None and file.metadata.num_rows == len(asked.score)
-        # A whole column's to_numpy, and columns of text that nobody looks at, would take most of the time.
-        table = file.read(["question_id", "score"] if known else list(COLUMNS), use_threads=False).combine_chunks()
-        score = table["score"].chunk(0).to_numpy(zero_copy_only=False).astype(np.float64)
-        ids = table["question_id"].cast(pa.string())
-        if asked is not None and known:
-            questions = asked.questions if ids.equals(asked.ids) else []
-            images = asked.images
-        else:
-            task = table["task"].to_pylist()
-            questions = list(zip(task, table["question_id"].to_pylist(), strict=True))
-            images = list(zip(task, table["image_id"].to_pylist(), strict=True))
-    except (OSError, pa.ArrowException, IndexError, KeyError):
+    # Text that nobody looks at takes most of the time.
+    ids = ("question_id",) if asked else ("task", "question_id", "image_id")
+    table = samples.read(record, (*ids, "score"))
+    if table is None:
         return None
-    if not len(score) or not np.isfinite(score).all() or (asked is not None and questions != asked.questions):
-        return None
-    return _Scores(ids, questions, images, score)
+    # A whole column's to_numpy would take longer than reading it.
+    score = table["score"].chunk(0).to_numpy(zero_copy_only=False).astype(np.float64)
+    if not np.isfinite(score).all():
+        samples.leave_out(record, "a score is not finite")
+    elif asked is None:
+        task, question, image = (table[name].to_pylist() for name in ids)
+        own = list(zip(task, question, strict=True)), list(zip(task, image, strict=True))
+        return _Scores(table["question_id"], *own, score)
+    elif not table["question_id"].equals(asked.ids):
+        samples.leave_out(record, "asks other questions than trials of the same panel")
+    else:
+        return asked._replace(score=score)
+    return None
