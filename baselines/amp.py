@@ -2,9 +2,10 @@
 
 rank(vlm, calibration, seed=0)
 
-Head: I_n = ||h_n W_n||_1, its contribution to the layer's output. Neuron: |act(x W_gate) (x W_up)|, what the consumer
-reads. Both averaged over tokens; the same share goes from every layer. Departures: where heads share keys and values, a
-group's contributions are added up before the norm; an FFN without a gate has its activation alone; no LoRA afterwards.
+Head: the L1 norm of its contribution to the layer's output, I_n = ||h_n W_n||_1. Neuron: the absolute value that the
+consumer reads, |act(x W_gate) (x W_up)|. Both are averaged over tokens; every layer loses the same share. Departures:
+where heads share keys and values, the contributions of a group are added up before the norm; an FFN without a gate
+has the activation alone; no LoRA afterwards.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
 rank(vlm, calibration, seed=0, alpha=1.0, allocation="uniform")
 
-S = diag((mean |X_j|)^alpha), W S = U Sigma V^T, kept: U_r and Sigma_r V_r^T S^-1. Ranks by STRS: each Linear alone is
-cut to 0.1, 0.2 .. 0.9 of its cost and the rise of the answer loss on a few samples is measured. Departures: the paper
-takes for each Linear the least share whose perplexity is under one threshold, found by bisection; here the rises, on
-their lower convex hull and interpolated between, are traded against multiply-adds by the solver. Below 0.1 the hull's
-last slope goes on. Attention stays as it is.
+S = diag((mean |X_j|)^alpha), W S = U Sigma V^T; W becomes U_r and Sigma_r V_r^T S^-1. Ranks by STRS: each Linear alone
+is cut to 0.1, 0.2 .. 0.9 of its cost, and the rise of the answer loss on a few samples is measured. Departures: the
+paper gives each Linear the least share whose perplexity is under a common threshold, found by bisection; here the
+solver trades the rises, interpolated on their lower convex hull, against multiply-adds. Attention stays as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from harness.calibration import Calibration, linears
 from harness.types import VLM, InputError, Ranking, hull
 
 UNITS = "ffn"
-FREE = 1e-6  # nats per share given up that costs nothing, so that the solver cuts no more of it than it has to
+FREE = 1e-6  # nats per share given up where the loss does not rise, so that the solver cuts no more than it has to
 SHARES = tuple(step / 10 for step in range(1, 10))  # the paper's candidates
 
 Alpha = Annotated[float, "power of the mean absolute input in the scale; 0.5 is the paper's choice (2312.05821)"]
@@ -68,7 +67,7 @@ def rank(
 
 
 def sensitivity(vlm: VLM, few: Calibration, linear: Factorable) -> list[tuple[float, float]]:
-    """(share of its cost, answer loss) with this Linear alone cut to each of the shares, as its rank allows."""
+    """(share of its cost, answer loss in nats) with this Linear alone cut to each of SHARES, as far as ranks allow."""
     module, part = vlm.model.get_submodule(linear.path), linear.part or decompose(linear.weight)
     found = []
     for kept in dict.fromkeys(max(1, int(share / linear.share(1))) for share in SHARES):
@@ -88,9 +87,10 @@ def sensitivity(vlm: VLM, few: Calibration, linear: Factorable) -> list[tuple[fl
 
 
 def interpolated(rises: list[tuple[float, float]]) -> Callable[[float], float]:
-    """The lower convex hull of (share, rise) points, with (1, 0) and none below one of a larger share, as a function.
+    """The rise of the loss, in nats, as a function of the share kept: the lower convex hull of measured points.
 
-    Below the least share its last slope goes on; where the hull is flat it falls by a trifle.
+    rises: (share, rise), to which (1, 0) is added; a rise below that of a larger share is raised to it first. Below the
+    least share the hull's last slope goes on, and FREE per share given up is added everywhere.
     """
     points, highest = [], 0.0
     for share, rise in sorted([*rises, (1.0, 0.0)], reverse=True):
@@ -107,5 +107,5 @@ def interpolated(rises: list[tuple[float, float]]) -> Callable[[float], float]:
 
 
 def _slope(higher: tuple[float, float], lower: tuple[float, float]) -> float:
-    """Loss per share given up."""
+    """Rise of the loss per share given up, between two points."""
     return (lower[1] - higher[1]) / (higher[0] - lower[0])

@@ -1,10 +1,10 @@
-"""`infoprune theory` and `infoprune inspect heads|ffn|survivors`: what the method under study rests on, as pictures.
+"""`infoprune theory` and `infoprune inspect heads|ffn|survivors`: the studied method's theorems and figures.
 
 infoprune theory --out runs/theory
 infoprune inspect heads --model mini-qwen2-vl --out runs/inspect
 
-Commands use the harness as anyone may; the measurements are in `baselines.infoprune`. This file stays light: it is
-loaded for `infoprune --help`.
+The measurements are in `baselines.infoprune`. This file imports nothing heavy at the top, because `infoprune --help`
+loads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ METHOD = "infoprune"
 SEED = 0
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for picture, CSV and JSON; a JSON that fits is not remade.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder for picture, CSV and JSON; a JSON with the same settings is reused.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration questions.")]
 Keep = Annotated[float, typer.Option("--budget", help="Share of the FLOPs of a component's heads or FFNs that stays.")]
@@ -155,7 +157,7 @@ def survivors(
     _say(out, "survivors.png", "survivors.csv", "survivors.json")
 
 
-# --- what they share --------------------------------------------------------------------------------------
+# --- shared helpers ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -185,7 +187,7 @@ def _drawn(samples: int, *names: str) -> Sequence[Any]:
 
 
 def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a measurement, and so whether one that lies there is it: the method's defaults as well."""
+    """What a measurement depends on, the method's defaults included: a stored one that agrees is reused."""
     from harness import registry
 
     settings = {**settings, "options": dict(registry.method(METHOD).options)}
@@ -193,7 +195,10 @@ def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _record(path: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The measurement in the file if it is of this model, samples and settings; else a new one, written there."""
+    """The measurement in the file if it is of this model, samples and settings; else a new one, written there.
+
+    Raises InputError if the file is not JSON.
+    """
     from harness.cli.shared import err
     from harness.types import InputError
 
@@ -217,7 +222,7 @@ def _rank(vlm: VLM, calibration: Calibration) -> Ranking:
 
 
 def _plans(vlm: VLM, calibration: Calibration, ranking: Ranking, kind: Kind, budget: float) -> dict[str, Plan]:
-    """The plan of each component on its own."""
+    """One plan per component, each for a budget over that component alone."""
     from harness.budget import solve
     from harness.types import Budget
 

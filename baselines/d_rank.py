@@ -4,9 +4,9 @@ rank(vlm, calibration, seed=0)
 
 R = exp(-sum p ln p) with p = s^2 / sum(s^2) over the singular values of W S, S S^T = X X^T. Ranks minimise the sum of
 R / k at a given cost, whose Lagrange solution is k proportional to sqrt(R / cost of a rank). Departures: one budget
-over all Linears where the paper has one for each type, in multiply-adds instead of parameters; a Linear whose pair
-would cost more than itself stays; no basis is shared between layers; shifting ranks from queries and keys to values has
-no counterpart in FFNs; the released code's retreat to equal shares, where those lose less energy, is left out.
+over all Linears where the paper has one for each type, in multiply-adds instead of parameters; a Linear stays dense
+where its pair would cost more; no basis is shared between layers; shifting ranks from queries and keys to values has no
+counterpart in FFNs; the released code's fallback to equal shares, where those lose less energy, is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNITS = "ffn"
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
-    """Loss of a Linear at rank k: its effective rank over k, less that of the rank that costs as much as the Linear."""
+    """Loss of a Linear at rank k: its effective rank over k, less the same at the rank that costs as much as it."""
     moments = calibration.moments([path for block in vlm.blocks for path in linears(block.ffn)])
     scores, log = {}, {}
     for block in vlm.blocks:
@@ -37,7 +37,7 @@ def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
 
 
 def effective_rank(energy: Tensor) -> float:
-    """exp of the entropy of energies (k,), not negative, over their sum; 0 if there is none."""
+    """exp of the entropy of the shares that non-negative energies (k,) have in their sum; 0 if all are 0."""
     share = energy / energy.sum() if energy.sum() > 0 else energy
     kept = share[share > 0]
     return float((-(kept * kept.log()).sum()).exp()) if len(kept) else 0.0

@@ -2,10 +2,10 @@
 
 rank(vlm, calibration, seed=0)
 
-Gram-Schmidt on the rows of the first Linear: the row with the largest norm is kept, its direction is taken out of all
-others, and so on. After as many picks as a row has entries nothing is left, and a new round starts from the rows not
-yet kept, as found. The same share goes from every layer. Departures: a gated FFN's neuron is its gate and up rows side
-by side; a round also ends when what is left is rounding; no distillation afterwards.
+Gram-Schmidt on the rows of the first Linear: the row with the largest norm is picked, its direction is removed from all
+others, and so on. After as many picks as a row has entries nothing is left, and a new round starts from the original
+values of the rows not yet picked. Every layer loses the same share. Departures: a gated FFN's neuron is its gate and up
+rows side by side; a round also ends when only rounding errors are left; no distillation afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
 
 
 def _picks(weight: Tensor) -> list[int]:
-    """All rows of a weight (n, d), the one kept first, first."""
+    """The numbers of all rows of a weight (n, d), in the order in which they are picked."""
     weight = weight.double()
     floor = float(weight.norm(dim=1).max()) * max(weight.shape) * torch.finfo(torch.float64).eps
     left = torch.ones(len(weight), dtype=torch.bool, device=weight.device)

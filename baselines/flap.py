@@ -2,17 +2,18 @@
 
 rank(vlm, calibration, seed=0, compensate=False)
 
-Column j of the consumer scores Var(X_j) * ||W_:j||^2 (the paper's WIFV), z-scored over the layer's columns, averaged
-over a unit's. All units compete by their z-scores alone. The paper's budget counts a head as 512/3 neurons, which holds
-for LLaMA; here a unit costs its multiply-adds on the calibration inputs, and its damage is its score times that: the
-damage per multiply-add is the score. Repair: the consumer's bias takes up W_:j * mean(X_j) of the columns that went.
+Column j of the consumer scores Var(X_j) * ||W_:j||^2 (the paper's WIFV), z-scored over the layer's columns; a unit
+scores the mean over its columns. Units of all layers compete by this score alone. The paper's budget counts a head as
+512/3 neurons, which holds for LLaMA; here a unit costs its multiply-adds on the calibration inputs, and its damage is
+its score times its cost, so that the damage per multiply-add is the score. Repair: W_:j * mean(X_j) of the removed
+columns is added to the consumer's bias.
 
-It collapses in the embedded model's language tower, and that is the formula: the released code has the same one
-threshold over the z-scores of all layers. In two of the four layers one channel's variance lies so far out (z about 16,
-the most that 256 channels allow) that the others all stand near -0.07, above seven of the 16 KV groups. So the cut to
-0.9 of the FLOPs takes four KV groups, half of those of two layers, and hardly a channel: the answer loss rises by 0.41
-nats (dev questions). Channels alone, cut to 0.75, cost nothing; KV groups alone cost 0.44. Without the squares the plan
-is the same; without the repair the loss rises by 0.39.
+FLAP collapses on the embedded model's language part, and the formula is the reason: like the released code, it applies
+one threshold to the z-scores of all layers. In two of the four layers the variance of one channel is so extreme (z
+about 16, the maximum for 256 channels) that all others have a z of about -0.07, which is more than seven of the 16 KV
+groups have. So the cut to 0.9 of the FLOPs removes four KV groups, half of those of two layers, and hardly any channel:
+the answer loss rises by 0.41 nats (dev questions). Cutting channels alone to 0.75 costs nothing, cutting KV groups
+alone 0.44. The plan is the same without the squares; without the repair the loss rises by 0.39.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ Compensate = Annotated[bool, "add what the columns that went put out on average 
 
 
 def regime(given: Mapping[str, Any]) -> str:
-    """The compensation changes biases of layers that stay."""
+    """`repaired` if biases are compensated, `training-free` if not."""
     return "repaired" if given["compensate"] else "training-free"
 
 
 def rank(
     vlm: VLM, calibration: Calibration, *, seed: int, heads: Heads = "squared", compensate: Compensate = True
 ) -> Ranking:
-    """Damage: a unit's mean z-score times its multiply-adds; it may be negative, as the score is."""
+    """Damage: a unit's mean z-score times its multiply-adds; negative where the score is."""
     features = calibration.features(block.units(kind).consumer for block, kind in vlm.select("all"))
     scores = {}
     for block, kind in vlm.select("all"):
@@ -56,7 +57,7 @@ def rank(
 
 
 def repair(vlm: VLM, calibration: Calibration, plan: Plan, *, compensate: Compensate = True) -> Mapping[str, Dense]:
-    """The consumers' cut weights, and biases that take up the mean of what went."""
+    """The consumers' cut weights, and biases to which the mean output of the removed columns is added."""
     cut = {
         key: part
         for key, part in plan.parts.items()

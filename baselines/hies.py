@@ -3,11 +3,11 @@
 rank(vlm, calibration, seed=0, alpha=0.8)
 
 HIES_h = alpha * HIS_h + (1 - alpha) * (1 - AE_h) (eq. 1). HIS: mean over samples of |A_h . dL/dA_h| (eq. 2). AE: the
-attention's entropy over the log of the sequence's length, averaged over queries and samples (eq. 5). Both rescaled to
-[0, 1] by the least and the largest; the heads with the least go, wherever they are (eq. 8). Departures: rescaled within
-the vision tower and the language model each, whose gradients are of different size; alpha is an option, not tuned for
-every ratio; where heads share keys and values, a group has its heads' mean entropy; the solver weighs what a head
-costs.
+attention's entropy over the log of the sequence's length, averaged over queries and samples (eq. 5). Both are min-max
+normalised to [0, 1]; the heads with the lowest scores go, in whichever layer they are (eq. 8). Departures: the vision
+tower and the language model, whose gradients differ in size, are normalised apart; alpha is an option, not tuned for
+every ratio; where heads share keys and values, a group has the mean entropy of its heads; the solver weighs a head's
+damage against its cost.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ def rank(vlm: VLM, calibration: Calibration, *, seed: int, alpha: Alpha = 0.5) -
 
 
 def _rescaled(values: Tensor) -> Tensor:
-    """To [0, 1]; 0 where all are equal."""
+    """Min-max normalised to [0, 1]; 0 if all values are equal."""
     span = values.max() - values.min()
     return (values - values.min()) / torch.where(span > 0, span, 1)

@@ -2,8 +2,8 @@
 
 down, up = decompose(linear.weight, moment.second).factors(linear.weight, rank=8)
 
-Gradients flow through singular values only: those of singular vectors hold 1 / (s_i^2 - s_j^2), endless where singular
-values repeat, so whatever returns vectors is cut from the graph.
+What returns singular vectors is detached: their gradients hold 1 / (s_i^2 - s_j^2), which is infinite where singular
+values repeat. `roots` and `row_reduced` are differentiable.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STRIP = 256  # rows or columns of a large matrix that are worked on at a time: memory, and half of a symmetric product
+STRIP = 256  # rows or columns worked on at a time: less memory, and half the work of a symmetric product
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """One half of the SVD of W S: W is a Linear's weight (out, in), S whitens its input (none: the identity).
+    """Half of the SVD of W S, in float64: W is a Linear's weight (out, in), S whitens its input.
 
-    energy: squared singular values, largest first, (k,), k = min(out, in). vectors: those of the smaller side, left
-    (out, k) if out <= in, else right (in, k), and then S is the `root` (in, in). Float64.
+    energy: squared singular values (k,), k = min(out, in), largest first. vectors: the left singular vectors (out, k)
+    if out <= in, otherwise the right ones (in, k). root: S (in, in), kept for right vectors only; None: the identity.
     """
 
     energy: Tensor
@@ -32,14 +32,15 @@ class Decomposition:
 
     @property
     def dropped(self) -> Tensor:
-        """Share of the energy that rank r = 0 .. k gives up (Eckart-Young-Mirsky), (k + 1,); 0 for a zero matrix."""
+        """Share of the energy lost at rank r = 0 .. k (Eckart-Young-Mirsky), (k + 1,); 0 for a zero matrix."""
         tail = torch.cat([self.energy.flip(0).cumsum(0).flip(0), self.energy.new_zeros(1)])
         return tail / tail[0] if tail[0] > 0 else tail
 
     def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """`down` (rank, in) and `up` (out, rank) with up @ down the best rank-r stand-in for `weight`, in its dtype.
+        """`down` (rank, in) and `up` (out, rank), in the weight's dtype: the best pair for inputs that S whitens.
 
-        U_r U_r^T W is SVD-LLM's U_r S_r V_r^T S^-1 (arXiv 2403.07378) without the inverse, which need not exist.
+        up @ down approximates `weight`. U_r U_r^T W is SVD-LLM's U_r Sigma_r V_r^T S^-1 (arXiv 2403.07378) without the
+        inverse, which need not exist.
         """
         weight = weight.detach()
         left = self._left(weight, rank)
@@ -52,15 +53,15 @@ class Decomposition:
             return vectors
         root = None if self.root is None else self.root.to(weight.device)
         parts = [part.to(vectors.dtype) for part in weight.split(STRIP)]
-        # W S V has U times the singular values for columns; QR normalises them, also those of singular value 0.
+        # The columns of W S V are those of U times the singular values; QR normalises them, also where the value is 0.
         return torch.linalg.qr(torch.cat([(part if root is None else part @ root) @ vectors for part in parts])).Q
 
 
 def decompose(weight: Tensor, second: Tensor | None = None, root: Tensor | None = None) -> Decomposition:
     """Decompose a Linear's weight (out, in), whitened by the uncentred second moment (in, in) of its input if given.
 
-    By the Gram matrix of the smaller side, in float64. The energy then is that of the outputs: their mean squared norm.
-    root: the moment's `whitener`, if that is there already.
+    By the Gram matrix of the smaller side, in float64. Given a moment, the energies sum to the outputs' mean squared
+    norm. root: `whitener(second)`, if it has been made already.
     """
     matrix = weight.detach().double()
     rows, columns = matrix.shape
@@ -74,7 +75,7 @@ def decompose(weight: Tensor, second: Tensor | None = None, root: Tensor | None 
 
 
 def _symmetric(size: int, left: Callable[[Tensor], Tensor], right: Tensor, rows: Tensor) -> Tensor:
-    """left(rows) @ right (size, size), known to be symmetric: only what is on and below the diagonal, by strips."""
+    """left(rows) @ right (size, size), which is symmetric: in strips, up to the diagonal, as `eigh` reads no more."""
     made = rows.new_zeros(size, size)
     for start in range(0, size, STRIP):
         strip = slice(start, start + STRIP)
@@ -83,20 +84,22 @@ def _symmetric(size: int, left: Callable[[Tensor], Tensor], right: Tensor, rows:
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of positive semidefinite matrices (..., n, n), largest first, none below 0, and eigenvectors."""
+    """Eigenvalues (..., n), largest first, none below 0, and eigenvectors of positive semidefinite (..., n, n)."""
     values, vectors = torch.linalg.eigh(symmetric)
     return values.clamp(min=0).flip(-1), vectors.flip(-1)
 
 
 def whitener(second: Tensor) -> Tensor:
-    """The symmetric S with S S^T = X X^T / N, (..., n, n), float64; it exists for singular moments too."""
+    """The symmetric S with S S^T = X X^T / N, (..., n, n), float64, from that second moment, which may be singular."""
     values, vectors = eigh(second.double())
     return vectors * values.sqrt().unsqueeze(-2) @ vectors.mT
 
 
 def inverse_whitener(second: Tensor) -> Tensor:
-    """The pseudo-inverse of `whitener`, (..., n, n), float64: S^+ X has the identity for its moment, or the projector
-    on the directions that X has, the others being 0."""
+    """The pseudo-inverse S^+ of `whitener`, (..., n, n), float64.
+
+    The second moment of S^+ X is the identity, or, if X does not span all directions, the projector on those it spans.
+    """
     values, vectors = eigh(second.double())
     scales = roots(values, second.shape[-1])
     inverse = torch.where(scales > 0, 1 / torch.where(scales > 0, scales, 1), 0)
@@ -106,22 +109,25 @@ def inverse_whitener(second: Tensor) -> Tensor:
 def roots(eigenvalues: Tensor, terms: int) -> Tensor:
     """Square roots of the eigenvalues (..., n) of a Gram or covariance matrix, whose entries are sums of `terms` terms.
 
-    Eigenvalues within rounding of 0 have the root 0 and, instead of the infinite slope there, the gradient 0.
+    Eigenvalues that differ from 0 by rounding only have the root 0, and the gradient 0 instead of the infinite slope.
     """
     largest = eigenvalues.detach().amax(-1, keepdim=True).clamp(min=0)
     floor = max(terms, eigenvalues.shape[-1]) * torch.finfo(eigenvalues.dtype).eps * largest
-    # NaN is not within rounding of 0 and stays.
+    # NaN is not small, and stays.
     small = eigenvalues <= floor
     return torch.where(small, 0, torch.where(small, 1, eigenvalues).sqrt())
 
 
 def row_reduced(matrix: Tensor) -> Tensor:
-    """The R with R^T R = M^T M that has no more rows than M (..., m, n) has columns: M itself, or its triangle."""
+    """An R with R^T R = M^T M and at most n rows for M (..., m, n): M itself, or the R of its QR decomposition."""
     return torch.linalg.qr(matrix, mode="r").R if matrix.shape[-2] > matrix.shape[-1] else matrix
 
 
 class Svd(NamedTuple):
-    """left * singular.unsqueeze(-2) @ right: (..., m, k) orthonormal columns, (..., k) largest first, (..., k, n)."""
+    """A matrix as left * singular.unsqueeze(-2) @ right: (..., m, k), (..., k) largest first, (..., k, n).
+
+    Columns of left and rows of right are orthonormal.
+    """
 
     left: Tensor
     singular: Tensor
@@ -131,7 +137,9 @@ class Svd(NamedTuple):
 def truncated_svd(matrix: Tensor, rank: int) -> Svd:
     """The first `rank` singular values and vectors of matrices (..., m, n), by the Gram matrix of the smaller side.
 
-    In float32, or float64 for float64: singular values below about 3e-4 or 1e-8 of the largest are rounding.
+    No method calls it: methods need all energies, which `decompose` gives. In float32, or float64 for float64:
+    singular values below about 3e-4 or 1e-8 of the largest are rounding errors. Raises ValueError for a rank that the
+    matrix cannot have.
     """
     _check(matrix, rank)
     if matrix.shape[-2] > matrix.shape[-1]:
@@ -139,23 +147,24 @@ def truncated_svd(matrix: Tensor, rank: int) -> Svd:
     unit, scale = _unit(_working(matrix))
     values, vectors = eigh(unit @ unit.mT)
     left = vectors[..., :rank]
-    # The rows of U^T M are the right vectors times the singular values; QR normalises them, also those of value 0.
+    # The rows of U^T M are the right vectors times the singular values; QR normalises them, also where the value is 0.
     q, r = torch.linalg.qr(unit.mT @ left)
     sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).to(q)
     return Svd(left, values[..., :rank].sqrt() * scale.squeeze(-1), (q * sign.unsqueeze(-2)).mT)
 
 
 def randomized_svd(matrix: Tensor, rank: int, *, seed: int = 0, oversample: int = 10, iterations: int = 2) -> Svd:
-    """About the first `rank` singular values and vectors of matrices (..., m, n), from a random sketch of their range.
+    """Approximately the first `rank` singular values and vectors of matrices (..., m, n), from a random sketch.
 
     Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1: a Gaussian sketch of rank + oversample columns, power
     iterations with a QR after each product, then the SVD of the matrix in that basis. Slowly decaying spectra need more
-    iterations. In float32, or float64 for float64.
+    iterations. No method calls it. In float32, or float64 for float64. Raises ValueError for a rank that the
+    matrix cannot have.
     """
     _check(matrix, rank)
     unit, scale = _unit(_working(matrix))
     width = min(rank + oversample, *matrix.shape[-2:])
-    # Drawn on the CPU: one seed then means one sketch on every device.
+    # Drawn on the CPU, so that a seed gives the same sketch on every device.
     sketch = torch.randn(matrix.shape[-1], width, generator=torch.Generator().manual_seed(seed), dtype=unit.dtype)
     basis = torch.linalg.qr(unit @ sketch.to(unit.device)).Q
     for _ in range(iterations):
@@ -190,7 +199,7 @@ def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """The weight (out, in) and bias (out,) that map inputs (n, in) nearest to outputs (n, out), in float64.
 
-    The least of all solutions where inputs are dependent or fewer than needed.
+    The weight of the least norm, if dependent or too few inputs leave a choice.
     """
     inputs, outputs = inputs.double(), outputs.double()
     mean, target = inputs.mean(0), outputs.mean(0)
@@ -200,9 +209,10 @@ def least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def conditional(covariance: Tensor, kept: Tensor) -> Tensor:
-    """C[:, S] C[S, S]^+, (n, |S|): what the variables S say of all n by linear regression; float64.
+    """The regression of all n variables on those kept, S: C[:, S] C[S, S]^+, (n, |S|), float64.
 
-    A weight W on all becomes W @ conditional on those kept, the least-squares repair of a cut.
+    covariance: C (n, n). kept: the positions S. For a weight W (out, n), W @ conditional is the least-squares repair of
+    cutting its input down to S.
     """
     covariance = covariance.double()
     return covariance[:, kept] @ torch.linalg.pinv(covariance[kept][:, kept], hermitian=True)

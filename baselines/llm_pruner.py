@@ -3,7 +3,7 @@
 rank(vlm, calibration, seed=0, level="weight")
 
 First order: |sum over the group's w of w * dL/dw|, the group being all weights that leave with a unit, in and out, and
-L the answer loss, its gradient averaged over mini-batches. The same share goes from every layer. Departures: the paper
+L the answer loss, its gradient averaged over mini-batches. Every layer loses the same share. Departures: the paper
 spares the first and last layers and takes its gradient on text; its scripts prune channels of the group in the forms
 `vector` and `weight`, its second-order terms are left out.
 """

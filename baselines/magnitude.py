@@ -4,7 +4,7 @@ rank(vlm, calibration, seed=0, norm="l1", allocation="normalised")
 
 Departures: the paper takes a filter's own weights only; here all weights that leave with a unit count, biases do not.
 The paper fixes each layer's share by hand; here it is the same everywhere, or the norms of all layers compete, each
-weighed against what its unit costs.
+weighed against its unit's cost.
 """
 
 from __future__ import annotations

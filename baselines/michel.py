@@ -4,7 +4,7 @@ rank(vlm, calibration, seed=0, absolute="token")
 
 I_h = mean over samples x of |A_h(x) . dL(x)/dA_h(x)| (eq. 2), each layer's scores divided by their L2 norm; heads of
 all layers then compete. Departures: where heads share keys and values, a whole group is one unit; the solver weighs
-what a head costs, which the paper, with heads of one size, need not.
+a head's damage against its cost, which the paper, with heads of one size, need not.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ def rank(
 
 
 def _by_sample(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
-    """(count,) for the heads of each block: the derivative by the head's gate, its absolute value averaged."""
+    """(count,) for the heads of each block: the absolute derivative by the head's gate, averaged over samples."""
     gradients = calibration.singly.gate_gradients()
     return {key: rows.abs().mean(0) for key, rows in gradients.items() if key[1] == "heads"}
 
 
 def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
-    """(count,): activation * gradient over a head's columns, the absolute value summed over tokens, averaged."""
+    """(count,) for the heads of each block: |activation * gradient|, summed over columns before the absolute value and
+    over tokens after it, averaged over samples."""
     vlm = calibration.vlm
     kept: dict[tuple[str, Kind], Units] = {
         (block.name, kind): block.heads for block, kind in vlm.select("all", "heads")

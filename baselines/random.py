@@ -12,7 +12,7 @@ from harness.types import VLM, Ordinal, Ranking
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
-    """Draw every unit's place uniformly, from the seed alone."""
+    """Order: drawn uniformly, from the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     return Ranking(
         {

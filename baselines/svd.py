@@ -2,9 +2,9 @@
 
 rank(vlm, calibration, seed=0)
 
-W = U S V^T, kept: U_r and S_r V_r^T, which cost r (in + out) instead of in * out multiply-adds. Every Linear keeps the
-same share of its cost, as the SVD-LLM paper's baseline does (arXiv 2403.07378): the losses of the points serve that
-only. Departure: attention stays as it is, so the method runs where FFNs are the budget.
+W = U S V^T becomes U_r and S_r V_r^T, which cost r (in + out) instead of in * out multiply-adds. Every Linear keeps the
+same share of its cost, as in the SVD-LLM paper's baseline (arXiv 2403.07378); the points' losses have no other purpose.
+Departure: attention stays as it is, so the method needs a budget over FFNs alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UNITS = "ffn"
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
-    """Points of equal shares; the weights decide about the factors, nothing about the ranks."""
+    """Points of equal shares; the weights decide the factors, but not the ranks."""
     scores = {}
     for block in vlm.blocks:
         found = factorables(vlm.model, block.ffn)

@@ -2,10 +2,10 @@
 
 rank(vlm, calibration, seed=0)
 
-X X^T = S S^T, W S = U Sigma V^T, kept: U_r and Sigma_r V_r^T S^-1: of all pairs of rank r the one whose output is
-nearest on the calibration set. Every Linear keeps the same share of its cost; the losses of the points serve that only.
-Departures: U_r and U_r^T W are the same product, without an inverse that need not exist; attention stays as it is; no
-LoRA afterwards, the paper's second step.
+X X^T = S S^T, W S = U Sigma V^T; W becomes U_r and Sigma_r V_r^T S^-1, of all pairs of rank r the one whose output is
+nearest on the calibration set. Every Linear keeps the same share of its cost; the points' losses have no other purpose.
+Departures: the pair is U_r and U_r^T W, the same product without an inverse that need not exist; attention stays as it
+is; the paper's second step, LoRA, is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNITS = "ffn"
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
-    """Points of equal shares; weights and input moments decide about the factors, nothing about the ranks."""
+    """Points of equal shares; weights and input moments decide the factors, but not the ranks."""
     moments = calibration.moments([path for block in vlm.blocks for path in linears(block.ffn)])
     scores = {}
     for block in vlm.blocks:

@@ -2,10 +2,10 @@
 
 rank(vlm, calibration, seed=0, form="absolute", over="weights")
 
-(sum over the unit's s of g_s w_s)^2, averaged over mini-batches (eq. 8). Over the gate, as in the paper's own gate
-layers, the sum runs over what the consumer reads of the unit: activations times gradients, which is also the sum of
-weight * gradient over the consumer's columns. Departure: the paper removes a few units at a time while it fine-tunes,
-here all go at once, and the solver weighs each against what it costs.
+(sum of g_s w_s over a unit's parameters s)^2, averaged over mini-batches (eq. 8). Over the gate, as in the paper's own
+gate layers, the sum runs over what the consumer reads of the unit: activations times gradients, which is also the sum
+of weight * gradient over the consumer's columns. Departure: the paper removes a few units at a time while it
+fine-tunes; here all go at once, and the solver weighs each against its cost.
 """
 
 from __future__ import annotations

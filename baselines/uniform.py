@@ -2,9 +2,9 @@
 
 rank(vlm, calibration, seed=0)
 
-Squared gate derivatives (Molchanov et al. 2019, arXiv 1906.10771, eq. 8) order the units of a block; where cuts fall
-among blocks and kinds is left to nobody. What Taylor gains over this is its allocation, what this gains over random is
-the order.
+Squared gate derivatives (Molchanov et al. 2019, arXiv 1906.10771, eq. 8) order the units of a block and kind; all
+of these lose the same share. What Taylor gains over this is due to its allocation, what this gains over random to the
+order.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 rank(vlm, calibration, seed=0, weights="all")
 
-A weight's score is |W_ij| * ||X_j||; a unit's is the sum over its weights. The paper prunes single weights; the
-structured form is Wanda-sp of the FLAP paper (An et al. 2023, arXiv 2312.11983): the consumer's columns, the same share
-from every layer. The norm is a root mean square here, which changes no order.
+A weight W_ij scores |W_ij| * ||X_j||, X_j being the feature that it reads; a unit scores the sum over its weights. The
+paper prunes single weights; the structured form is Wanda-sp of the FLAP paper (An et al. 2023, arXiv 2312.11983): the
+consumer's columns, the same share from every layer. The norm is a root mean square here, which changes no order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rank(vlm: VLM, calibration: Calibration, *, seed: int, weights: Weights = "c
 
     def totals(path: str, dim: int) -> Tensor:
         weight = vlm.model.get_parameter(f"{path}.weight").detach().double().abs()
-        if path not in features:  # a producer, which does not count
+        if path not in features:  # a producer, which "consumer" leaves out
             return weight.new_zeros(weight.shape[1 - dim])
         return (weight * features[path].square.sqrt()).sum(dim)
 

@@ -27,7 +27,7 @@ WEIGHT_SAMPLES = 64
 
 
 def regime(given: Mapping[str, Any]) -> str:
-    """Least squares on calibration data change weights that stay: these arms are repairs."""
+    """`repaired` for the arms that refit weights by least squares on calibration data, else `training-free`."""
     return "repaired" if given["arm"] in ("compose-refit", "select") else "training-free"
 
 
@@ -49,9 +49,10 @@ def rank(
 ) -> Ranking:
     """Damage of a head: the change of J = alpha * eRank ratio + beta * KS distance; of an FFN: the energy it loses.
 
-    Both are shares of what a layer puts out, times the layer's weight, and so one currency. alpha is below beta by
-    default: J is alpha for the full layer and beta for the empty one, so otherwise collapse would cost nothing. FFNs
-    with a gate have no product W2 W1: there the compose arms become `factor`. Raises InputError for a k out of range.
+    Both are shares of a layer's output, times the layer's weight, and so can be compared. By default alpha is below
+    beta: J is alpha for the full layer and beta for the empty one, so that otherwise a collapse would cost nothing. An
+    FFN with a gate has no product W2 W1: there the compose arms become `factor`. Raises InputError for a k that is out
+    of range.
     """
     if not (k >= 1 if isinstance(k, int) else 0 < k < 1):
         raise InputError(f"infoprune: k: {k} should be a share of the energy in (0, 1) or a whole number from 1 on")
@@ -61,7 +62,8 @@ def rank(
     weights = layer_weights(vlm, calibration, weigh)
     scores: dict[tuple[str, Kind], Score] = {}
     log: dict[str, Any] = {}
-    for block in vlm.blocks:  # and so through the moments, of which a large model's do not fit in memory together
+    # In the order of the forward pass, in which moments are made: a large model's do not fit in memory together.
+    for block in vlm.blocks:
         damage, head_log = score(head_layer(vlm, block, moments, output), loss, search)
         points, ffn_log = compress(vlm, block, calibration, moments, arm, whiten)
         worth = {kind: weights.get((block.name, kind), 1.0) for kind in ("heads", "ffn")}
@@ -72,13 +74,13 @@ def rank(
 
 
 def head_layer(vlm: VLM, block: Block, moments: Mapping[str, Moment], output: options.Output) -> Layer:
-    """What J needs to know of a block's heads."""
+    """What J needs of a block's heads: the covariance of what their Linear reads, and its weight, in float64."""
     weight = vlm.model.get_parameter(f"{block.heads.consumer}.weight").detach().double()
     return Layer(moments[block.heads.consumer].covariance, weight, block.heads.count, output)
 
 
 def ffn_inputs(vlm: VLM, arm: Arm, whiten: bool) -> list[str]:
-    """The Linears whose input moments an arm looks at."""
+    """Paths of the Linears whose input moments an arm needs."""
     if arm == "select":
         return [block.ffn.consumer for block in vlm.blocks]
     if whiten:
@@ -89,19 +91,20 @@ def ffn_inputs(vlm: VLM, arm: Arm, whiten: bool) -> list[str]:
 def compress(
     vlm: VLM, block: Block, calibration: Calibration, moments: Mapping[str, Moment], arm: Arm, whiten: bool
 ) -> tuple[Options, dict[str, Any]]:
-    """The points of a block's FFN by an arm."""
+    """The points that an arm offers for a block's FFN, and a log."""
     ffn = Ffn.found(vlm.model, block.ffn)
     if arm == "select":
-        return select(ffn, Lazy([block.ffn.consumer], moments.__getitem__), whiten)  # to be sent with it: no more
+        # A ranking that is pickled takes all values of this mapping along: this one path, not those of all blocks.
+        return select(ffn, Lazy([block.ffn.consumer], moments.__getitem__), whiten)
     if arm == "factor" or block.ffn.gated:
         return factor(ffn, (lambda path: moments[path].second) if whiten else None)
     (first,) = ffn.producers
-    reads = [b.ffn.producers[0].module for b in vlm.blocks if not b.ffn.gated]  # one pass for all blocks
+    reads = [b.ffn.producers[0].module for b in vlm.blocks if not b.ffn.gated]  # rows of all blocks in one pass
     return compose(ffn, arm, calibration.rows(reads)[first.path], moments[first.path].second if whiten else None)
 
 
 def weighed(points: Options, weight: float) -> Options:
-    """Options whose losses count `weight` times."""
+    """The options with their losses multiplied by `weight`."""
     aligned = points.aligned
     return Options(
         tuple(Option(p.label, p.token_macs, weight * p.loss, p.make) for p in points.points),
@@ -110,10 +113,11 @@ def weighed(points: Options, weight: float) -> Options:
 
 
 def layer_weights(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> dict[tuple[str, Kind], float]:
-    """The weight of each (block, kind), none for `one`.
+    """The weight of each (block, kind) in the solver's trade between layers; empty for `one`.
 
-    ablation: I(Y; Z) at stake, measured: how far the answer loss on 64 samples rises when all units of one kind of a
-    block are gone. gradient: the same to first order, the sum of the squared gate derivatives, in a single pass.
+    ablation: how far the answer loss, in nats, on 64 samples rises when all units of one kind of a block are removed: a
+    measure of the I(Y; Z) that the layer carries. gradient: the same to first order, the sum of
+    the squared gate derivatives, from one pass.
     """
     if weigh == "one":
         return {}
@@ -125,15 +129,15 @@ def layer_weights(vlm: VLM, calibration: Calibration, weigh: options.Weigh) -> d
         calibration.progress(f"infoprune: weight of {block.name} {kind}")
         gone = torch.zeros(block.units(kind).count, device=next(vlm.model.parameters()).device)
         found[block.name, kind] = calibration.answer_loss({(block.name, kind): gone}, WEIGHT_SAMPLES) - dense
-    # A layer without which answers get no worse still is not free: what it loses has to count for something.
+    # Removing a layer without which answers get no worse must still cost something, or its units would be cut blindly.
     floor = 1e-3 * max(found.values(), default=1.0)
     return {key: max(value, floor, 1e-12) for key, value in found.items()}
 
 
 def regularised_moments(calibration: Calibration, paths: list[str]) -> tuple[Mapping[str, Moment], list[str]]:
-    """Moments fit to be inverted, and the Linears for which there was too little data, as they are come upon.
+    """Moments by path that can be inverted, and a list of the Linears with too little data, which grows with look-ups.
 
-    With fewer rows than columns a moment is drawn towards its diagonal, the more the fewer, with a warning.
+    A moment of n rows and d > n columns is shrunk towards its diagonal by the share 1 - n / d, with a warning.
     """
     found = calibration.moments(paths)
     scarce: list[str] = []
@@ -160,7 +164,7 @@ def _towards_diagonal(second: Tensor, share: float) -> Tensor:
 
 
 def rounded(value: Any) -> Any:
-    """A log with three significant digits: it is copied into every record."""
+    """The log with three significant digits, as it is copied into every record."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):

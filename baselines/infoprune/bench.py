@@ -1,10 +1,9 @@
-"""How much faster the SVD routes of this package are than `torch.linalg.svd`, and how exact; what compression takes:
-the method's own bars of `infoprune bench`.
+"""The method's own bars of `infoprune bench`: speed and error of SVD routes, and the time that a compression takes.
 
     python -m baselines.infoprune.bench --size 1792x9472 --size 3584x18944
 
-The matrices are Gaussian with rows that fall off as a power of their index, so that the spectrum decays as a weight's
-does; float32. All routes are timed in turn, round by round, in one run.
+The matrices are Gaussian, float32, with rows that shrink as a power of their index, so that the spectrum decays as that
+of a weight does. All routes are timed in turn, round by round, in one run. Methods take the route `gram` only.
 """
 
 from __future__ import annotations
@@ -24,34 +23,33 @@ from harness.bars import Bar
 
 SIZES = ((1792, 9472), (3584, 18944))
 GOAL, ERROR = 8.0, 1e-3  # times as fast as torch.linalg.svd; relative error of the energy
-DECAY = (
-    0.5  # row i is scaled by i^-DECAY: between trained weights, about 0.25, and whitened ones, which fall off faster
-)
+DECAY = 0.5  # row i is scaled by i^-DECAY: trained weights decay more slowly, at about 0.25, whitened ones faster
 TRAINING_FREE = {"arm": "factor", "weigh": "one"}  # no weights refitted, no answers read
-ITERATIONS = 8  # fewer are faster, and miss the energy error that is asked for on such a slow decay
+ITERATIONS = 8  # with fewer, the energy error at this slow decay is above ERROR
 
 
 def bars(
     quick: bool = False, device: str = "cpu", progress: Callable[[str], None] = lambda text: None
 ) -> Iterator[Bar]:
-    """What `infoprune bench` shows: the routes that methods use, `quick` at the smaller size only; and compression."""
+    """What `infoprune bench` shows: the deterministic SVD routes, `quick` at the smaller size only; and compression.
+
+    Of these routes methods take `gram`; none takes `truncated`.
+    """
     progress("singular values")
     found = svd_routes(SIZES[:1] if quick else SIZES)
-    yield from (bar for bar in found if "randomised" not in bar.name)  # a route that no method takes
+    yield from (bar for bar in found if "randomised" not in bar.name)
     yield from compression.bars("infoprune", TRAINING_FREE, device=device, progress=progress)
 
 
 def svd_routes(
     sizes: Sequence[tuple[int, int]] = SIZES, rank: int | None = None, repeats: int = 3, seed: int = 0
 ) -> list[Bar]:
-    """A bar a size and route.
+    """One bar per size and route: it holds at 8 times the speed of torch.linalg.svd and an energy error up to 1e-3.
 
-    ratio: the time of torch.linalg.svd over the route's, of each round. Routes: `gram`, all energies and left vectors
-    (`decompose`, float64: what methods use); `truncated`, the first `rank` singular values and both vectors by Gram and
-    eigh; `randomised`, the same by a random sketch. rank: an eighth of the full rank if not given.
-    detail: seconds; held, the share of the energy in the values the route finds; and the energy error: the largest
-    difference of the energy that the first r values hold, over all r that the route knows, as a share of the whole.
-    A bar holds at 8 times the speed and an error up to 1e-3.
+    Routes: `gram`, all energies and left vectors (`decompose`, float64), which methods take; `truncated`, the first
+    `rank` singular values and both vectors by Gram and eigh, and `randomised`, the same from a random sketch, which no
+    method takes. rank: an eighth of the full rank if not given. ratio: per round, the time of torch.linalg.svd over the
+    route's. detail: seconds; held, the share of the energy in the values that the route finds; error, `energy_error`.
     """
     found: list[Bar] = []
     for rows, columns in sizes:
@@ -95,7 +93,7 @@ def svd_routes(
 
 
 def energy_error(exact: Tensor, found: Tensor) -> float:
-    """The largest gap between the energies that the first r values hold, r = 1 .. len(found), over the exact whole."""
+    """The largest gap, over r, between exact and found energy of the first r values, as a share of the exact total."""
     gap = exact[: len(found)].cumsum(0) - found.to(exact).cumsum(0)
     return float(gap.abs().max() / exact.sum())
 
@@ -106,7 +104,7 @@ def _made(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def _warm() -> None:
-    """Load the libraries behind the routes before any of them is timed."""
+    """Load the libraries behind the routes before any route is timed."""
     small = _made(32, 48, 0)
     torch.linalg.svd(small, full_matrices=False)
     decompose(small)

@@ -2,7 +2,7 @@
 
     options, log = select(ffn, calibration.moments([ffn.consumer.path]), whiten=True)
 
-Gate and up of a gated FFN go together: a channel is what the consumer reads.
+A channel is what the consumer reads; in a gated FFN it takes its rows of gate and up along.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from baselines.linalg import conditional
 from harness.calibration import Moment
 from harness.types import Dense, Options, Replacement
 
-COUNTS = 64  # points of one block
-BLOCK = 64  # channels that are picked between two updates of the whole covariance
+COUNTS = 64  # points per block
+BLOCK = 64  # channels picked between two updates of the whole covariance
 
 
 def select(ffn: Ffn, moments: Mapping[str, Moment], whiten: bool) -> tuple[Options, dict[str, Any]]:
-    """Points at up to 64 numbers of channels, chosen one by one so that each takes most of what is left of the error.
+    """Points at up to 64 numbers of channels, picked one by one, always the one that reduces the error most; and a log.
 
-    whiten: the error is that of the outputs, from the covariance of the channels (orthogonal matching pursuit);
-    without, channels count as uncorrelated and the columns of W2 with the largest norm come first. W2 and its bias are
-    refitted by the covariance in either case. Loss: the error of the output as a share of its second moment.
+    whiten: the error is that of the outputs, from the covariance of the channels (orthogonal matching pursuit).
+    Otherwise channels count as uncorrelated, and those with the largest column norm in W2 come first. In both cases W2
+    and its bias are refitted by the covariance. Loss: the output's squared error as a share of its second moment.
     """
     weight, moment = ffn.consumer.weight.double(), moments[ffn.consumer.path]
     energy = float((weight @ moment.second * weight).sum())
@@ -45,9 +45,9 @@ def select(ffn: Ffn, moments: Mapping[str, Moment], whiten: bool) -> tuple[Optio
 def _channels(
     ffn: Ffn, moments: Mapping[str, Moment], order: Tensor, errors: Sequence[float] | None, energy: float, step: int
 ) -> tuple[Options, list[float]]:
-    """The points at multiples of `step` channels, and the losses of all that were looked at.
+    """The points at multiples of `step` channels, and the losses at all numbers of channels that were tried.
 
-    What makes them keeps no moment: of a large model that would be the memory of many.
+    The points' `make` holds no moment: those of all blocks of a large model would not fit in memory.
     """
     count = len(order)
     counts = torch.linspace(count - 1, 1, min(COUNTS, count - 1)).round().long().tolist()
@@ -64,11 +64,11 @@ def _channels(
 
 
 def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, list[float]]:
-    """All channels (h,), the one first that explains most of weight (d, h) times the channels, then the next most; and
-    the error of the output that is left after each number of them, 0 .. h.
+    """All channels (h,) in the order of picking, and the output's squared error after 0 .. h picks.
 
-    A pivoted Cholesky factorisation of the covariance (h, h), whose pivot is the largest drop of the output's error.
-    Updates wait until there are BLOCK of them, and until then what is looked at is made up for them one by one.
+    The output is weight (d, h) times the channels, whose covariance is (h, h). A Cholesky factorisation of it, in which
+    the pivot is the channel that reduces the output's error most. The whole covariance is updated once per BLOCK picks;
+    in between, only the rows and columns that are read are corrected for the picks since.
     """
     rest = covariance.clone()
     effect = weight @ rest
@@ -80,7 +80,7 @@ def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, list[float]]:
     whole = (effect * weight).sum()
     for start in range(0, len(rest), BLOCK):
         size = min(BLOCK, len(rest) - start)
-        rows, scaled = (rest.new_zeros(size, len(rest)) for _ in range(2))  # of the updates: r and v r for v r^T r
+        rows, scaled = (rest.new_zeros(size, len(rest)) for _ in range(2))  # of pending updates v r^T r: r and v r
         columns = effect.new_zeros(len(effect), size)
         variance, norms = rest.diagonal().clone(), effect.square().sum(0)
         for n in range(size):
@@ -105,14 +105,14 @@ def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, list[float]]:
 
 
 def _error(weight: Tensor, covariance: Tensor, kept: Tensor) -> float:
-    """Of the output, with these channels and the weight (d, h) refitted to them."""
+    """The output's squared error with these channels alone, and the weight (d, h) refitted to them."""
     weight = weight.double()
     error = weight - _refit(weight, covariance, kept)
     return float((error @ covariance * error).sum())
 
 
 def _refit(weight: Tensor, covariance: Tensor, kept: Tensor) -> Tensor:
-    """The weight (d, h) with zero columns for the channels that went and the best columns for those kept."""
+    """The weight (d, h) with zero columns for removed channels and refitted columns for those kept."""
     made = torch.zeros_like(weight)
     made[:, kept] = weight @ conditional(covariance, kept)
     return made
@@ -123,7 +123,7 @@ def _make(ffn: Ffn, moments: Mapping[str, Moment], order: Tensor, count: int) ->
     made: dict[str, Replacement] = {}
     for linear in ffn.producers:
         made[linear.path] = Dense(linear.weight[kept], None if linear.bias is None else linear.bias[kept])
-    weight, moment = ffn.consumer.weight.double(), moments[ffn.consumer.path]  # a large model's: made again for this
+    weight, moment = ffn.consumer.weight.double(), moments[ffn.consumer.path]  # of a large model: made anew here
     refitted = _refit(weight, moment.covariance, kept)
     bias = (weight - refitted) @ moment.mean
     own = ffn.consumer.bias

@@ -2,8 +2,8 @@
 
     options, log = compose(ffn, "compose-refit", rows, second)
 
-M knows nothing of the activation between W1 and W2, so the loss of a point is not M's dropped energy but the error of
-the FFN's output on calibration rows. An FFN with a gate has no such product.
+M ignores the activation between W1 and W2, so the loss of a point is not M's dropped energy but the error of the FFN's
+output on calibration rows. An FFN with a gate has no such product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from baselines.linalg import Decomposition, decompose, least_squares
 from harness.types import Dense, Options, Replacement
 
 Composition = Literal["compose-linear", "compose-act", "compose-refit"]
-RANKS = 48  # points of one block
+RANKS = 48  # points per block
 
 
 def compose(ffn: Ffn, arm: Composition, rows: Tensor, second: Tensor | None = None) -> tuple[Options, dict[str, Any]]:
@@ -63,7 +63,7 @@ def _activate(ffn: Ffn, values: Tensor) -> Tensor:
 def _bottleneck(
     ffn: Ffn, arm: Composition, product: Tensor, part: Decomposition, rank: int, rows: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """fc1' (k, d), fc2' (d, k), and the bias (d,) that fc2' has besides b2."""
+    """fc1' (k, d), fc2' (d, k), and the bias (d,) of fc2' without b2."""
     down, up = part.factors(product, rank)
     root = part.energy[:rank].sqrt().sqrt()
     split = torch.where(root > 0, root, 1).unsqueeze(-1)

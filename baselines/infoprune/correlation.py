@@ -18,8 +18,8 @@ LEAST = 3  # two points always lie on a line
 def correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, Any]:
     """Pearson's r and Spearman's rho of the points (x, y), with their number n; None where either does not vary.
 
-    groups: a label a point. `within` then is the stratified rho: of ranks inside each group, less the group's mean, so
-    that nothing which is constant in a group can bring it about; its n leaves out points that are alone.
+    groups: one label per point. `within` then is the stratified rho: of ranks inside each group, less the group's mean
+    rank, so that it owes nothing to what is constant in a group; its n leaves out points that are alone in theirs.
     """
     first, second = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     found: dict[str, Any] = {

@@ -2,9 +2,9 @@
 
     options, log = factor(Ffn.found(vlm.model, block.ffn), second_moments)
 
-What the arms replace, and the loss they report, a share of the FFN's output energy on the calibration set:
+What each arm replaces, and its loss as a share of the FFN's output energy on the calibration set:
 
-- `factor`: every Linear may become a low-rank pair, the activation keeps its place. Loss: each Linear's dropped energy.
+- `factor`: every Linear may become a low-rank pair, the activation stays. Loss: the Linears' dropped energies, summed.
 - `compose-linear`, `compose-act`, `compose-refit`: the paper's W2 W1, see compose.py. Loss: measured on samples.
 - `select`: hidden channels stay or go, see channels.py. Loss: exact, from the covariance of the channels.
 """
@@ -27,7 +27,7 @@ Arm = Literal["factor", "compose-linear", "compose-act", "compose-refit", "selec
 
 @dataclass(frozen=True)
 class Ffn:
-    """An FFN as found: producers (one, or gate and up), the activation behind the first, the consumer."""
+    """An FFN as it was when found: producers (one, or gate and up), the activation behind the first, the consumer."""
 
     producers: tuple[Factorable, ...]
     consumer: Factorable
@@ -50,7 +50,7 @@ class Ffn:
 
 
 def points(dense: Ffn, others: Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]) -> Options:
-    """Options of falling cost from (label, multiply-adds per token, loss, make), the dense FFN before them."""
+    """Options of falling cost from (label, multiply-adds per token, loss, make), the dense FFN first."""
     found = [Option("dense", dense.token_macs, 0.0)]
     for label, macs, loss, make in others:
         if macs < found[-1].token_macs:
@@ -59,11 +59,12 @@ def points(dense: Ffn, others: Iterable[tuple[str, int, float, Callable[[], Mapp
 
 
 def factor(ffn: Ffn, second: Callable[[str], Tensor] | None = None) -> tuple[Options, dict[str, Any]]:
-    """The arm `factor`, whitened by the uncentred second moments of inputs, from a path, if given; a log of spectra.
+    """The points of the arm `factor`, and a log of spectra.
 
     The singular direction that holds the least energy per multiply-add goes first, over all Linears of the FFN, down to
     rank 1 each; a Linear stays dense above the break-even in * out / (in + out), where a pair would cost more.
-    Loss: the dropped energy of each Linear's output as a share of it, added up.
+    second: gives, for a Linear's path, the uncentred second moment (in, in) of its input, which whitens it; None: plain
+    SVD. Loss: the energy dropped from each Linear's output as a share of that output's, summed.
     """
     linears = decomposed(ffn.linears, second)
     parts = [linear.part for linear in linears if linear.part]
@@ -78,6 +79,6 @@ def factor(ffn: Ffn, second: Callable[[str], Tensor] | None = None) -> tuple[Opt
 
 
 def _summary(part: Decomposition) -> dict[str, Any]:
-    """Effective rank, and the share of the energy dropped at a quarter, half and three quarters of the full rank."""
+    """Effective rank, and the share of the energy dropped at one, two and three quarters of the full rank."""
     quarters = [float(part.dropped[len(part.energy) * quarter // 4]) for quarter in (1, 2, 3)]
     return {"erank": float(effective_rank(part.energy.sqrt())), "dropped": quarters}

@@ -68,7 +68,7 @@ def _components(rows: Rows) -> list[str]:
 
 
 def theory(record: Record, path: Path) -> None:
-    """A row of panels a theorem."""
+    """One row of panels per theorem."""
     points, found = record["points"], summary(record["points"])
 
     def draw(figure: Figure) -> None:
@@ -77,7 +77,7 @@ def theory(record: Record, path: Path) -> None:
         first = [p for p in points["theorem1"] if p["noise"] == NOISE]
         for ax, component in zip(axes[0], COMPONENTS, strict=False):
             own = [p for p in first if p["block"].startswith(component)]
-            title = f"Theorem 1, {COMPONENTS[component]}: a point a head mask"
+            title = f"Theorem 1, {COMPONENTS[component]}: one point per head mask"
             _scatter(ax, title, own, "block", f"erank_{DISTRIBUTION}", "information")
             ax.set_xlabel("eRank(Z_S) - eRank(Z)")
             ax.set_ylabel(f"I(X;Z_S) - I(X;Z) (nats, noise {NOISE:g})")
@@ -122,7 +122,7 @@ def _legend(ax: Axes, title: str, columns: int = 4, lines: int = 1) -> None:
 
 
 def _plain_numbers(axis: Axis) -> None:
-    """0.01 instead of a power of ten, and none at the lines between."""
+    """0.01 instead of a power of ten, and no numbers at minor ticks."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -179,7 +179,7 @@ def _predictions(axes: Sequence[Axes], points: Sequence[Mapping[str, Any]]) -> N
 
 
 def heads(record: Record, path: Path) -> None:
-    """Figure 1 and the scores it competes with: layers down, heads across; then how the scores agree."""
+    """Figure 1 beside the scores that it competes with, layers down and heads across; then how the scores agree."""
     rows = record["rows"]
     components = _components(rows)
 
@@ -228,7 +228,7 @@ def _ranks(table: np.ndarray) -> np.ndarray:
 
 
 def _label(ax: Axes, table: np.ndarray, form: str) -> None:
-    """Number both axes, part the cells, and write the values into them if there is room."""
+    """Number both axes, separate the cells, and write the values into them if there is room."""
     for axis, size in ((ax.xaxis, table.shape[1]), (ax.yaxis, table.shape[0])):
         axis.set_ticks(range(0, size, 1 if size <= 16 else 4))
         axis.set_ticks(np.arange(size - 1) + 0.5, minor=True)
@@ -239,7 +239,7 @@ def _label(ax: Axes, table: np.ndarray, form: str) -> None:
 
 
 def _write(ax: Axes, table: np.ndarray, form: str) -> None:
-    """The values of an image's cells, in black or white, whichever can be read."""
+    """Write each cell's value in black or white, whichever contrasts more."""
     image = ax.images[0]
     for (y, x), value in np.ndenumerate(table):
         if not np.isnan(value):
@@ -297,7 +297,7 @@ def ffn(record: Record, path: Path) -> None:
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             _legend(density, f"{name}: row density (figure 2)")
             _legend(norm, f"{name}: mean L1 norm of a row over its length")
-            _legend(spectra, f"{name}: singular values, a line a layer")
+            _legend(spectra, f"{name}: singular values, one line per layer")
             for ax in (density, norm, spectra, chosen):
                 ax.grid(True, axis="y")
 

@@ -15,9 +15,9 @@ from baselines.infoprune.correlation import correlation
 
 Rows = list[dict[str, Any]]
 
-NOISE, DISTRIBUTION = 0.01, "amplitude"  # the setting of theorem 1 that is put into words
-READABLE = 0.05  # nats a probe must read from a whole layer before a loss of them means anything
-SMALL, SEEN = 0.01, 0.05  # a predicted loss, and the measured one from which that prediction is wrong
+NOISE, DISTRIBUTION = 0.01, "amplitude"  # the setting of theorem 1 that the sentences are about
+READABLE = 0.05  # nats that a probe must read from a whole layer, for a loss of some to mean anything
+SMALL, SEEN = 0.01, 0.05  # a prediction below SMALL is wrong if the measured loss is above SEEN
 EXACT = 1e-6
 TITLES = {
     "theorem1": "Theorem 1: I(X; Z_S) - I(X; Z) goes with eRank(Z_S) - eRank(Z)",
@@ -49,7 +49,7 @@ def verdict(rho: float | None) -> str:
 
 
 def summary(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Rows]:
-    """Correlations of the points by theorem, a row a setting and layer; the layer "all" pools them."""
+    """Correlations of the points by theorem, one row per setting and layer; the layer "all" pools them."""
     first = points["theorem1"]
     settings = [(noise, kind) for noise in dict.fromkeys(p["noise"] for p in first) for kind in ("amplitude", "energy")]
     return {
@@ -76,7 +76,7 @@ def _told(point: Mapping[str, Any], reader: str) -> bool:
 
 
 def _by_block(points: Sequence[Mapping[str, Any]], x: str, y: str) -> Rows:
-    """Within: among masks of one layer that keep equally many heads."""
+    """Correlations of x and y, pooled and by block; `within`: among masks of a block that keep equally many heads."""
     blocks = {"all": points} | {name: [p for p in points if p["block"] == name] for name in _blocks(points)}
     return [
         {"block": name} | correlation([p[x] for p in own], [p[y] for p in own], [(p["block"], p["kept"]) for p in own])
@@ -89,9 +89,11 @@ def _blocks(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _predictions(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """ratio: measured over predicted on unseen rows, its 5 %, 50 % and 95 % quantiles. gap: the largest between
-    predicted and measured on the rows that the whitener was made from. hidden: the most that is lost where under 1 %
-    is predicted."""
+    """How well predicted losses agree with those measured on unseen rows.
+
+    ratio: measured over predicted, its 5 %, 50 % and 95 % quantiles. gap: the largest difference on the rows that the
+    whitener was made from. hidden: the largest measured loss where under 1 % was predicted.
+    """
     found = correlation([p["predicted"] for p in points], [p["unseen"] for p in points])
     ratios = [p["unseen"] / p["predicted"] for p in points if p["predicted"] > 1e-6]
     small = [p["unseen"] for p in points if p["predicted"] < SMALL]

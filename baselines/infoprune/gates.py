@@ -36,7 +36,7 @@ Rate = Annotated[float, "Adam's learning rate of the gates' ln a; open"]
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # the hard-concrete's stretch and temperature (Louizos 2018)
 START = 2.0  # ln a of every gate: nearly all open
-PATIENCE = 60  # stop early when the heads that stay have been the same for so many steps, on budget
+PATIENCE = 60  # stop early once the kept heads have been the same for this many steps, on budget
 
 
 def rank(
@@ -62,8 +62,8 @@ def rank(
 ) -> Ranking:
     """Heads of the budget's scope by ln a of gates trained for it; everything else as `infoprune` has it.
 
-    How much of the budget heads and FFNs get is decided without training, by the point at which a FLOP costs the same
-    in both; there the order of the trained heads is put in. Raises InputError like `infoprune`.
+    The budget is split between heads and FFNs without training, where a FLOP costs the same loss in both; within the
+    heads' part the trained order then applies. Raises InputError as `infoprune` does.
     """
     shared = {"alpha": alpha, "beta": beta, "distribution": distribution, "ks_over": ks_over, "k": k, "output": output}
     untrained = without_training(vlm, calibration, seed=seed, arm=arm, whiten=whiten, weigh=weigh, **shared)
@@ -89,7 +89,7 @@ def rank(
 
 def exchange(vlm: VLM, ranking: Ranking, budget: Budget) -> tuple[float, float]:
     """The loss per multiply-add at which a joint cut meets the budget, and the share of the heads' FLOPs kept there."""
-    steps: list[tuple[float, float, bool]] = []  # (price, multiply-adds saved, of a head)
+    steps: list[tuple[float, float, bool]] = []  # (loss per multiply-add, multiply-adds saved, whether of a head)
     total = heads = 0.0
     for block, kind in vlm.select(budget.scope, budget.units):
         extent, units = budget.extents[block.component], block.units(kind)
@@ -110,7 +110,7 @@ def exchange(vlm: VLM, ranking: Ranking, budget: Budget) -> tuple[float, float]:
 
 
 def _steps(score: Options) -> list[tuple[float, int]]:
-    """(loss per multiply-add, multiply-adds saved) of the steps down the lower convex hull of cost and loss."""
+    """(loss per multiply-add, multiply-adds saved) of each step down the lower convex hull of cost and loss."""
     ladder = [(point.token_macs, point.loss) for point in score.points]
     corners = [ladder[place] for place in hull(ladder)]
     return [
@@ -119,7 +119,7 @@ def _steps(score: Options) -> list[tuple[float, int]]:
 
 
 def _threshold(gates: list[tuple[float, int]], share: float) -> float:
-    """Between the ln a of the gates that have to close, for this share of the FLOPs to stay, and of those that stay."""
+    """The ln a that separates the gates to close from those to keep at this share of the FLOPs."""
     left = share * sum(cost for _, cost in gates)
     ordered = sorted(gates, reverse=True)
     for place, (logit, cost) in enumerate(ordered):
@@ -131,7 +131,7 @@ def _threshold(gates: list[tuple[float, int]], share: float) -> float:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """What J of a layer's soft mask needs, prepared once."""
+    """J of one layer as a function of its soft mask (heads,); what training does not change is computed once."""
 
     covariance: Tensor
     weight: Tensor
@@ -163,7 +163,7 @@ class _Training:
     logits: dict[tuple[str, Kind], Tensor] = field(default_factory=dict)
 
     def run(self, steps: int, rate: float) -> list[dict[str, float]]:
-        """Train the gates; the curve, a row every tenth step."""
+        """Train the gates and return the curve, one row per ten steps."""
         device = next(self.vlm.model.parameters()).device
         random = torch.Generator().manual_seed(self.seed)
         counts = {key: self.vlm.block(key[0]).heads.count for key in self.macs}
@@ -211,7 +211,7 @@ class _Training:
     def _sample(self, logit: Tensor, random: torch.Generator) -> Tensor:
         if self.gate == "sigmoid":
             return torch.sigmoid(logit)
-        # Drawn on the CPU: one seed then means one training on every device.
+        # Drawn on the CPU, so that a seed gives the same noise on every device.
         noise = torch.rand(logit.shape, generator=random).clamp(1e-6, 1 - 1e-6).to(logit.device)
         relaxed = torch.sigmoid((noise.logit() + logit) / TEMPERATURE)
         return (relaxed * (HIGH - LOW) + LOW).clamp(0, 1)

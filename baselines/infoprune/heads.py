@@ -2,8 +2,8 @@
 
     damage, log = score(Layer(covariance, weight, count=4), Loss(0.5, 1.0, "amplitude", "cumulative", 0.99))
 
-Z_S = (A * m) W_o for the heads S that stay, so its covariance follows from that of A for any S, the layers before
-taken dense (an approximation). Heads of the tower and KV groups of the language model are treated alike.
+Z_S = (A * m) W_o for the heads S that stay, so its covariance follows from that of A for any S, with the layers before
+taken as dense (an approximation). Heads of the vision tower and KV groups of the language model are treated alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Search = Literal["greedy", "leave-one-out"]
 class Layer:
     """The heads of one block: covariance (columns, columns) of the consumer's input, its weight (out, columns).
 
-    output: Z_S is the sum of the heads' contributions A_h W_h, the layer's output, or has them side by side ("head").
+    output: Z_S is the sum of the heads' contributions A_h W_h ("layer"), or has them side by side ("head").
     """
 
     covariance: Tensor
@@ -34,7 +34,7 @@ class Layer:
     output: Output = "layer"
 
     def spectra(self, subsets: Sequence[Sequence[int]]) -> Tensor:
-        """Singular values of Z_S / sqrt(N) for subsets S of one size, largest first: (subsets, columns), zeros behind.
+        """Singular values of Z_S / sqrt(N) for subsets S of one size: (subsets, columns), largest first, zero-padded.
 
         With W_S = Q R the nonzero eigenvalues of W_S C_S W_S^T are those of R C_S R^T, the smaller side.
         """
@@ -81,9 +81,9 @@ class Loss:
 
 
 def score(layer: Layer, loss: Loss, search: Search = "greedy") -> tuple[list[float], dict[str, Any]]:
-    """The damage of each head: the change of J when it leaves, from the full set or greedily; and a log of the search.
+    """The damage of each head, that is, the change of J when it goes, from the full set or greedily; and a log.
 
-    Greedy damages never fall along the order of removal (running maximum), so that cutting by damage keeps to it.
+    Greedy damages are a running maximum along the order of removal, so that cutting by damage keeps to that order.
     """
     everyone = list(range(layer.count))
     original = layer.spectra([everyone])[0]

@@ -24,8 +24,8 @@ from harness.types import VLM, Additive, Choice, Keep, Kind, Options, Plan, Rank
 
 Rows = list[dict[str, Any]]
 
-SPARSE = 0.05  # a row whose L1 norm is below this share of its length
-SPECTRUM = 64  # singular values kept of a matrix, evenly spaced
+SPARSE = 0.05  # a row is sparse if its L1 norm is below this share of its length
+SPECTRUM = 64  # singular values stored per matrix, evenly spaced
 SCORES = {
     "importance": "negative entropy",
     "j": "J, leave-one-out",
@@ -36,12 +36,12 @@ SCORES = {
 
 
 def heads(vlm: VLM, calibration: Calibration, track: Track = silent) -> Rows:
-    """A row a head (or KV group), every score with larger meaning more important.
+    """One row per head (or KV group); the larger a score, the more important the head.
 
-    entropy: of s / sum s over the singular values s of the head's contribution A_h W_h, in nats; a head that puts out
-    nothing has 0. importance: its negative, min-max normalised over the component (figure 1; which matrix the paper
-    takes is not public). j: the change of J as the head leaves alone. score: the method's own, with its defaults.
-    taylor: mean squared derivative of the answer loss by a gate on the head. damage: the rise of the answer loss with
+    entropy: of s / sum s over the singular values s of the head's contribution A_h W_h, in nats; 0 for a head without
+    output. importance: its negative, min-max normalised over the component (figure 1; which matrix the paper takes is
+    not public). j: the change of J if only this head goes. score: the method's own, with its defaults. taylor: mean
+    squared derivative of the answer loss by a gate on the head. damage: the rise of the answer loss with
     that gate at 0, nats.
     """
     loss, given = default_loss(), rank.__kwdefaults__ or {}
@@ -90,12 +90,11 @@ def agreement(rows: Rows, component: str) -> dict[tuple[str, str], dict[str, Any
 
 
 def ffn(vlm: VLM, ranking: Ranking, plans: Mapping[str, Plan], track: Track = silent) -> Rows:
-    """A row a matrix of an FFN: its Linears, and the product of the two where no gate is between them.
+    """One row per matrix of an FFN: its Linears and, without a gate, the product W2 W1.
 
-    density: the share of rows with an L1 norm of at least 5 % of their length (figure 2; that depends on the scale of
-    the weights). l1: the rows' mean absolute weight, the norm over that length. erank, spectrum: of its singular
-    values, the largest being 1. chosen, kept: what the plan of the block's component makes of the FFN, and the share
-    of its multiply-adds that stay.
+    density: see `row_density` (figure 2); it depends on the scale of the weights. l1: the mean absolute weight, that
+    is, a row's L1 norm over its length. erank, spectrum: of the singular values, the largest scaled to 1. chosen, kept:
+    what the plan of the block's component makes of the FFN, and the share of its multiply-adds that stays.
     """
     rows: Rows = []
     for block in track(vlm.blocks, "FFNs"):
@@ -120,7 +119,7 @@ def ffn(vlm: VLM, ranking: Ranking, plans: Mapping[str, Plan], track: Track = si
 
 
 def row_density(matrix: Tensor) -> float:
-    """The share of the rows of a matrix (out, in) that are not sparse: whose L1 norm is at least 5 % of `in`."""
+    """The share of a matrix's rows (out, in) whose L1 norm is at least 5 % of their length `in`."""
     return float((matrix.abs().sum(1) >= SPARSE * matrix.shape[1]).double().mean())
 
 
@@ -135,7 +134,7 @@ def _chosen(ranking: Ranking, plan: Plan, block: str, count: int) -> tuple[str, 
 
 
 def survivors(vlm: VLM, rankings: Mapping[str, Ranking], plans: Mapping[tuple[str, str], Plan]) -> Rows:
-    """A row a head and data set: its damage, and whether it is kept by the plan of (data set, component)."""
+    """One row per head and data set: its damage, and whether the plan of (data set, component) keeps it."""
     kind: Kind = "heads"
     rows: Rows = []
     for task, ranking in rankings.items():

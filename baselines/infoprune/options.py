@@ -1,4 +1,4 @@
-"""The points that the paper leaves open, as the types of options: what each decides, and what there is to choose from.
+"""What the paper leaves open, as types of options: what each decides, and what there is to choose from.
 
 `infoprune list methods` shows these lines beside the defaults. Defaults change on an ablation's evidence only.
 """

@@ -3,7 +3,7 @@
     read = Reading.of(vlm, samples)
     read.information(read.inputs["language.3"] * mask @ weight.T)  # nats
 
-A probe's cross-entropy is at least H(Y | Z), so H(Y) less it is at most I(Y; Z): what a linear reader finds.
+A probe's cross-entropy is at least H(Y | Z), so H(Y) less it is a lower bound on I(Y; Z): what a linear reader finds.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from harness.calibration import Calibration
 from harness.types import VLM, InputError, Sample
 
 FOLDS = 4
-FLOOR = 1e-3  # added to the variance of every direction, as a share of the mean: what hardly varies says little
+FLOOR = 1e-3  # share of the mean variance added in every direction: whitening would blow up those that hardly vary
 RIDGE = 0.1  # penalty on the squared weights of whitened features, per sample
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One row a question: what each block's heads give to their Linear, and the answer as a class.
+    """One row per question: what each block's heads give to their Linear, and the answer as a class.
 
-    inputs: by block name, (n, columns), float64: the mean over patches in a vision tower, in a language model the last
-    token of the prompt. labels: (n,). folds: (n,), questions about one image in the same one.
+    inputs: by block name, (n, columns), float64: in the vision tower the mean over patches, in the language model the
+    last token of the prompt. labels: (n,). folds: (n,), the same for all questions about an image.
     """
 
     inputs: dict[str, Tensor]
@@ -42,9 +42,9 @@ class Reading:
 
     @classmethod
     def of(cls, vlm: VLM, samples: Sequence[Sample]) -> Reading:
-        """One pass over the samples whose answer occurs often enough to learn: 4 times, and 2 % of the samples.
+        """From one pass over the samples whose answer is frequent enough to learn: 4 times, and 2 % of the samples.
 
-        Raises InputError if fewer than two answers do.
+        Raises InputError if fewer than two answers are.
         """
         least = max(FOLDS, len(samples) // 50)
         often = {answer for answer, count in Counter(s.answer for s in samples).items() if count >= least}
@@ -85,8 +85,8 @@ def _inputs(vlm: VLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
 def cross_entropy(features: Tensor, labels: np.ndarray, folds: np.ndarray) -> float:
     """Held-out cross-entropy, in nats, of multinomial logistic regression on features (n, d), labels (n,), by fold.
 
-    Features are whitened on the training folds, so that the basis they come in matters little; the squared weights are
-    penalised, which makes the optimum unique. Constant features: nearly the entropy of the training frequencies.
+    Features are whitened on the training folds, so that the choice of basis matters little; a penalty on the squared
+    weights makes the optimum unique. With constant features it is nearly the entropy of the training frequencies.
     """
     classes = int(labels.max()) + 1
     total = 0.0
@@ -102,7 +102,7 @@ def cross_entropy(features: Tensor, labels: np.ndarray, folds: np.ndarray) -> fl
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, train: np.ndarray, classes: int) -> float:
-    """The summed cross-entropy of the rows that are not in training."""
+    """The summed cross-entropy, in nats, of the rows held out from training."""
     inputs = np.hstack([features, np.ones((len(features), 1))])
     seen, target = inputs[train], np.eye(classes)[labels[train]]
 

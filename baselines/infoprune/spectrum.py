@@ -3,7 +3,7 @@
     ks_distance(original, pruned), effective_rank(pruned) / effective_rank(original)
     masked_information_loss(covariance, weight, gates, k=0.99).mean().backward()
 
-Nothing here centres: whoever has layer outputs centres them first, or takes their covariance.
+Nothing here centres its input: pass spectra of centred outputs, or the covariance.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Over = Literal["cumulative", "values"]
 def effective_rank(singular: Tensor, distribution: Distribution = "amplitude") -> Tensor:
     """exp of the entropy of p = s / sum(s) (Roy & Vetterli 2007), or of p = s^2 / sum(s^2) (energy, Diff-eRank).
 
-    singular: (..., n), not negative, in any order; returns (...), between 1 and the rank; a zero matrix has 0.
-    Differentiable; a singular value of 0, where the entropy's slope is infinite, acts through the sum alone.
+    singular: (..., n), not negative, in any order. Returns (...), between 1 and the rank, or 0 for a zero matrix.
+    Differentiable; at a singular value of 0, where the entropy's slope is infinite, only the slope of the sum counts.
     """
     singular = _wide(singular)
     mass = singular.square() if distribution == "energy" else singular
@@ -37,8 +37,8 @@ def effective_rank(singular: Tensor, distribution: Distribution = "amplitude") -
 def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> Tensor:
     """Kolmogorov-Smirnov distance max |F - G| of two spectra, (..., n) and (..., m), that broadcast; returns (...).
 
-    cumulative: F and G run over the index of the descending singular values, both divided by the original's sum:
-    an output that merely shrinks is seen, and a zero output has distance 1 (two zero outputs have 0).
+    cumulative: F and G run over the index of the descending singular values, both divided by the original's sum, so
+    that an output that merely shrinks has a distance too, and a zero output the distance 1 (0 from another zero one).
     values: F and G are the empirical distributions of the values (scipy's `ks_2samp` statistic).
     """
     original, pruned = _alike(original, pruned)
@@ -59,14 +59,15 @@ def smooth_ks_distance(
     temperature: float = 0.01,
     counts: Tensor | int | None = None,
 ) -> Tensor:
-    """A surrogate of `ks_distance` to train with: tends to it as the temperature T falls, and is 0 for equal spectra.
+    """A surrogate of `ks_distance` for training: tends to it as the temperature T falls, and is 0 for equal spectra.
 
     The gaps F - G enter as softmax(h / T) . h with h = gap tanh(gap / T), at most T (ln n + 0.28) below the largest.
     values: F and G are sums of sigmoids of width w = T * mean value, taken w ln(1 / T) right of each value, where its
     own step is 1 / (1 + T) complete. That is smooth everywhere. Cumulative, a sum of the k largest values is continuous
     but has a kink where the k-th and the next are equal; the gradient there is a subgradient.
 
-    counts: how many of the largest values of both are compared, a number or (...) (see `leading_counts`).
+    counts: how many of the largest values of both are compared, a number or (...) (see `leading_counts`). Raises
+    ValueError for a temperature outside (0, 1).
     """
     if not 0 < temperature < 1:
         raise ValueError(f"temperature: {temperature} should be in (0, 1)")
@@ -82,13 +83,13 @@ def smooth_ks_distance(
 
 
 def leading(singular: Tensor, k: float) -> int:
-    """How many of the largest singular values (n,) the distance looks at: the fewest that hold the share k < 1 of the
-    energy, or k itself, at most n."""
+    """How many of the largest singular values (n,) are compared: the fewest that hold the share k of the energy if k is
+    below 1, otherwise k itself, at most n."""
     return int(leading_counts(singular, k))
 
 
 def leading_counts(singular: Tensor, k: float) -> Tensor:
-    """`leading` of every spectrum of a batch (..., n): whole numbers (...)."""
+    """`leading` of every spectrum of a batch (..., n): integers (...)."""
     singular = _wide(singular.detach())
     size = singular.shape[-1]
     if k >= 1:
@@ -101,9 +102,9 @@ def masked_spectrum(covariance: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """Singular values (..., min(out, columns)) of Z = (A * m) W^T, over sqrt(N), largest first, float64.
 
     covariance: of A, (..., columns, columns). weight: of the Linear that reads A, (..., out, columns), a constant, or
-    any matrix with the same W^T W: `row_reduced` saves time if many masks follow; see `side_by_side`. mask: (...,
+    any matrix with the same W^T W: `row_reduced` saves time over many masks; see also `side_by_side`. mask: (...,
     heads), one factor for each run of columns / heads columns. All broadcast: layers of one shape make a batch.
-    Differentiable; directions that a factor of 0 removes have gradient 0.
+    Differentiable; directions that a factor of 0 removes have gradient 0. Raises ValueError if shapes do not fit.
     """
     columns, heads = covariance.shape[-1], mask.shape[-1]
     if columns % heads or weight.shape[-1] != columns:
@@ -114,8 +115,11 @@ def masked_spectrum(covariance: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def side_by_side(weight: Tensor, heads: int) -> Tensor:
-    """The weight (..., columns, columns) at most for which Z has the heads' contributions A_h W_h side by side, not
-    added up: the blocks of the Linear's weight (..., out, columns), each reduced, on the diagonal."""
+    """A weight for `masked_spectrum` with which Z has the heads' contributions A_h W_h side by side, not added up.
+
+    The blocks of the Linear's weight (..., out, columns), one per head, each `row_reduced`, on the diagonal of a matrix
+    with at most `columns` rows.
+    """
     blocks = row_reduced(weight.unflatten(-1, (heads, -1)).movedim(-2, -3))
     rows, width = blocks.shape[-2:]
     wide = blocks.new_zeros(*blocks.shape[:-3], heads, rows, heads, width)
@@ -138,7 +142,7 @@ def masked_information_loss(
 ) -> Tensor:
     """J = alpha * eRank(Z_m) / eRank(Z) + beta * smooth KS_k(Z, Z_m) of layers with soft masks (..., heads): (...).
 
-    original: the spectra of the unmasked layers, if known; they do not change in training.
+    original: the spectra of the unmasked layers, if known; training does not change them.
     """
     if original is None:
         original = masked_spectrum(covariance, weight, torch.ones_like(mask[..., :1])).detach()
@@ -150,7 +154,7 @@ def masked_information_loss(
 
 
 def _wide(spectrum: Tensor) -> Tensor:
-    """Half precision as float64: neither its sums nor its squares would be worth much."""
+    """Half precision as float64, for its sums and squares would lose digits or overflow."""
     return spectrum.double() if spectrum.dtype in (torch.float16, torch.bfloat16) else spectrum
 
 
@@ -175,7 +179,7 @@ def _two_sample(original: Tensor, pruned: Tensor) -> Tensor:
 
 
 def _there(spectrum: Tensor, counts: Tensor | None) -> Tensor:
-    """Which places of descending spectra (..., n) are compared; all without counts."""
+    """Which places of descending spectra (..., n) are compared, as booleans; all if there are no counts."""
     places = torch.arange(spectrum.shape[-1], device=spectrum.device)
     return torch.ones_like(places, dtype=torch.bool) if counts is None else places < counts.unsqueeze(-1)
 
@@ -188,7 +192,7 @@ def _cumulative_gaps(
     there = _there(first, counts)
     first, second = first * there, second * there
     total, other = first.sum(-1, keepdim=True), second.sum(-1, keepdim=True)
-    # A zero original is at distance 1 from all but another.
+    # A zero original has the distance 1 from every spectrum that is not zero.
     total = torch.where(total == 0, torch.where(other == 0, 1, other), total)
     return (first - second).cumsum(-1) / total, there
 

@@ -28,15 +28,16 @@ from harness.calibration import Calibration, Moment
 from harness.types import VLM, Block, Dense, InputError, LowRank, Option, Replacement, Sample
 
 Points = list[dict[str, Any]]
-Track = Callable[[Sequence[Any], str], Iterable[Any]]  # hands the items on and shows how far they are
+Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and shows how far the loop is
 
-MASKS = 32  # head masks a layer
+MASKS = 32  # head masks per layer
 DECODED = 96  # questions on which the model itself is asked under each mask
 NOISES = (0.1, 0.01, 0.001)
-RANKS = 12  # ranks a Linear, and points an FFN
+RANKS = 12  # ranks per Linear, and points per FFN
 
 
 def silent(items: Sequence[Any], text: str) -> Iterable[Any]:
+    """A Track that shows nothing."""
     return items
 
 
@@ -58,9 +59,9 @@ def measure(vlm: VLM, samples: Sequence[Sample], track: Track = silent) -> dict[
 
 
 def head_masks(heads: int, number: int, seed: int) -> list[tuple[int, ...]]:
-    """Distinct masks of heads, none full or empty, as many heads kept being as likely as few; all if `number` allows.
+    """Up to `number` distinct masks, one 0 or 1 per head, sorted; none is full or empty.
 
-    As 0 or 1 a head, sorted.
+    How many heads a mask keeps is drawn first, every number being equally likely.
     """
     draw = random.Random(seed)
     found: set[tuple[int, ...]] = set()
@@ -82,10 +83,10 @@ def information(singular: Tensor, noise: Tensor | float) -> Tensor:
 
 
 def theorem1(vlm: VLM, moments: Mapping[str, Moment], masks: Mapping[str, Sequence[tuple[int, ...]]]) -> Points:
-    """A point a mask and noise: the differences of I(X; Z + noise) and of both effective ranks to those of all heads.
+    """One point per mask and noise: I(X; Z + noise) and both effective ranks, each less that of all heads.
 
-    Without noise the information of a deterministic layer has no bound, and with a Z that is not Gaussian it is less
-    than the log det. noise: its variance as a share of the dense output's mean variance in a direction.
+    Without noise the information of a deterministic layer has no bound; for a Z that is not Gaussian it is less than
+    the log det. noise: its variance as a share of the dense output's mean variance per direction.
     """
     points: Points = []
     for block, mask, full, pruned in _spectra(vlm, moments, masks):
@@ -106,7 +107,7 @@ def theorem1(vlm: VLM, moments: Mapping[str, Moment], masks: Mapping[str, Sequen
 def _spectra(
     vlm: VLM, moments: Mapping[str, Moment], masks: Mapping[str, Sequence[tuple[int, ...]]]
 ) -> Iterable[tuple[Block, Sequence[tuple[int, ...]], Tensor, Tensor]]:
-    """Each block that has masks with them, the spectrum of its whole output and those under the masks."""
+    """For each block with masks: the block, its masks, the spectrum of its whole output, and those under the masks."""
     for block in vlm.blocks:
         if masks[block.name]:
             covariance = moments[block.heads.consumer].covariance
@@ -131,10 +132,10 @@ def theorem2(
     masks: Mapping[str, Sequence[tuple[int, ...]]],
     track: Track = silent,
 ) -> Points:
-    """A point a mask: the KS distance, and the loss of I(Y; Z) in nats as two readers of the answer Y see it.
+    """One point per mask: the KS distance, and the loss of I(Y; Z) in nats as two readers of the answer Y see it.
 
     probe: the rise of the held-out cross-entropy of a linear probe on Z_S; `there` is what it reads from the whole Z.
-    model: the rise of the model's own cross-entropy a token, on the first 96 samples: the layers above are the reader.
+    model: the rise of the model's own cross-entropy per token on the first 96 samples; its later layers are the reader.
     """
     loss = default_loss()
     asked = Calibration(vlm, samples[:DECODED])
@@ -168,11 +169,11 @@ def default_loss() -> Loss:
 
 
 def theorem3(vlm: VLM, calibration: Calibration, track: Track = silent) -> Points:
-    """A point a rank: the predicted share of the output's energy that is lost, and the measured one.
+    """One point per rank: the predicted share of the output's energy that is lost, and the measured one.
 
-    through "linear": W1 alone, predicted by its dropped energy, plain or whitened. Else an arm of Algorithm 2 through
-    the whole FFN; for those of the product W2 W1 the prediction is the product's dropped energy. Whiteners come from
-    the first half of the rows (`seen`), the second half is of other samples (`unseen`).
+    through: "linear" for W1 alone, predicted by its dropped energy, plain or whitened; otherwise the arm of Algorithm 2
+    that the whole FFN went through. For arms of the product W2 W1 the prediction is the product's dropped energy.
+    Whiteners come from the first half of the rows (`seen`); the second half is from other samples (`unseen`).
     Raises InputError if there are fewer than two rows.
     """
     points: Points = []
@@ -205,7 +206,7 @@ def _linear(ffn: Ffn, seen: Tensor, unseen: Tensor, second: Mapping[str, Tensor]
 
 
 def _arms(ffn: Ffn, seen: Tensor, unseen: Tensor, second: Mapping[str, Tensor] | None) -> Points:
-    """Points of the arms themselves, as the solver gets them."""
+    """Points of the arms, from the options that the solver gets."""
     targets = [output(ffn, rows, {}) for rows in (seen, unseen)]
 
     def measured(arm: str, option: Option, predicted: float) -> dict[str, Any]:
@@ -237,13 +238,13 @@ def _predicted(through: str, rank_: int | str, predicted: float, errors: Sequenc
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
-    """About RANKS of the items, evenly spaced, the ends among them."""
+    """About RANKS of the items, evenly spaced, the first and the last among them."""
     places = torch.linspace(0, len(items) - 1, min(RANKS, len(items))).round().long().tolist()
     return [items[place] for place in dict.fromkeys(places)]
 
 
 def share(error: Tensor, target: Tensor) -> float:
-    """Squared error as a share of the target's energy; 0 for no target."""
+    """Squared error as a share of the target's energy; 0 for a zero target."""
     energy = float(target.square().sum())
     return float(error.square().sum()) / energy if energy > 0 else 0.0
 
