@@ -7,7 +7,6 @@ The workers send finished records back; the caller writes them. With `inline` th
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -18,8 +17,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet
 
 from harness.executors import Make, Result, failed, late, real
 from harness.executors.feed import Feed
@@ -145,8 +142,7 @@ class _Process:
                 kind, content = self.pipe.recv()
                 self.began = self.began or time.monotonic()
                 if kind == "result":
-                    made, samples = content
-                    return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
+                    return content
                 progress(self.trial, content)
         except (EOFError, ConnectionError):
             return self._died()
@@ -205,10 +201,4 @@ def _serve(pipe: Connection, make: Make, device: str, jobs: int) -> None:
         except EOFError:
             return
         pipe.send(("progress", "start"))
-        made, samples = worker.run(trial)
-        buffer = None
-        if samples is not None:
-            sink = io.BytesIO()
-            pyarrow.parquet.write_table(samples, sink)
-            buffer = sink.getvalue()
-        pipe.send(("result", (made, buffer)))
+        pipe.send(("result", worker.run(trial)))

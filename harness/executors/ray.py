@@ -13,15 +13,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
-import io
 import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow.parquet
 
 from harness.executors import Make, Result, Worker, failed, late, real
 from harness.types import InputError, Trial
@@ -127,7 +124,7 @@ def _connect(address: str | None) -> Any:
 def _result(ray: Any, task: _Task, device: str, limit: float | None) -> Result:
     """What a trial's task gave; limit: the seconds that it, or one it waits for, was ended after."""
     try:
-        made, samples = ray.get(task.ref)
+        return ray.get(task.ref)
     except ray.exceptions.RayError as error:
         if limit is not None:
             return late(task.trial, device, limit)
@@ -138,7 +135,6 @@ def _result(ray: Any, task: _Task, device: str, limit: float | None) -> Result:
         if isinstance(cause, ray.exceptions.RayError):
             return failed(task.trial, device, "WorkerDied", f"on the cluster, {RETRIES + 1} times: {reason}")
         return failed(task.trial, device, type(cause).__name__, reason)  # Ray runs no such task again
-    return made, None if samples is None else pyarrow.parquet.read_table(io.BytesIO(samples))
 
 
 class _Clock:
@@ -216,12 +212,7 @@ def _answer(worker: Worker, trial: Trial, part: tuple[int, int], ranking: Any) -
     return worker.answer(trial, part)
 
 
-def _measure(worker: Worker, trial: Trial, ranking: Any = None, *answers: Any) -> tuple[dict[str, Any], bytes | None]:
+def _measure(worker: Worker, trial: Trial, ranking: Any = None, *answers: Any) -> Result:
     if ranking is not None:
         worker.adopt(ranking)
-    made, samples = worker.run(trial, [found for found in answers if found is not None])
-    if samples is None:
-        return made, None
-    sink = io.BytesIO()
-    pyarrow.parquet.write_table(samples, sink)
-    return made, sink.getvalue()
+    return worker.run(trial, [found for found in answers if found is not None])
