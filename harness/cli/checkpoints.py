@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,14 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cli.shared import Device, Json, Results, check_device, err, out
-from harness.types import Currency, InputError
-
-
-class Scope(StrEnum):
-    vision = "vision"
-    language = "language"
-    all = "all"
-
+from harness.types import Currency, InputError, Scope
 
 Out = Annotated[Path, typer.Argument(help="The checkpoint's folder, new or empty.")]
 
@@ -33,7 +25,7 @@ def prune(
         str, typer.Option(help="The share of the scope's FLOPs that stays, or params=0.5, or latency=0.6 of its time.")
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, new or empty.")],
-    scope: Annotated[Scope, typer.Option(help="Which blocks the budget is about.")] = Scope.vision,
+    scope: Annotated[Scope, typer.Option(help="Which blocks the budget is about.")] = "vision",
     option: Annotated[list[str] | None, typer.Option(help="name=value of the method; may be given again.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Calibration task, parquet file or folder; may be given again.")
@@ -61,7 +53,7 @@ def prune(
         "methods": [{"method": method, "options": dict(map(_pair, option or []))}],
         "budgets": [share],
         "currency": currency,
-        "scopes": [scope.value],
+        "scopes": [scope],
         "units": registry.method(method).units,
         "tasks": data or tasks.names(),
         "metrics": ["flops"],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -15,13 +14,7 @@ from rich.markup import escape
 from harness import registry
 from harness.cli.shared import Json, err, out
 
-
-class Thing(StrEnum):
-    methods = "methods"
-    models = "models"
-    tasks = "tasks"
-    metrics = "metrics"
-    boards = "boards"
+Thing = Literal["methods", "models", "tasks", "metrics", "boards"]
 
 
 def list_(thing: Thing, json_: Json = False) -> None:
@@ -29,7 +22,7 @@ def list_(thing: Thing, json_: Json = False) -> None:
     from harness import families
 
     rows: list[dict[str, Any]]
-    if thing is Thing.methods:
+    if thing == "methods":
         found = [registry.method(name) for name in registry.methods()]
         rows = [
             {
@@ -42,7 +35,7 @@ def list_(thing: Thing, json_: Json = False) -> None:
             }
             for m in found
         ]
-    elif thing is Thing.models:
+    elif thing == "models":
         rows = [{"name": name, "title": "shipped, trained, loads offline"} for name in registry.MODELS]
         rows += [
             {"name": name, "title": "published sizes without weights, loads offline; timed with random ones"}
@@ -51,11 +44,11 @@ def list_(thing: Thing, json_: Json = False) -> None:
         rows += [
             {"name": f"<{name}>", "title": "any checkpoint folder or hub id of this type"} for name in families.names()
         ]
-    elif thing is Thing.tasks:
+    elif thing == "tasks":
         from harness import tasks
 
         rows = [{"name": name, "title": title} for name, title in tasks.describe().items()]
-    elif thing is Thing.metrics:
+    elif thing == "metrics":
         titles = {name: sys.modules[registry.metric(name).__module__].__doc__ or "" for name in registry.metrics()}
         rows = [{"name": name, "title": title.strip().splitlines()[0]} for name, title in titles.items()]
     else:

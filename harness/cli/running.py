@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import rich.box
 import typer
@@ -27,10 +26,7 @@ from harness.cli.shared import (
 )
 from harness.types import InputError
 
-
-class Executor(StrEnum):
-    local = "local"
-    ray = "ray"
+Executor = Literal["local", "ray"]
 
 
 def demo(
@@ -63,9 +59,7 @@ def sweep(
     jobs: Jobs = 1,
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
-    executor: Annotated[
-        Executor, typer.Option(help="Workers of this machine, or tasks on a Ray cluster.")
-    ] = Executor.local,
+    executor: Annotated[Executor, typer.Option(help="Workers of this machine, or tasks on a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, such as auto or HOST:PORT.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores that a trial occupies on the cluster (1).")] = None,
     shards: Annotated[
@@ -146,7 +140,7 @@ def _cluster(
     from harness.executors.ray import Needs
     from harness.sweep import Cluster
 
-    local = executor is Executor.local
+    local = executor == "local"
     odd = (
         {"--address": address is not None, "--cpus": cpus is not None, "--shards": shards is not None}
         if local
@@ -154,7 +148,7 @@ def _cluster(
     )
     for option, given in odd.items():
         if given:
-            raise InputError(f"{option}: does not go with --executor {executor.value}")
+            raise InputError(f"{option}: does not go with --executor {executor}")
     if local:
         return None
     memory = None if memory_limit is None else int(memory_limit * 1e9)
