@@ -102,22 +102,22 @@ def fetched(board: spec.Board) -> list[str]:
 
 
 def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float | None:
-    """Rough seconds that the trials will take, from one timed prefill: for a first run, when no record tells.
+    """Rough seconds that the trials will take, from a few timed prefills: for a first run, when no record tells.
 
     None where that would take long itself: with random weights, which are drawn, or more than `LIGHT` bytes of weights.
     """
     weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
     if board.random_weights or weights > LIGHT:
         return None
+    import torch
+
+    from harness.metrics.latency import seconds
     from harness.runner import Context
 
     vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **asdict(board.loading))
     batch = max(board.latency.batches)
     call = Context(todo.trials[0], lambda text: None).stages(vlm, batch)["all"]
-    call()
-    start = time.perf_counter()
-    call()
-    prefill = (time.perf_counter() - start) / batch
+    prefill = seconds(call, torch.device(device), min) / batch
     questions = sum(tasks.count(task, board.split, board.limit) for task in board.tasks)
     # Each question is prefilled and decoded (about another prefill); each timed round runs both models' stages.
     accuracy = 2 * questions * ("accuracy" in board.metrics)
