@@ -26,7 +26,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Calibration(_Strict):
+class CalibrationSpec(_Strict):
     """Where statistics come from: this many questions, drawn evenly from these tasks' calibration split."""
 
     samples: Count = 128
@@ -43,7 +43,7 @@ class Entry(_Strict):
     method: str
     options: dict[str, Any] = {}
     seeds: Count = 1
-    calibration: Calibration | None = None  # none given: the board's
+    calibration: CalibrationSpec | None = None  # none given: the board's
     tuning: Tuning | None = None  # likewise
     control: Literal["none", "random-units"] = "none"
 
@@ -90,7 +90,7 @@ class Board(_Strict):
     # Also score these models with their images blanked and shuffled: none, dense, or dense and those of these budgets.
     floors: bool | tuple[Fraction, ...] = True
     tuning: Tuning = Tuning()
-    calibration: Calibration = Calibration()
+    calibration: CalibrationSpec = CalibrationSpec()
     latency: Latency = Latency()
     reference_input: ReferenceInput = ReferenceInput()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -162,7 +162,7 @@ class Board(_Strict):
                         )
         return made
 
-    def _drawn(self, calibration: Calibration) -> dict[str, Any]:
+    def _drawn(self, calibration: CalibrationSpec) -> dict[str, Any]:
         return {**calibration.model_dump(), "tasks": calibration.tasks or self.tasks}
 
 
@@ -250,7 +250,12 @@ def _explain(error: ValidationError, path: Path) -> InputError:
         choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
         return InputError.unknown("value", first["input"], choices, where)
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        parts = {"methods": Entry, "calibration": Calibration, "latency": Latency, "reference_input": ReferenceInput}
+        parts = {
+            "methods": Entry,
+            "calibration": CalibrationSpec,
+            "latency": Latency,
+            "reference_input": ReferenceInput,
+        }
         known = Tuning.__dataclass_fields__ if "tuning" in loc[:-1] else parts[loc[0]].model_fields
         return InputError.unknown("key", loc[-1], known, f"board {path}: {'.'.join(loc[:-1])}: ")
     if kind == "value_error":

@@ -17,7 +17,7 @@ from typing import Any
 from harness import families, gate, provenance, record, registry, spec, tasks
 from harness.claims import Claims
 from harness.executors import Make, local, ray, real
-from harness.executors.local import UNLIMITED, Limits
+from harness.executors.local import UNLIMITED, TrialLimits
 from harness.journal import Journal
 from harness.results import collect
 from harness.types import InputError, Trial
@@ -143,7 +143,7 @@ def sweep(
     device: str = "cpu",
     inline: bool = False,
     jobs: int = 1,
-    limits: Limits = UNLIMITED,
+    limits: TrialLimits = UNLIMITED,
     cluster: Cluster | None = None,
     make: Make = real,
     todo: Todo | None = None,

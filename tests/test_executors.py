@@ -18,7 +18,7 @@ from harness import memory, registry, runner, spec, tasks
 from harness.calibration import Calibration
 from harness.executors import local
 from harness.executors.feed import Feed
-from harness.executors.local import Limits
+from harness.executors.local import TrialLimits
 from harness.tasks.adapter import Adapter
 from harness.types import InputError, Trial, Tuning
 
@@ -72,7 +72,7 @@ def test_workers_go_over_all_gpus_in_turns(monkeypatch: pytest.MonkeyPatch) -> N
 def test_trials_that_hang_die_or_swell() -> None:
     """Each leaves a record, its worker is replaced, and what runs beside it goes on: seed 0 is not waited for."""
     trials = stubs.board(97, 98, 99, 0, 1, budgets=(0.5,)).trials()
-    limits = Limits(seconds=6, memory=450 * 10**6)
+    limits = TrialLimits(seconds=6, memory=450 * 10**6)
     found = [made for made, _ in local.run(trials, jobs=2, limits=limits, make=stubs.make)]
     by_seed = {made["trial"]["seed"]: made for made in found}
     assert set(by_seed) == {97, 98, 99, 0, 1} and len(found) == 5
@@ -87,7 +87,7 @@ def test_trials_that_hang_die_or_swell() -> None:
 def test_limits_that_cannot_be_watched_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pathlib.Path.is_file", lambda path: False)
     with pytest.raises(InputError, match="--memory-limit: needs /proc"):
-        next(local.run(stubs.board(0).trials(), limits=Limits(memory=1)))
+        next(local.run(stubs.board(0).trials(), limits=TrialLimits(memory=1)))
 
 
 @pytest.mark.parametrize("option", [("--jobs", 2), ("--time-limit", 9), ("--memory-limit", 1)])

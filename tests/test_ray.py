@@ -15,7 +15,8 @@ from kills import timeless
 
 from harness import spec
 from harness.executors import Result
-from harness.sweep import Cluster, Limits, sweep
+from harness.executors.local import TrialLimits
+from harness.sweep import Cluster, sweep
 from harness.types import Trial
 
 pytestmark = [
@@ -137,7 +138,7 @@ def test_what_hears_of_starts_may_die(cluster: Any, tmp_path: Path) -> None:
             killed.extend(subprocess.check_output(["pgrep", "--full", "^ray::_Starts"], text=True).split())
             subprocess.check_call(["kill", "-KILL", *killed])
 
-    board, limits = stubs.board(*range(4)), Limits(seconds=60)
+    board, limits = stubs.board(*range(4)), TrialLimits(seconds=60)
     nodes = Cluster(cluster.address)
     outcome = sweep(board, tmp_path / "ray", cluster=nodes, limits=limits, make=slow, progress=progress)
     assert (outcome.ran, outcome.failed, len(killed)) == (8, (), 1)
@@ -145,7 +146,7 @@ def test_what_hears_of_starts_may_die(cluster: Any, tmp_path: Path) -> None:
 
 def test_a_trial_that_hangs_is_ended_and_the_sweep_goes_on(cluster: Any, tmp_path: Path) -> None:
     """Seed 97 hangs, its ranking being made; what queues behind it is in time. Nothing is run twice."""
-    board, limits = stubs.board(97, 0, 1), Limits(seconds=10)
+    board, limits = stubs.board(97, 0, 1), TrialLimits(seconds=10)
     outcome = sweep(
         board, tmp_path / "ray", cluster=Cluster(cluster.address), limits=limits, make=partial(noting, str(tmp_path))
     )
@@ -155,7 +156,7 @@ def test_a_trial_that_hangs_is_ended_and_the_sweep_goes_on(cluster: Any, tmp_pat
 
 
 def test_a_ranking_that_hangs_is_the_end_of_its_trials(cluster: Any, tmp_path: Path) -> None:
-    board, limits = stubs.board(96, 0), Limits(seconds=10)
+    board, limits = stubs.board(96, 0), TrialLimits(seconds=10)
     outcome = sweep(
         board, tmp_path / "ray", cluster=Cluster(cluster.address), limits=limits, make=partial(noting, str(tmp_path))
     )

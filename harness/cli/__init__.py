@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from harness import registry
-from harness.cli import bench, checkpoints, looking, quality, reference, results, running, verdicts
+from harness.cli import bench, catalogue, checkpoints, quality, reference, results, sweep, verdicts
 from harness.cli.shared import err
 from harness.types import InputError
 
@@ -32,9 +32,9 @@ def _group(about: str, **commands: object) -> typer.Typer:
 
 app = _group(
     "Compare ways to prune vision-language models at equal FLOPs.",
-    demo=running.demo,
-    sweep=running.sweep,
-    report=running.report,
+    demo=sweep.demo,
+    sweep=sweep.sweep,
+    report=sweep.report,
     prune=checkpoints.prune,
     export=checkpoints.export,
     load=checkpoints.load,
@@ -50,11 +50,11 @@ app = _group(
         verify=results.verify,
     ),
     status=results.status,
-    list=looking.list_,
-    doctor=looking.doctor,
-    **{"check-method": looking.check_method},
+    list=catalogue.list_,
+    doctor=catalogue.doctor,
+    **{"check-method": catalogue.check_method},
     quality=quality.quality,
-    data=_group("Question sets of your own.", check=looking.data_check),
+    data=_group("Question sets of your own.", check=catalogue.data_check),
     reference=_group("The embedded model: retrain, fine-tune, verify.", train=reference.train, check=reference.check),
     **registry.commands(),
 )

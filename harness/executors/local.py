@@ -1,6 +1,6 @@
 """Runs trials in worker processes of this machine that are reused, and replaced when they die or are ended.
 
-    for record, samples in run(trials, jobs=2, limits=Limits(seconds=600), progress=print): ...
+    for record, samples in run(trials, jobs=2, limits=TrialLimits(seconds=600), progress=print): ...
 
 The workers send finished records back; the caller writes them. With `inline` there is no second process.
 """
@@ -27,7 +27,7 @@ LOOK = 0.2  # seconds between looks at a worker's memory
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrialLimits:
     """What one trial may take: seconds, and bytes of resident memory of its worker process; None: no limit."""
 
     seconds: float | None = None
@@ -39,7 +39,7 @@ class Limits:
             raise InputError("--memory-limit: needs /proc, which this system does not have")
 
 
-UNLIMITED = Limits()
+UNLIMITED = TrialLimits()
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     device: str = "cpu",
     inline: bool = False,
     jobs: int = 1,
-    limits: Limits = UNLIMITED,
+    limits: TrialLimits = UNLIMITED,
     make: Make = real,
     claim: Callable[[Trial], bool] = lambda trial: True,
     progress: Progress = lambda trial, text: None,
@@ -96,7 +96,7 @@ def _places(device: str, jobs: int) -> list[str]:
     return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
 
 
-def _patience(busy: list[_Process], limits: Limits) -> float | None:
+def _patience(busy: list[_Process], limits: TrialLimits) -> float | None:
     """Seconds until a worker has to be looked at although it says nothing."""
     due = [LOOK] if limits.memory is not None else []
     if limits.seconds is not None:
@@ -134,7 +134,7 @@ class _Process:
         theirs.close()
         self.process, self.pipe = process, pipe
 
-    def look(self, limits: Limits, progress: Progress) -> Result | None:
+    def look(self, limits: TrialLimits, progress: Progress) -> Result | None:
         """What it has to say: its trial's record, if that ended one way or another."""
         assert self.trial
         try:

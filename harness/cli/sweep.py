@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,41 +79,16 @@ def sweep(
 ) -> None:
     """Run a board; what has a record already is skipped."""
     from harness import spec
-    from harness.sweep import Limits, fetched, plan, probe
+    from harness.executors.local import TrialLimits
 
     check_workers(inline, jobs, time_limit, memory_limit)
     cluster = _cluster(executor, address, cpus, shards, device, inline, jobs, memory_limit)
-
     changed = {"limit": limit, "random_weights": random_weights}
     read = spec.read(board, **{key: value for key, value in changed.items() if value})
     if dry_run:
-        todo = plan(read, results, against)
-        table = Table(
-            "method",
-            "variant",
-            "tuning",
-            "scope",
-            "units",
-            "budget",
-            "seeds",
-            title=escape(f"{read.name} on {read.model}"),
-        )
-        rows: dict[tuple[str, ...], int] = {}
-        for trial in todo.trials:
-            key = (trial.method, trial.variant, str(trial.tuning), trial.scope, trial.units, f"{trial.budget:g}")
-            rows[key] = rows.get(key, 0) + 1
-        for key, seeds in rows.items():
-            table.add_row(*(escape(cell) for cell in key), str(seeds))
-        out.print(table)
-        seconds, needed = todo.seconds, fetched(read)
-        for line in needed:
-            out.print(f"from the hub, if not in its cache: {escape(line)}", soft_wrap=True)
-        if seconds is None and todo.trials and not needed:
-            check_device(device)
-            seconds = probe(read, todo, device)
-        out.print(f"{_counts(todo)}; {duration(seconds)}")
+        _dry_run(read, results, device, against)
         return
-    limits = Limits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
+    limits = TrialLimits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
     how = {"inline": inline, "jobs": jobs, "limits": limits, "cluster": cluster, "mirror": _mirror(mirror)}
     outcome = _sweep(read, results, device, against, **how)
     out.print(
@@ -124,6 +100,29 @@ def sweep(
         _profile(outcome, read, jobs)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _dry_run(board: Any, results: Path, device: str, against: str | None) -> None:
+    """What a sweep would run and fetch, and how long it would take."""
+    from harness.sweep import fetched, plan, probe
+
+    todo = plan(board, results, against)
+    heads = ("method", "variant", "tuning", "scope", "units", "budget", "seeds")
+    table = Table(*heads, title=escape(f"{board.name} on {board.model}"))
+    rows = Counter(
+        (trial.method, trial.variant, str(trial.tuning), trial.scope, trial.units, f"{trial.budget:g}")
+        for trial in todo.trials
+    )
+    for row, seeds in rows.items():
+        table.add_row(*map(escape, row), str(seeds))
+    out.print(table)
+    seconds, needed = todo.seconds, fetched(board)
+    for line in needed:
+        out.print(f"from the hub, if not in its cache: {escape(line)}", soft_wrap=True)
+    if seconds is None and todo.trials and not needed:
+        check_device(device)
+        seconds = probe(board, todo, device)
+    out.print(f"{_counts(todo)}; {duration(seconds)}")
 
 
 def _cluster(
