@@ -165,8 +165,8 @@ def _loaded(model: str, device: str, out: Path) -> Iterator[tuple[VLM, Any]]:
     """The model, and a function that shows on stderr how far a loop is; the flags are checked first."""
     from harness import families, registry
     from harness.cli.shared import check_device, err
+    from harness.files import check_writable
     from harness.progress import progress_bar
-    from harness.sweep import check_writable
 
     source = registry.model(model)
     check_device(device)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import record
 from harness.report.tables import CURRENCIES, escape
+from harness.text import plain
 from harness.types import Trial
 
 NOTHING = "–"
@@ -125,4 +125,4 @@ def _interval(found: Mapping[str, Any], key: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return record.plain(text).replace("`", "'")
+    return plain(text).replace("`", "'")

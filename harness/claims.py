@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from harness.record import plain
+from harness.text import plain
 from harness.types import InputError
 
 NAME = ".claims"

@@ -25,7 +25,8 @@ from PIL import Image
 
 from harness import budget, families, registry, surgery
 from harness.calibration import Calibration
-from harness.state import SHOWN, State, some
+from harness.state import State
+from harness.text import SHOWN, some
 from harness.types import (
     SCOPES,
     UNIT_KINDS,

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import stats
-from harness.record import plain
+from harness.record import dig
 from harness.results import Stored
+from harness.text import plain
 from harness.types import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive", "refused"]
@@ -225,10 +226,7 @@ def _pools(groups: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
 
 
 def _metric(stored: Stored, *path: str) -> Any:
-    value: Any = stored.record.get("metrics")
-    for key in path:
-        value = (value or {}).get(key)
-    return value
+    return dig(stored.record, "metrics", *path)
 
 
 def _speedup(stored: Stored) -> tuple[float, float, float] | None:

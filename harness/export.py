@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from harness import families, record, registry, spec, surgery, sweep
+from harness import families, record, registry, spec, surgery
 from harness.card import card
+from harness.files import check_writable
 from harness.results import Stored, collect, find
 from harness.runner import Context, Pruned, Worker, blank
 from harness.types import VLM, InputError, Keep, Plan, Ranking, Trial, Tuning
@@ -174,7 +175,7 @@ def _check_fits(dense: VLM, plan: Plan, path: Path) -> None:
 def _check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already; name a new or empty folder")
-    sweep.check_writable(out.parent, "folder")
+    check_writable(out.parent, "folder")
 
 
 def _write(

@@ -20,8 +20,8 @@ from typing import Any
 
 from harness import costs, spec
 from harness.costs import Finding, Limits, Outcome, Progress
-from harness.record import plain
 from harness.results import Stored, by_trial, collect
+from harness.text import plain
 from harness.types import InputError, Trial
 
 METRICS = ("accuracy", "latency", "flops")

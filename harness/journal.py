@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import record
 from harness.claims import held
+from harness.text import plain
 from harness.types import InputError
 
 NAME = "sweep.log"
@@ -36,7 +37,7 @@ class Journal:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(about) + "\n")
         except OSError as error:
-            raise InputError(record.plain(f"{self.path}: cannot write there: {error.strerror or error}")) from error
+            raise InputError(plain(f"{self.path}: cannot write there: {error.strerror or error}")) from error
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def status(results: Path) -> list[Status]:
         {path.parent for name in (NAME, "*.json") for path in [*results.glob(name), *results.glob(f"*/{name}")]}
     )
     if not folders:
-        raise InputError(record.plain(f"{results}: no board there: neither records nor a {NAME}"))
+        raise InputError(plain(f"{results}: no board there: neither records nor a {NAME}"))
     return [_status(folder) for folder in folders]
 
 

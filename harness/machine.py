@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
+from harness.files import put
 from harness.metrics.latency import seconds
-from harness.record import put
 from harness.types import InputError
 
 STEPS = (1, 8, 16, 32, 64, 128)  # multiples that widths are tried at

@@ -26,10 +26,12 @@ from harness.types import InputError, Trial
 # Names, files and schemas, which decide where a figure is stored, not what it is; and what no trial runs.
 PLUMBING = (
     "harness",
+    "harness.files",
     "harness.provenance",
     "harness.record",
     "harness.registry",
     "harness.spec",
+    "harness.text",
     "harness.tasks.stock",
     "harness.families._saving",
 )

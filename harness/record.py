@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from harness.files import put
+from harness.text import plain
 from harness.types import Align, Currency, InputError, Scope, UnitKinds
 
 if TYPE_CHECKING:
@@ -191,6 +192,13 @@ def label(record: Mapping[str, Any]) -> str:
     return plain(f"{' '.join(map(str, parts))} seed {trial['seed']}")
 
 
+def dig(value: Any, *path: str) -> Any:
+    """What stands at this path of nested mappings; None where nothing does."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def content_hash(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record's canonical JSON, all of it but this hash, which stands in `hashes.record`."""
     hashes = {key: value for key, value in record["hashes"].items() if key != "record"}
@@ -268,13 +276,6 @@ def load(
     return records, problems
 
 
-def plain(text: str) -> str:
-    """Text of a record, safe to print: control characters become spaces, runs of space collapse to one."""
-    if not text.isprintable():  # seldom: a board of thousands of records asks often
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(text.split())
-
-
 def _check(record: Any, path: Path) -> dict[str, Any]:
     def problem(text: str) -> InputError:
         return InputError(plain(f"{path}: {text}"))
@@ -319,15 +320,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number")
     return number
-
-
-def put(path: Path, fill: Callable[[Path], object]) -> None:
-    """Have `fill` write a temporary neighbour of `path`, flush it to disk and move it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fill(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

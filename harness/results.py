@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import record
-from harness.record import SAMPLES, plain
+from harness.files import put
+from harness.record import SAMPLES
+from harness.text import plain
 from harness.types import InputError
 
 if TYPE_CHECKING:
@@ -166,13 +168,18 @@ def _git(*words: str) -> bytes | None:
 # --- what is there ----------------------------------------------------------------------------------------
 
 
-def boards(results: Path) -> list[dict[str, Any]]:
-    """A row per board: name, trials, ok, failed, unreadable files, models, methods. Raises InputError without any."""
+def board_folders(results: Path) -> list[Path]:
+    """The folders of all boards in a results folder; raises InputError if there is none."""
     folders = sorted({path.parent for path in results.glob("*/*.json")})
     if not folders:
         raise InputError(plain(f"{results}: no board there: records are expected as {results}/<board>/<trial id>.json"))
+    return folders
+
+
+def boards(results: Path) -> list[dict[str, Any]]:
+    """A row per board: name, trials, ok, failed, unreadable files, models, methods. Raises InputError without any."""
     rows = []
-    for folder in folders:
+    for folder in board_folders(results):
         found, problems = record.load(folder)
         failed = sum(one["status"] == "failed" for one in found)
         rows.append(
@@ -289,4 +296,4 @@ def merge(sources: Sequence[Path], out: Path) -> Merged:
 
 
 def _copy(content: bytes, target: Path) -> None:
-    record.put(target, lambda temporary: temporary.write_bytes(content))
+    put(target, lambda temporary: temporary.write_bytes(content))

@@ -5,9 +5,7 @@ outcome = sweep(board, Path("results"), device="cpu")
 
 from __future__ import annotations
 
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,8 +16,10 @@ from harness import families, gate, provenance, record, registry, spec, tasks
 from harness.claims import Claims
 from harness.executors import Make, local, ray, real
 from harness.executors.local import UNLIMITED, TrialLimits
+from harness.files import check_writable
 from harness.journal import Journal
 from harness.results import collect
+from harness.text import plain
 from harness.types import InputError, Trial
 
 LIGHT = 2e9
@@ -126,16 +126,6 @@ def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float | None:
     return len(todo.trials) * prefill * (accuracy + latency)
 
 
-def check_writable(folder: Path, what: str = "results folder") -> None:
-    """Raise InputError unless files can be made in `folder`, which is created if missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
-
-
 def sweep(
     board: spec.Board,
     results: Path,
@@ -221,4 +211,4 @@ def _whole(found: dict[str, Any], folder: Path) -> bool:
 def _failure(made: dict[str, Any]) -> str:
     """A failure record in one line."""
     error = made["error"]
-    return record.plain(f"{record.label(made)}: {error['phase']}: {error['type']}: {error['message']}")
+    return plain(f"{record.label(made)}: {error['phase']}: {error['type']}: {error['message']}")

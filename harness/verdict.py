@@ -22,8 +22,9 @@ from typing import Any
 
 from harness import stats
 from harness.costs import Progress
-from harness.record import plain, setting, short_hash, terms
+from harness.record import setting, short_hash, terms
 from harness.results import Stored, by_trial, collect
+from harness.text import plain
 from harness.types import InputError
 
 DENSE, FLOOR = "none", "random"  # the two methods that are part of the protocol

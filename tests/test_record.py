@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from harness import record
+from harness.text import plain
 from harness.types import InputError
 
 ID = "0123456789abcdef"
@@ -91,7 +92,7 @@ def test_a_failure_while_writing_leaves_the_old_record_and_nothing_else(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record.os, "fsync", full)
+    monkeypatch.setattr("harness.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         record.write(tmp_path, changed("cost.ranking_s", 9.0))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -207,9 +208,9 @@ def test_an_id_depends_on_values_alone() -> None:
 
 @given(st.text())
 def test_plain_text_is_one_printable_line_and_stays_so(text: str) -> None:
-    safe = record.plain(text)
-    assert safe.isprintable() and record.plain(safe) == safe
+    safe = plain(text)
+    assert safe.isprintable() and plain(safe) == safe
 
 
 def test_escape_sequences_lose_their_escape() -> None:
-    assert record.plain("\x1b[31mred\x1b[0m\r\n\u202eend\x9b2J") == "[31mred [0m end 2J"
+    assert plain("\x1b[31mred\x1b[0m\r\n\u202eend\x9b2J") == "[31mred [0m end 2J"

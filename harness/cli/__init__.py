@@ -66,7 +66,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        from harness.record import plain
+        from harness.text import plain
 
         text = plain(str(error))
         if len(text) > LINE:  # what is named in it may be of any length

@@ -34,7 +34,7 @@ def bench(
         found = list(bars(quick=quick, device=device, progress=lambda text: status.update(escape(text))))
     made = measured(found, device, quick)
     if save is not None:
-        from harness.record import put
+        from harness.files import put
 
         put(save, lambda temporary: temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8"))
     if json_:

@@ -27,10 +27,10 @@ def quality(
 ) -> None:
     """Rank correlation of every method's unit scores with the true damage of leaving units out."""
     from harness import families, registry
+    from harness.files import check_writable
     from harness.progress import progress_bar
     from harness.quality import asked, measure
     from harness.report.quality import write
-    from harness.sweep import check_writable
 
     names = methods or [name for name in registry.methods() if name != "none"]
     contestants = [registry.method(name) for name in names]

@@ -50,7 +50,7 @@ def _leaves(value: Any, name: str) -> list[tuple[str, str]]:
     """Every value with its dotted name."""
     if isinstance(value, dict):
         return [leaf for key, part in value.items() for leaf in _leaves(part, f"{name}.{key}")]
-    from harness.record import plain
+    from harness.text import plain
 
     return [] if value is None else [(plain(name), plain(f"{value:.6g}" if isinstance(value, float) else str(value)))]
 

@@ -37,8 +37,8 @@ def demo(
 ) -> None:
     """The quick board on the embedded model; prints the table and where the plot is."""
     from harness import record, spec
+    from harness.files import check_writable
     from harness.report import report, tables
-    from harness.sweep import check_writable
 
     board = spec.read("demo")
     check_writable(out_dir, "--out")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.record import label, plain
+from harness.record import label
 from harness.results import collect
+from harness.text import plain
 from harness.types import InputError
 
 SERVICES = ("mlflow", "wandb")

@@ -17,10 +17,10 @@ from PIL import Image
 from rich.console import Console
 
 from harness import families, registry, tasks
+from harness.files import check_writable
 from harness.progress import progress_bar
 from harness.reference.packing import Example
 from harness.reference.train import Recipe, train
-from harness.sweep import check_writable
 from harness.tasks.data import most_common
 from harness.types import InputError
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import load, plain
+from harness.record import load
 from harness.report import details, examples, latex, page, plots, tables, totals
 from harness.report.board import Board
 from harness.report.samples import Samples
+from harness.results import board_folders
+from harness.text import plain
 from harness.types import InputError
 
 log = logging.getLogger(__name__)
@@ -36,9 +38,7 @@ def report(results: Path, out: Path) -> list[Path]:
     A file that is no record is left out, logged and counted on the page. Raises InputError if there is no board or
     `out` cannot be written.
     """
-    boards = sorted({path.parent for path in Path(results).glob("*/*.json")})
-    if not boards:
-        raise InputError(plain(f"{results}: no board there: records are expected as {results}/<board>/<trial id>.json"))
+    boards = board_folders(results)
     try:
         out.mkdir(parents=True, exist_ok=True)
         cards = [_board(board, out) for board in boards]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import plain
 from harness.report import resources, tables, totals
 from harness.report.reported import Figure, figures
 from harness.report.samples import Samples
 from harness.report.totals import Total
+from harness.text import plain
 
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
 

@@ -18,11 +18,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from harness.record import DESCRIBED, plain
+from harness.record import DESCRIBED, dig
 from harness.report import tables
 from harness.report.board import Board
 from harness.report.examples import Examples
 from harness.report.plots import curve_looks
+from harness.text import plain, shorten
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # heads or channels of a block, at most: a plan that says more is not believed
@@ -70,19 +71,18 @@ def data(board: Board, records: Sequence[Mapping[str, Any]], examples: Examples)
 
 
 def _values(column: pd.Series) -> list[Any]:
-    return [_short(value) if isinstance(value, float) else value for value in column.tolist()]
+    return [_rounded(value) if isinstance(value, float) else value for value in column.tolist()]
 
 
-def _short(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return float(f"{value:.6g}") if value == value else None
 
 
 def _number(value: Any, *path: str) -> float | None:
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
+    value = dig(value, *path)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
         return None
-    return _short(float(value))
+    return _rounded(float(value))
 
 
 def _weights(record: Mapping[str, Any]) -> float | None:
@@ -139,8 +139,7 @@ def _setup(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    text = plain(value if isinstance(value, str) else json.dumps(value))
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    return shorten(plain(value if isinstance(value, str) else json.dumps(value)), 300)
 
 
 def _latency(metrics: Mapping[str, Any]) -> Iterable[list[Any]]:

@@ -25,9 +25,10 @@ import pyarrow as pa
 from PIL import Image
 
 from harness import tasks
-from harness.record import plain, setting
+from harness.record import setting
 from harness.report.samples import Samples
 from harness.tasks import data
+from harness.text import plain, shorten
 from harness.types import InputError
 
 log = logging.getLogger(__name__)
@@ -139,8 +140,7 @@ def _answers(table: pa.Table) -> _Answers:
 
 
 def _text(value: Any) -> str:
-    text = plain(str(value if value is not None else ""))
-    return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+    return shorten(plain(str(value if value is not None else "")), TEXT)
 
 
 # --- questions and images ---------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.record import plain
 from harness.report import tables, totals
 from harness.report.board import Board
+from harness.text import plain
 
 SPECIAL = {
     **{char: f"\\{char}" for char in "&%$#_{}"},

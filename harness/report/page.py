@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from harness.record import plain
 from harness.report import reported, tables, totals
 from harness.report.board import Board
+from harness.text import plain
 
 # What is most looked for comes first: a narrow screen shows the first columns only.
 LEADING = ("method", "variant", "budget", "accuracy", "latency_speedup", "flops_kept", "scope", "seed", "trial")

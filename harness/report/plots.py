@@ -27,6 +27,7 @@ from matplotlib.patches import Patch
 from scipy.optimize import isotonic_regression
 
 from harness.report.tables import Panel, panels, values
+from harness.text import shorten
 
 # Text as outlines and a fixed salt: the picture is the same bytes each time and looks the same everywhere.
 STYLE: Any = {
@@ -290,8 +291,7 @@ def _label(curve: str) -> str:
 
 def _safe(text: str, limit: int) -> str:
     """Text of a record with only the characters that the font is sure to have."""
-    text = text.encode("latin-1", "replace").decode("latin-1")
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return shorten(text.encode("latin-1", "replace").decode("latin-1"), limit, "...")
 
 
 def _level(panel: Panel, up: Upright, column: str) -> float | None:

@@ -17,9 +17,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from harness.record import plain
 from harness.report.plots import DPI, INK, STUDIED, STYLE
 from harness.report.tables import NOTHING, escape, markdown
+from harness.text import plain
 
 FILES = ("README.md", "quality.csv", "quality.json", "quality.png")
 KINDS = {"heads": "heads", "ffn": "FFN channels"}

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import plain, setting, terms
+from harness.record import dig, setting, terms
 from harness.report import resources
+from harness.text import plain, shorten
 from harness.types import SCOPES, UNIT_KINDS
 
 # Column -> where it stands in a record's metrics.
@@ -242,7 +243,7 @@ def columns(frame: pd.DataFrame) -> list[Column]:
         number("ranking s", "ranking_s", "{:.3g}"),
         text("setting", "setting", rows[0]["setting"]),
         text("trial", "trial"),
-        Column("status", "status", True, [_short(row["status"], 120) for row in rows]),
+        Column("status", "status", True, [shorten(row["status"], 120) for row in rows]),
     ]
     return [column for column in found if set(column.cells) - {NOTHING}]
 
@@ -268,10 +269,10 @@ def _row(
     trial, ok = record["trial"], record["status"] == "ok"
     metrics = (record.get("metrics") or {}) if ok else {}  # a failed trial measured nothing, whatever it left behind
     row = {key: plain(trial[key]) if isinstance(trial[key], str) else trial[key] for key in IDENTITY}
-    row |= {column: _dig(metrics, path) for column, path in MEASURED.items()}
-    row |= {column: _dig(metrics, ("accuracy", "tasks", task, "accuracy")) for task, column in tasks.items()}
+    row |= {column: dig(metrics, *path) for column, path in MEASURED.items()}
+    row |= {column: dig(metrics, "accuracy", "tasks", task, "accuracy") for task, column in tasks.items()}
     row |= resources.figures(record) if ok else {}
-    row["ranking_s"] = _dig(record, ("cost", "ranking_s"))
+    row["ranking_s"] = dig(record, "cost", "ranking_s")
     parts = [trial["method"], trial["variant"], trial["tuning"] if name_tuning and trial["tuning"] != "none" else ""]
     if name_calibration:
         parts.append(_pairs(trial["calibration"]))
@@ -283,7 +284,7 @@ def _row(
     row["trial"] = record["id"]
     error = record["error"] or {}
     row["status"] = "ok" if ok else plain(f"failed: {error['type']}: {error['message']}")
-    signs = ["not finite"] if error.get("type") == "FloatingPointError" else _dig(metrics, ("accuracy", "collapse"))
+    signs = ["not finite"] if error.get("type") == "FloatingPointError" else dig(metrics, "accuracy", "collapse")
     row["collapse"] = plain(", ".join(signs or []))
     return row
 
@@ -302,12 +303,6 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         row["seed"],
         row["trial"],
     )
-
-
-def _dig(value: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def _pairs(mapping: Mapping[str, Any]) -> str:
@@ -368,7 +363,3 @@ def _interval(row: Row, key: str, stem: str, form: str, scale: float) -> str:
     lo, hi = row[f"{stem}_lo"], row[f"{stem}_hi"]
     text = _number(scale * row[key], form)
     return text if math.isnan(lo + hi) else f"{text} [{form.format(scale * lo)}, {form.format(scale * hi)}]"
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 from harness.costs import Finding
 from harness.gate import METRICS, Gate
-from harness.record import plain
 from harness.report.tables import NOTHING, escape
 from harness.report.tables import markdown as table
+from harness.text import plain, some
 from harness.types import InputError
 
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "refused": NOTHING}
@@ -47,7 +47,7 @@ def remarks(gate: Gate) -> list[str]:
         found = [(row.name, row.findings[metric]) for row in rows]
         line = f"{metric}: {outcome}"
         if outcome == "fail":
-            line += f": {_some([name for name, one in found if one.outcome == 'fail'])}"
+            line += f": {some([name for name, one in found if one.outcome == 'fail'])}"
         elif outcome == "inconclusive":
             open_ = [one for _, one in found if one.decides and one.outcome == "inconclusive" and one.cost]
             needed = [one.cost.needed if one.cost else None for one in open_]
@@ -60,15 +60,11 @@ def remarks(gate: Gate) -> list[str]:
         whys = dict.fromkeys(one.why for _, one in found if one.outcome == "refused")
         for why in whys:
             names = [name for name, one in found if one.why == why]
-            lines.append(f"{metric} not compared for {_some(names)}: {why}")
+            lines.append(f"{metric} not compared for {some(names)}: {why}")
     lines += [f"broken: {one}" for one in gate.broken]
     if gate.missing:
-        lines.append(f"missing from the candidate: {_some(gate.missing)}")
+        lines.append(f"missing from the candidate: {some(gate.missing)}")
     return [*lines, *gate.notes]
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def markdown(gate: Gate) -> str:
