@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from harness.record import load
-from harness.report import details, examples, latex, page, plots, tables, totals
+from harness.report import details, examples, latex, page, plots, reported, tables, totals
 from harness.report.board import Board
 from harness.report.samples import Samples
 from harness.results import board_folders
@@ -146,36 +146,23 @@ def _markdown(board: Board, repeat: str) -> str:
     sections += [f"With hover, filters, plans and examples: [{INDEX}]({INDEX})."]
     sections += ["## All trials", *filter(None, [board.resources]), tables.trials(board.columns)]
     if board.reported:
-        sections += ["## Reported by papers, not measured here", _reported(board)]
+        rows = [list(map(tables.escape, figure.cells)) for figure in board.reported]
+        sections += ["## Reported by papers, not measured here", tables.markdown(reported.HEADS, rows)]
     return "\n\n".join([*sections, "## Repeat", repeat]) + "\n"
 
 
 def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
     heads, rows = totals.shown(found)
-    names = {curve: f"{tables.STUDIED} " if curve in panel.studied else "" for curve in rows}
     return tables.markdown(
-        ["method", *heads], [[names[curve] + tables.escape(curve), *row] for curve, row in rows.items()]
+        ["method", *heads], [[tables.escape(panel.shown(curve)), *row] for curve, row in rows.items()]
     )
-
-
-def _reported(board: Board) -> str:
-    rows = [
-        [
-            tables.escape(figure.method),
-            f"{figure.flops_reduction:g}×",
-            f"{figure.latency_speedup:g}×",
-            tables.escape(f"{figure.source} ({figure.note})"),
-        ]
-        for figure in board.reported
-    ]
-    return tables.markdown(["method", "FLOPs reduction", "speedup", "source"], rows)
 
 
 def _contestants(board: Board) -> str:
     rows = []
     for method, title, role, regime, tuning in board.methods:
-        mark = f"{tables.STUDIED} " if role == "studied" else ""
-        rows.append([f"{mark}{tables.escape(method)}", *map(tables.escape, (title, role, regime, tuning))])
+        name = tables.marked(method, role == "studied")
+        rows.append(list(map(tables.escape, (name, title, role, regime, tuning))))
     table = tables.markdown(["method", "what it is", "role", "regime", "tuning"], rows, "left")
     if any("reconstruct" in row[1].lower() for row in rows):
         table += (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.report import tables, totals
+from harness.report import reported, tables, totals
 from harness.report.board import Board
 from harness.text import plain
 
@@ -36,17 +36,8 @@ def document(board: Board) -> str:
     for panel, found in zip(board.panels, board.totals, strict=True):
         blocks += [_table(panel), _totals(panel, found)]
     if board.reported:
-        heads = ["method", "FLOPs reduction", "speedup", "source"]
-        rows = [
-            [
-                escape(figure.method),
-                f"{figure.flops_reduction:g}" + escape("×"),
-                f"{figure.latency_speedup:g}" + escape("×"),
-                escape(f"{figure.source} ({figure.note})"),
-            ]
-            for figure in board.reported
-        ]
-        blocks.append(_tabular("Reported by papers, not measured here.", "lrrl", heads, rows))
+        rows = [list(map(escape, figure.cells)) for figure in board.reported]
+        blocks.append(_tabular("Reported by papers, not measured here.", "lrrl", reported.HEADS, rows))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -59,9 +50,8 @@ def _table(panel: tables.Panel) -> str:
     budgets, curves = tables.standings(panel)
     rows = []
     for curve, cells in curves.items():
-        name = f"{tables.STUDIED} {curve}" if curve in panel.studied else curve
         texts = [rf"\textbf{{{escape(text)}}}" if best else escape(text) for text, best in cells]
-        rows.append([escape(name), *texts])
+        rows.append([escape(panel.shown(curve)), *texts])
     levels = "; ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
     caption = escape(f"{panel.title}. Accuracy in points, the mean over tasks. {levels}.")
     heads = ["method", *map(tables.budget_text, budgets)]
@@ -70,12 +60,11 @@ def _table(panel: tables.Panel) -> str:
 
 def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
     heads, rows = totals.shown(found)
-    names = {curve: f"{tables.STUDIED} {curve}" if curve in panel.studied else curve for curve in rows}
-    body = [[escape(names[curve]), *map(escape, row)] for curve, row in rows.items()]
+    body = [[escape(panel.shown(curve)), *map(escape, row)] for curve, row in rows.items()]
     return _tabular(escape(f"{panel.title}. Each curve as a whole."), "l" + "r" * len(heads), ["method", *heads], body)
 
 
-def _tabular(caption: str, align: str, heads: list[str], rows: list[list[str]]) -> str:
+def _tabular(caption: str, align: str, heads: Sequence[str], rows: list[list[str]]) -> str:
     lines = [
         r"\begin{table}[t]",
         r"\centering",

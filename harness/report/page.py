@@ -91,9 +91,8 @@ def _summary(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
     heads = "".join(f'<th scope="col">{escape(tables.budget_text(budget))}' for budget in budgets)
     rows = []
     for curve, cells in curves.items():
-        name = f"{tables.STUDIED} {curve}" if curve in panel.studied else curve
         shown = "".join(f"<td>{f'<strong>{escape(text)}</strong>' if best else escape(text)}" for text, best in cells)
-        rows.append(f'<tr><th scope="row">{escape(name)}{shown}')
+        rows.append(f'<tr><th scope="row">{escape(panel.shown(curve))}{shown}')
     levels = " · ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
     return (
         f'<h3>{escape(panel.title)}</h3><p class="quiet">{escape(levels)}</p><div class="scroll" tabindex="0">'
@@ -106,8 +105,9 @@ def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
     heads, curves = totals.shown(found)
     rows = []
     for curve, cells in curves.items():
-        name = f"{tables.STUDIED} {curve}" if curve in panel.studied else curve
-        rows.append(f'<tr><th scope="row">{escape(name)}{"".join(f"<td>{escape(cell)}" for cell in cells)}')
+        rows.append(
+            f'<tr><th scope="row">{escape(panel.shown(curve))}{"".join(f"<td>{escape(cell)}" for cell in cells)}'
+        )
     columns = "".join(f'<th scope="col">{escape(head)}' for head in heads)
     return (
         f'<div class="scroll" tabindex="0"><table class="summary"><thead><tr><th scope="col">method{columns}'
@@ -165,8 +165,7 @@ def _reported_row(figure: reported.Figure, columns: Sequence[tables.Column]) -> 
 def _methods(shown: Board) -> str:
     found = dict.fromkeys(entry[:3] for entry in shown.methods)
     return "".join(
-        f"<dt>{tables.STUDIED + ' ' if role == 'studied' else ''}{_safe(method)}<dd>{_safe(title)}"
-        for method, title, role in found
+        f"<dt>{_safe(tables.marked(method, role == 'studied'))}<dd>{_safe(title)}" for method, title, role in found
     )
 
 

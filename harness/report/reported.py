@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 MARK = "reported, not measured"
+HEADS = ("method", "FLOPs reduction", "speedup", "source")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Figure:
     latency_speedup: float
     note: str
     source: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The figure as a row under HEADS."""
+        factors = (f"{factor:g}×" for factor in (self.flops_reduction, self.latency_speedup))
+        return (self.method, *factors, f"{self.source} ({self.note})")
 
 
 def figures(methods: Collection[str]) -> list[Figure]:

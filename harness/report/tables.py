@@ -67,6 +67,10 @@ class Panel:
         """The curves of the method under study."""
         return {curve for (curve, _), rows in self.groups.items() if rows[0]["role"] == "studied"}
 
+    def shown(self, curve: str) -> str:
+        """A curve's name, marked if it is the studied method's."""
+        return marked(curve, curve in self.studied)
+
     def level(self, column: str) -> float | None:
         """The mean of this column over the dense model's trials; None where it was not measured."""
         found = values(self.dense, column)
@@ -178,7 +182,7 @@ def summary(panel: Panel) -> str:
     budgets, curves = standings(panel)
     rows = [
         [
-            f"{STUDIED} {escape(curve)}" if curve in panel.studied else escape(curve),
+            escape(panel.shown(curve)),
             *(f"**{text}**" if best else text for text, best in cells),
         ]
         for curve, cells in curves.items()
@@ -216,7 +220,7 @@ def columns(frame: pd.DataFrame) -> list[Column]:
             "method",
             "method",
             True,
-            [f"{STUDIED} {row['method']}" if row["role"] == "studied" else row["method"] for row in rows],
+            [marked(row["method"], row["role"] == "studied") for row in rows],
         ),
         text("variant", "variant"),
         text("regime", "regime"),
@@ -252,6 +256,11 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str 
     """A Markdown table of cells that are escaped already: the first column to the left, the others to `others`."""
     align = ("left", *(others,) * (len(headers) - 1))
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def marked(name: str, studied: bool) -> str:
+    """A method's or curve's name as every page shows it."""
+    return f"{STUDIED} {name}" if studied else name
 
 
 def escape(text: object) -> str:
