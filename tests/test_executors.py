@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,17 @@ def test_trials_that_hang_die_or_swell() -> None:
     assert all(made["status"] == "failed" and not made["metrics"] for made in found if made["error"])
 
 
+def never(device: str, jobs: int, progress: Any) -> Any:
+    time.sleep(300)
+
+
+def test_a_worker_that_never_starts_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "START", 2.0)
+    trials = stubs.board(0, 1, budgets=(0.5,)).trials()
+    found = [made["error"] for made, _ in local.run(trials, limits=TrialLimits(seconds=1), make=never)]
+    assert [error["message"] for error in found] == ["its worker did not start within 2 s"] * 2
+
+
 def test_limits_that_cannot_be_watched_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pathlib.Path.is_file", lambda path: False)
     with pytest.raises(InputError, match="--memory-limit: needs /proc"):
@@ -96,7 +108,7 @@ def test_what_needs_workers_is_refused_inline(call: Any, option: tuple[str, int]
     assert done.code == 2 and done.err == f"error: {option[0]}: needs worker processes; leave out --inline\n"
 
 
-@pytest.mark.parametrize("option", [("--address", "auto"), ("--cpus", 2), ("--shards", 2)])
+@pytest.mark.parametrize("option", [("--address", "auto"), ("--cpus", 2), ("--gpus", 2), ("--shards", 2)])
 def test_what_is_for_a_cluster_is_refused_without(call: Any, option: tuple[str, Any]) -> None:
     done = call("sweep", "demo", *option)
     assert done.code == 2 and done.err == f"error: {option[0]}: does not go with --executor local\n"

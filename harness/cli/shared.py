@@ -19,7 +19,9 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Questions per task; the 
 Inline = Annotated[bool, typer.Option("--inline", help="Run in this process instead of a worker process.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Workers at a time; with --device cuda spread over all GPUs.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0.1, help="Seconds a trial may take; then it is a failure.")]
-MemoryLimit = Annotated[float | None, typer.Option(min=0.1, help="GB that a trial's worker may use (resident).")]
+MemoryLimit = Annotated[
+    float | None, typer.Option(min=0.1, help="GB that a trial's worker may use (resident); what Ray sets aside for it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
 

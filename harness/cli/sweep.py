@@ -63,6 +63,9 @@ def sweep(
     executor: Annotated[Executor, typer.Option(help="Workers of this machine, or tasks on a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, such as auto or HOST:PORT.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores that a trial occupies on the cluster (1).")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs that a trial occupies on the cluster (1 with --device cuda).")
+    ] = None,
     shards: Annotated[
         int | None, typer.Option(min=1, help="Tasks on the cluster that share the questions of an untuned trial (1).")
     ] = None,
@@ -80,9 +83,21 @@ def sweep(
     """Run a board; what has a record already is skipped."""
     from harness import spec
     from harness.executors.local import TrialLimits
+    from harness.executors.ray import Needs
+    from harness.sweep import Cluster
 
     check_workers(inline, jobs, time_limit, memory_limit)
-    cluster = _cluster(executor, address, cpus, shards, device, inline, jobs, memory_limit)
+    cluster = None
+    if _on_cluster(
+        executor,
+        ray={"--address": address, "--cpus": cpus, "--gpus": gpus, "--shards": shards},
+        local={"--inline": inline or None, "--jobs": jobs if jobs > 1 else None},
+    ):
+        if gpus and not device.startswith("cuda"):
+            raise InputError(f"--gpus: goes with --device cuda, not {device}")
+        memory = None if memory_limit is None else int(memory_limit * 1e9)
+        needs = Needs(cpus or 1, gpus or int(device.startswith("cuda")), memory)
+        cluster = Cluster(address, needs, shards or 1)
     changed = {"limit": limit, "random_weights": random_weights}
     read = spec.read(board, **{key: value for key, value in changed.items() if value})
     if dry_run:
@@ -125,33 +140,12 @@ def _dry_run(board: Any, results: Path, device: str, against: str | None) -> Non
     out.print(f"{_counts(todo)}; {duration(seconds)}")
 
 
-def _cluster(
-    executor: Executor,
-    address: str | None,
-    cpus: int | None,
-    shards: int | None,
-    device: str,
-    inline: bool,
-    jobs: int,
-    memory_limit: float | None,
-) -> Any:
-    """The cluster to run on, if any. Raises InputError for what the chosen executor has no use for."""
-    from harness.executors.ray import Needs
-    from harness.sweep import Cluster
-
-    local = executor == "local"
-    odd = (
-        {"--address": address is not None, "--cpus": cpus is not None, "--shards": shards is not None}
-        if local
-        else {"--inline": inline, "--jobs": jobs > 1}
-    )
-    for option, given in odd.items():
-        if given:
+def _on_cluster(executor: Executor, ray: dict[str, Any], local: dict[str, Any]) -> bool:
+    """Whether Ray is to run trials. Raises InputError for an option that the chosen executor has no use for."""
+    for option, given in (ray if executor == "local" else local).items():
+        if given is not None:
             raise InputError(f"{option}: does not go with --executor {executor}")
-    if local:
-        return None
-    memory = None if memory_limit is None else int(memory_limit * 1e9)
-    return Cluster(address, Needs(cpus or 1, int(device.startswith("cuda")), memory), shards or 1)
+    return executor == "ray"
 
 
 def _mirror(service: str | None) -> Any:

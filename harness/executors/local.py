@@ -24,6 +24,7 @@ from harness.types import InputError, Trial
 
 Progress = Callable[[Trial, str], None]
 LOOK = 0.2  # seconds between looks at a worker's memory
+START = 600.0  # seconds that a worker may take before it works at a trial, where trials have a time limit
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _patience(busy: list[_Process], limits: TrialLimits) -> float | None:
     """Seconds until a worker has to be looked at although it says nothing."""
     due = [LOOK] if limits.memory is not None else []
     if limits.seconds is not None:
-        due += [max(0.0, worker.began + limits.seconds - time.monotonic()) for worker in busy if worker.began]
+        due += [max(0.0, worker.due(limits.seconds) - time.monotonic()) for worker in busy]
     return min(due, default=None)
 
 
@@ -113,11 +114,11 @@ class _Process:
         self.pipe: Any = None
         self.trial: Trial | None = None  # the one it works on
         self.last: Trial | None = None
-        self.began = 0.0  # when it said that it works; 0: not yet
+        self.given = self.began = 0.0  # when it got that trial, and when it said that it works at it; 0: not yet
 
     def give(self, trial: Trial | None) -> None:
         """Have it run this trial; without one it rests."""
-        self.trial, self.began = trial, 0.0
+        self.trial, self.given, self.began = trial, time.monotonic(), 0.0
         if trial is None:
             return
         self.last = trial
@@ -134,6 +135,10 @@ class _Process:
         theirs.close()
         self.process, self.pipe = process, pipe
 
+    def due(self, seconds: float) -> float:
+        """When its time is over, if a trial has so many seconds."""
+        return self.began + seconds if self.began else self.given + START
+
     def look(self, limits: TrialLimits, progress: Progress) -> Result | None:
         """What it has to say: its trial's record, if that ended one way or another."""
         assert self.trial
@@ -146,9 +151,11 @@ class _Process:
                 progress(self.trial, content)
         except (EOFError, ConnectionError):
             return self._died()
-        if limits.seconds is not None and self.began and time.monotonic() > self.began + limits.seconds:
+        if limits.seconds is not None and time.monotonic() > self.due(limits.seconds):
             self._kill()
-            return late(self.trial, self.device, limits.seconds)
+            if self.began:
+                return late(self.trial, self.device, limits.seconds)
+            return failed(self.trial, self.device, "TimeLimit", f"its worker did not start within {START:g} s")
         if limits.memory is not None and (used := resident(self.process.pid)) > limits.memory:
             self._kill()
             return failed(
