@@ -120,10 +120,10 @@ def test_without_samples_there_is_no_interval_and_that_is_said_once(
 
 
 def test_the_cells_and_the_heads_that_say_something() -> None:
-    whole = Total("a", 0.5, 0.45, 0.55, 0.6, 1.5, 12.34, None, 2.5e9)
-    assert cells(whole) == ["50.0 [45.0, 55.0]", "60.0", "1.5", "12.3", "–", "2.50"]
-    heads, rows = shown([whole, Total("b", *[None] * 8)])
-    assert "tuning s" not in heads and len(heads) == 5 and rows["b"] == ["–"] * 5
+    whole = Total("a", 0.5, 0.45, 0.55, 0.6, 1.5, 12.34, None, 256, 2.5e9)
+    assert cells(whole) == ["50.0 [45.0, 55.0]", "60.0", "1.5", "12.3", "–", "256", "2.50"]
+    heads, rows = shown([whole, Total("b", *[None] * 9)])
+    assert "tuning s" not in heads and len(heads) == 6 and rows["b"] == ["–"] * 6
 
 
 def test_every_page_has_the_totals(tmp_path: Path) -> None:

@@ -174,8 +174,9 @@ def _contestants(board: Board) -> str:
 def _legend(board: Board) -> str:
     text = (
         "Accuracy in points, the mean over tasks. Columns are budgets: the share of the scope's "
-        f"{tables.escape(board.currency)} that may remain, and its inverse. Bold is the best of its budget; ± is half "
-        "the range over seeds; rows stand in the order of their mean rank."
+        f"{tables.escape(board.currency)} that may remain, and its inverse. Bold is the best of its budget "
+        "among methods of one regime, or tuned alike; ± is half the range over seeds; within a regime, rows stand in "
+        "the order of their mean rank."
     )
     if any(role == "studied" for _, _, role, *_ in board.methods):
         text += f" {tables.STUDIED} marks the method under study."

@@ -47,15 +47,14 @@ def escape(text: str) -> str:
 
 
 def _table(panel: tables.Panel) -> str:
-    budgets, curves = tables.standings(panel)
+    columns, curves = tables.standings(panel)
     rows = []
     for curve, cells in curves.items():
         texts = [rf"\textbf{{{escape(text)}}}" if best else escape(text) for text, best in cells]
         rows.append([escape(panel.shown(curve)), *texts])
     levels = "; ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
     caption = escape(f"{panel.title}. Accuracy in points, the mean over tasks. {levels}.")
-    heads = ["method", *map(tables.budget_text, budgets)]
-    return _tabular(caption, "l" + "r" * len(budgets), heads, rows)
+    return _tabular(caption, "l" + "r" * len(columns), ["method", *columns], rows)
 
 
 def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:

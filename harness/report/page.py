@@ -87,8 +87,8 @@ def _facts(shown: Board) -> str:
 
 
 def _summary(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
-    budgets, curves = tables.standings(panel)
-    heads = "".join(f'<th scope="col">{escape(tables.budget_text(budget))}' for budget in budgets)
+    columns, curves = tables.standings(panel)
+    heads = "".join(f'<th scope="col">{escape(column)}' for column in columns)
     rows = []
     for curve, cells in curves.items():
         shown = "".join(f"<td>{f'<strong>{escape(text)}</strong>' if best else escape(text)}" for text, best in cells)

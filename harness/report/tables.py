@@ -71,6 +71,11 @@ class Panel:
         """A curve's name, marked if it is the studied method's."""
         return marked(curve, curve in self.studied)
 
+    def regime(self, curve: str) -> str:
+        """What a curve is ranked within: its regime, or once tuned, when all weights have changed alike, its tuning."""
+        row = next(rows[0] for (name, _), rows in self.groups.items() if name == curve)
+        return row["regime"] if row["tuning"] == "none" else f"tuned {row['tuning']}"
+
     def level(self, column: str) -> float | None:
         """The mean of this column over the dense model's trials; None where it was not measured."""
         found = values(self.dense, column)
@@ -146,49 +151,55 @@ def values(rows: Iterable[Row], column: str) -> list[float]:
 
 
 def places(panel: Panel) -> dict[tuple[str, float], int]:
-    """The place of every (curve, budget) that was measured among its budget's, by accuracy as shown, so that what looks
-    like a tie is one."""
+    """The place of every (curve, budget) that was measured among those of its budget and regime, by accuracy as shown,
+    so that what looks like a tie is one."""
     points = {
         key: round(100 * fmean(found), 1) for key, rows in panel.groups.items() if (found := values(rows, "accuracy"))
     }
+    regimes = {curve: panel.regime(curve) for curve, _ in points}
     found = {}
     for curve, budget in points:
-        rivals = [value for (_, other), value in points.items() if other == budget]
+        rivals = [points[key] for key in points if key[1] == budget and regimes[key[0]] == regimes[curve]]
         found[curve, budget] = 1 + sum(value > points[curve, budget] for value in rivals)
     return found
 
 
-def standings(panel: Panel) -> tuple[list[float], dict[str, list[tuple[str, bool]]]]:
-    """The budgets, larger first, and each curve's cells: accuracy in points, and whether it is the budget's best.
+def ranked(panel: Panel, standing: Mapping[tuple[str, float], int]) -> list[str]:
+    """The curves, regime by regime, best mean rank first; what was not measured stands last."""
 
-    The curves stand in the order of their mean rank.
+    def key(curve: str) -> tuple[str, float, str]:
+        own = [place for (name, _), place in standing.items() if name == curve]
+        return panel.regime(curve), fmean(own) if own else math.inf, curve
+
+    return sorted({curve for curve, _ in panel.groups}, key=key)
+
+
+def standings(panel: Panel) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
+    """The heads of the columns, and each curve's cells below them: accuracy in points, and whether it is the best of
+    its budget and regime. Where there are several regimes, the first column names them.
     """
-    curves = sorted({curve for curve, _ in panel.groups})
     budgets = sorted({budget for _, budget in panel.groups}, reverse=True)
     found = places(panel)
-
-    def standing(curve: str) -> tuple[float, str]:
-        own = [place for (name, _), place in found.items() if name == curve]
-        return (fmean(own) if own else math.inf, curve)
-
-    return budgets, {
+    curves = {
         curve: [(_cell(panel.groups.get((curve, budget), [])), found.get((curve, budget)) == 1) for budget in budgets]
-        for curve in sorted(curves, key=standing)
+        for curve in ranked(panel, found)
     }
+    heads = [budget_text(budget) for budget in budgets]
+    if len({panel.regime(curve) for curve in curves}) > 1:
+        heads.insert(0, "regime")
+        curves = {curve: [(panel.regime(curve), False), *cells] for curve, cells in curves.items()}
+    return heads, curves
 
 
 def summary(panel: Panel) -> str:
-    """The dense model and the blind floor, then methods x budgets, accuracy in points, best mean rank first."""
-    budgets, curves = standings(panel)
+    """The dense model and the blind floor, then methods x budgets, accuracy in points."""
+    heads, curves = standings(panel)
     rows = [
-        [
-            escape(panel.shown(curve)),
-            *(f"**{text}**" if best else text for text, best in cells),
-        ]
+        [escape(panel.shown(curve)), *(f"**{escape(text)}**" if best else escape(text) for text, best in cells)]
         for curve, cells in curves.items()
     ]
     levels = " · ".join(f"{name} **{figure}**" if name else figure for name, figure in level_texts(panel))
-    return f"{levels}\n\n{markdown(['method', *map(budget_text, budgets)], rows)}"
+    return f"{levels}\n\n{markdown(['method', *heads], rows)}"
 
 
 def trials(shown: Sequence[Column]) -> str:

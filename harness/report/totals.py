@@ -22,10 +22,18 @@ import pyarrow as pa
 
 from harness.hypervolume import hypervolume, hypervolume_intervals
 from harness.report.samples import Samples
-from harness.report.tables import NOTHING, Panel, places, values
+from harness.report.tables import NOTHING, Panel, places, ranked, values
 
 RESAMPLES = 2000
-HEADS = ("hypervolume", "area under the curve", "mean rank", "scoring s", "tuning s", "peak memory GB")
+HEADS = (
+    "hypervolume",
+    "area under the curve",
+    "mean rank",
+    "scoring s",
+    "tuning s",
+    "calibration samples",
+    "peak memory GB",
+)
 LEGEND = (
     "The second table has each curve as a whole. Hypervolume: the area between the front of (FLOPs kept, accuracy) and "
     "the corner of all FLOPs and the blind floor (0 where that was not measured), times 100, with its 95 % interval "
@@ -33,8 +41,9 @@ LEGEND = (
     "range of budgets. Both only where every budget was measured. Scoring, tuning: seconds, medians over the trials; "
     "one scoring serves all budgets, and the passes over the calibration set that it uses count in full (in records of "
     "versions that did not bill them, a pass counts for the method that asked for it first). "
-    "Peak memory: the least of the trials' figures, each the peak of a process that may have run other trials before: "
-    "an upper bound."
+    "Samples: drawn for calibration, whether or not a method looks at them. Peak memory: the largest of the trials' "
+    "figures, of scoring, cutting and tuning, the model included (in records of versions that did not tell trials "
+    "apart, of all that their process had run)."
 )
 
 
@@ -44,8 +53,8 @@ class Total:
 
     hypervolume: of the (FLOPs kept, accuracy) front up to the whole scope and down to the blind floor (0 if that was
     not measured), both fractions, with its interval; area: mean accuracy over the range of budgets, a fraction
-    (trapezoids); ranking_s, tuning_s: medians over the trials; memory_bytes: the least of the trials' figures, each the
-    peak of a process that may have run others before it.
+    (trapezoids); ranking_s, tuning_s: medians over the trials; drawn (samples, for calibration), memory_bytes: the
+    largest of the trials' figures.
     """
 
     curve: str
@@ -56,6 +65,7 @@ class Total:
     rank: float | None
     ranking_s: float | None
     tuning_s: float | None
+    drawn: int | None
     memory_bytes: float | None
 
 
@@ -67,7 +77,7 @@ class _Scores(NamedTuple):
 
 
 def find(panels: Sequence[Panel], samples: Samples, records: Sequence[Mapping[str, Any]]) -> list[list[Total]]:
-    """The totals of every panel's curves, in the order of their mean rank."""
+    """The totals of every panel's curves, in the order of the table that they stand below."""
     known = {record["id"]: record for record in records}
     return [_panel(panel, samples, known) for panel in panels]
 
@@ -83,6 +93,7 @@ def cells(total: Total) -> list[str]:
         _text(total.rank, "{:.1f}"),
         _text(total.ranking_s, "{:.3g}"),
         _text(total.tuning_s, "{:.3g}"),
+        _text(total.drawn, "{:d}"),
         _text(total.memory_bytes, "{:.2f}", 1e-9),
     ]
 
@@ -108,7 +119,7 @@ def _panel(panel: Panel, samples: Samples, records: Mapping[str, Mapping[str, An
     fronts = {curve: _front(panel, curve, budgets) for curve in whole}
     intervals = _intervals(panel, fronts, budgets, floor, samples, records)
     found = []
-    for curve in sorted(curves, key=lambda curve: (fmean(ranks[curve]) if ranks[curve] else math.inf, curve)):
+    for curve in ranked(panel, standing):
         rows = [row for (name, _), group in panel.groups.items() if name == curve for row in group]
         costs = [records[row["trial"]].get("cost") or {} for row in rows if row["status"] == "ok"]
         volume = area = None
@@ -119,8 +130,8 @@ def _panel(panel: Panel, samples: Samples, records: Mapping[str, Mapping[str, An
         lo, hi = intervals.get(curve, (None, None))
         rank = fmean(ranks[curve]) if ranks[curve] else None
         ranking, tuning = (_middle(costs, key) for key in ("ranking_s", "tuning_s"))
-        memory = min((cost["peak_memory_bytes"] for cost in costs if cost.get("peak_memory_bytes")), default=None)
-        found.append(Total(curve, volume, lo, hi, area, rank, ranking, tuning, memory))
+        drawn, memory = (_largest(costs, key) for key in ("calibration_samples", "peak_memory_bytes"))
+        found.append(Total(curve, volume, lo, hi, area, rank, ranking, tuning, drawn, memory))
     return found
 
 
@@ -138,6 +149,10 @@ def _area(budgets: Sequence[float], accuracy: np.ndarray) -> float:
 def _middle(costs: Sequence[Mapping[str, Any]], key: str) -> float | None:
     found = [cost[key] for cost in costs if cost.get(key) is not None]
     return median(found) if found else None
+
+
+def _largest(costs: Sequence[Mapping[str, Any]], key: str) -> Any:
+    return max((cost[key] for cost in costs if cost.get(key)), default=None)
 
 
 # --- the interval -------------------------------------------------------------------------------------------
