@@ -31,7 +31,7 @@ HEADS = (
     "mean rank",
     "scoring s",
     "tuning s",
-    "calibration samples",
+    "samples",
     "peak memory GB",
 )
 LEGEND = (
