@@ -32,6 +32,11 @@ class Bar:
         return cls(name, goal, median(rounds), *spread, **more)
 
     @property
+    def bound(self) -> str:
+        """The goal as it is shown."""
+        return f"{'<=' if self.at_most else '>='} {self.goal:g}"
+
+    @property
     def holds(self) -> bool | None:
         """Whether the goal is reached; None if it was not measured."""
         reached = self.ratio is not None and (self.ratio <= self.goal if self.at_most else self.ratio >= self.goal)

@@ -77,8 +77,8 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """Everything that one verdict rests on; accuracies are fractions."""
+class Verdict:
+    """Whether a studied variant reaches its bar, and all that this rests on; accuracies are fractions."""
 
     name: str
     scope: str
@@ -120,8 +120,8 @@ class Bar:
         return made | {"mean": self.mean, "highest": self.highest, "held": held, "goal": self.goal, "holds": self.holds}
 
 
-def verdict(folder: Path, progress: Progress = lambda made, total: None) -> list[Bar]:
-    """The bars of the board in this folder, one per studied variant, scope, regime and tuning.
+def verdict(folder: Path, progress: Progress = lambda made, total: None) -> list[Verdict]:
+    """The verdicts on the board in this folder, one per studied variant, scope, regime and tuning.
 
     Raises InputError for what is no sound record, records of two boards, no method under study, samples that are
     missing, and answers to other questions.
@@ -137,14 +137,14 @@ def verdict(folder: Path, progress: Progress = lambda made, total: None) -> list
     studied = [(own, panel) for panel in contestants for own in panel if own.studied and any(own.seeds.values())]
     if not studied:
         raise InputError(plain(f"{folder}: no trial of a method under study (role studied) with an accuracy"))
-    bars = []
+    found = []
     for own, panel in studied:
-        bars.append(_bar(own, panel))
-        progress(len(bars), len(studied))
-    return sorted(bars, key=lambda bar: (bar.scope, bar.units, bar.tuning, bar.regime, bar.name))
+        found.append(_verdict(own, panel))
+        progress(len(found), len(studied))
+    return sorted(found, key=lambda one: (one.scope, one.units, one.tuning, one.regime, one.name))
 
 
-def _bar(own: _Contestant, panel: Sequence[_Contestant]) -> Bar:
+def _verdict(own: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
     references = [one for one in panel if not one.studied]
     keys = ("tuning",) if own.tuned else ("regime", "tuning")
     alike = [one for one in references if one.alike(own, *keys)]
@@ -163,7 +163,7 @@ def _bar(own: _Contestant, panel: Sequence[_Contestant]) -> Bar:
     budgets = sorted({budget for one in (own, *alike) for budget in one.seeds}, reverse=True)
     best = {budget: max(rivals, key=lambda one: one.mean(budget), default=None) for budget in budgets}
     above, beside = _compare(own, dict.fromkeys(budgets, floor)), _compare(own, best)
-    return Bar(
+    return Verdict(
         own.name,
         own.trial["scope"],
         own.trial["units"],

@@ -11,7 +11,7 @@ import pytest
 from commands import Call, refused
 from stored import flipped, put, scores
 
-from harness.verdict import ALPHA, Bar, verdict
+from harness.verdict import ALPHA, Verdict, verdict
 
 DENSE = scores(450, 0.95)
 BUDGETS = (0.9, 0.75, 0.5, 0.3125, 0.2, 0.1)
@@ -35,7 +35,7 @@ def floor(results: Path, loss: float = 0.3, seeds: int = 3, **trial: Any) -> Non
         run(results, "random", loss, seed=seed, **trial)
 
 
-def only(results: Path) -> Bar:
+def only(results: Path) -> Verdict:
     (bar,) = verdict(results / "made")
     return bar
 
@@ -123,7 +123,7 @@ def test_like_is_compared_with_like(results: Path) -> None:
 
 def test_tuned_models_are_compared_whatever_was_repaired(results: Path) -> None:
     """Tuning has changed all weights of every method alike."""
-    how = {"tuning": "full-kl-300"}
+    how: dict[str, Any] = {"tuning": "full-kl-300"}
     floor(results, **how)
     run(results, "mine", 0.1, regime="repaired", **how)
     run(results, "mine", 0.2, control="random-units", variant="control=random-units", role="reference", **how)

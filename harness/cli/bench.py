@@ -51,11 +51,10 @@ def bench(
 def _show(found: list[Any]) -> None:
     table = Table("bar", "ratio", "interval", "goal", "holds", box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for bar in found:
-        goal = f"{'<=' if bar.at_most else '>='} {bar.goal:g}"
         if bar.ratio is None:
-            table.add_row(escape(bar.name), "–", f"run: {escape(bar.command)}", goal, "not measured")
+            table.add_row(escape(bar.name), "–", f"run: {escape(bar.command)}", bar.bound, "not measured")
             continue
         interval = "" if bar.lo is None else f"{bar.lo:.3g} to {bar.hi:.3g}"
         verdict = "[green]yes[/]" if bar.holds else "[red]no[/]" if bar.sound else "[red]no: not sound[/]"
-        table.add_row(escape(bar.name), f"{bar.ratio:.3g}", interval, goal, verdict)
+        table.add_row(escape(bar.name), f"{bar.ratio:.3g}", interval, bar.bound, verdict)
     out.print(table)

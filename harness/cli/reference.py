@@ -32,13 +32,11 @@ def check(limit: Limit = None, device: Device = "cpu", json_: Json = False) -> N
 
     bars = measure(limit=limit, device=device, console=err)
     if json_:
-        print(json.dumps({"bars": bars}, indent=1))
+        print(json.dumps({"bars": [bar.to_json() for bar in bars]}, indent=1))
     else:
         table = Table("bar", "measured", "goal", "holds")
         for bar in bars:
-            table.add_row(
-                bar["name"], f"{bar['measured']:.4g}", bar["goal"], "yes" if bar["holds"] else "[red]no[/red]"
-            )
+            table.add_row(bar.name, f"{bar.ratio:.4g}", bar.bound, "yes" if bar.holds else "[red]no[/red]")
         out.print(table)
-    if not all(bar["holds"] for bar in bars):
+    if not all(bar.holds for bar in bars):
         raise typer.Exit(1)

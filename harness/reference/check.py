@@ -1,6 +1,6 @@
 """`infoprune reference check`: every bar the embedded model has to meet, measured by the harness itself.
 
-    for bar in check(limit=150): print(bar["name"], bar["measured"], bar["holds"])
+    for bar in check(limit=150): print(bar.name, bar.ratio, bar.holds)
 
 An exam that everyone passes ranks nobody: besides being good, and blind without its images, the model must lose
 accuracy when it is pruned at random, and methods must come out apart. The trials are two shipped boards.
@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from harness import registry, spec
+from harness.bars import Bar
 from harness.progress import progress_bar
 from harness.types import Trial
 
@@ -24,8 +25,8 @@ BOARDS = ("reference-check", "reference-check-heads")
 MEGABYTES = 16
 
 
-def check(*, limit: int | None = None, device: str = "cpu", console: Console | None = None) -> list[dict[str, Any]]:
-    """Run the boards and hold the figures against the bars: a dict each with name, measured, goal, holds.
+def check(*, limit: int | None = None, device: str = "cpu", console: Console | None = None) -> list[Bar]:
+    """Run the boards and hold the figures against the bars.
 
     Raises RuntimeError when a trial fails.
     """
@@ -49,43 +50,30 @@ def check(*, limit: int | None = None, device: str = "cpu", console: Console | N
     return bars(results, Path(registry.model(boards[0].model)))
 
 
-def bars(results: list[tuple[Trial, dict[str, Any]]], model: Path) -> list[dict[str, Any]]:
-    """The bars from each trial's metrics; accuracies as fractions, losses in points."""
+def bars(results: list[tuple[Trial, dict[str, Any]]], model: Path) -> list[Bar]:
+    """The bars from each trial's metrics; accuracies as fractions, losses in points, weights in MB."""
     dense = next(metrics for trial, metrics in results if trial.method == "none")
     scores: dict[tuple[str, str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for trial, metrics in results:
         if trial.method != "none":
             scores[trial.units, trial.scope, trial.budget][trial.method].append(metrics["accuracy"]["mean"])
-    found = []
-
-    def add(name: str, measured: float, goal: float, at_least: bool = True) -> None:
-        holds = measured >= goal if at_least else measured <= goal
-        found.append(
-            {"name": name, "measured": measured, "goal": f"{'>=' if at_least else '<='} {goal:g}", "holds": holds}
-        )
-
-    for name, own in dense["accuracy"]["tasks"].items():
-        add(f"accuracy, {name}", own["accuracy"], 0.90)
+    found = [Bar(f"accuracy, {name}", 0.90, own["accuracy"]) for name, own in dense["accuracy"]["tasks"].items()]
     for name, own in dense["floors"]["blank"]["tasks"].items():
-        add(f"accuracy with the image blanked, {name}", own["accuracy"], 0.50, at_least=False)
-    add(
-        "weights, MB",
-        sum(f.stat().st_size for f in model.glob("*.safetensors")) / 1e6,
-        MEGABYTES,
-        at_least=False,
-    )
+        found.append(Bar(f"accuracy with the image blanked, {name}", 0.50, own["accuracy"], at_most=True))
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
+    found.append(Bar("weights, MB", MEGABYTES, weights, at_most=True))
 
     def loss(units: str, scope: str, budget: float) -> float:
         return 100 * (dense["accuracy"]["mean"] - mean(scores[units, scope, budget][CONTROL]))
 
     for scope in ("vision", "language"):
-        add(f"points lost, {CONTROL} at 0.5 of {scope}", loss("both", scope, 0.5), 5)
-        add(f"points lost, {CONTROL} at 0.3125 of {scope}", loss("both", scope, 0.3125), 15)
+        found.append(Bar(f"points lost, {CONTROL} at 0.5 of {scope}", 5, loss("both", scope, 0.5)))
+        found.append(Bar(f"points lost, {CONTROL} at 0.3125 of {scope}", 15, loss("both", scope, 0.3125)))
         spread = [
             max(means) - min(means)
             for (units, own, _), methods in scores.items()
             if units == "both" and own == scope and (means := [mean(values) for values in methods.values()])
         ]
-        add(f"points between best and worst method, {scope}", 100 * max(spread), 15)
-    add(f"points lost, {CONTROL} at a quarter of the heads, vision", loss("heads", "vision", 0.25), 5)
-    return found
+        found.append(Bar(f"points between best and worst method, {scope}", 15, 100 * max(spread)))
+    lost = loss("heads", "vision", 0.25)
+    return [*found, Bar(f"points lost, {CONTROL} at a quarter of the heads, vision", 5, lost)]
