@@ -67,20 +67,20 @@ def _table(
         raise InputError(plain(f"{name}: not the samples that the record was written with (their hash differs)"))
     try:
         file = parquet.ParquetFile(BufferReader(content), read_dictionary=["answer"])
-        schema = file.schema_arrow
-        for column in columns:
-            if (place := schema.get_field_index(column)) < 0:
-                raise InputError(plain(f"{name}: column {column} is missing, or there twice"))
-            kind, wanted = schema.field(place).type, "numbers" if column == "score" else "text"
-            kind = kind.value_type if column == "answer" and types.is_dictionary(kind) else kind
-            if not (types.is_floating(kind) if column == "score" else types.is_string(kind)):
-                raise InputError(plain(f"{name}: column {column} is of {kind}, {wanted} are needed"))
-        if not file.metadata.num_rows:
-            raise InputError(plain(f"{name}: no answers"))
         # Threads and chunks would take longer than so small a table does.
-        return file.read(list(columns), use_threads=False).combine_chunks()
+        found = file.read(list(columns), use_threads=False).combine_chunks()
     except ArrowException as error:
         raise InputError(plain(f"{name}: not a parquet file: {error}")) from error
+    for column in columns:
+        if (place := found.schema.get_field_index(column)) < 0:
+            raise InputError(plain(f"{name}: column {column} is missing, or there twice"))
+        kind, wanted = found.schema.field(place).type, "numbers" if column == "score" else "text"
+        kind = kind.value_type if column == "answer" and types.is_dictionary(kind) else kind
+        if not (types.is_floating(kind) if column == "score" else types.is_string(kind)):
+            raise InputError(plain(f"{name}: column {column} is of {kind}, {wanted} are needed"))
+    if not found.num_rows:
+        raise InputError(plain(f"{name}: no answers"))
+    return found
 
 
 # --- where records come from ------------------------------------------------------------------------------
