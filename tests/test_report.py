@@ -312,25 +312,6 @@ def test_summary_averages_seeds_marks_the_best_and_never_counts_a_failure() -> N
     ]
 
 
-def test_the_best_is_the_best_of_its_regime() -> None:
-    """What was repaired is not ranked with what was not; what was tuned alike is ranked together."""
-    full = {"tuning": "full"}
-    items = [
-        made("taylor", "vision", 0.5, metrics=accuracy(0.6)),
-        made("wanda", "vision", 0.5, metrics=accuracy(0.5)),
-        made("flap", "vision", 0.5, metrics=accuracy(0.7), regime="repaired"),
-        made("taylor", "all", 0.5, metrics=accuracy(0.6), **full),
-        made("flap", "all", 0.5, metrics=accuracy(0.7), regime="repaired", **full),
-    ]
-    tuned, plain = sorted(panels(board_frame(items)), key=lambda panel: panel.title)
-    assert [cells(line) for line in summary(plain).splitlines()[4:]] == [
-        ["flap", "repaired", "**70.0**"],
-        ["taylor", "training-free", "**60.0**"],
-        ["wanda", "training-free", "50.0"],
-    ]
-    assert [cells(line)[1] for line in summary(tuned).splitlines()[4:]] == ["**70.0**", "60.0"]
-
-
 def test_dense_counts_for_every_scope_and_settings_stay_apart() -> None:
     items = [
         made(metrics=accuracy(0.9)),

@@ -14,7 +14,7 @@ from harness import record
 from harness.hypervolume import hypervolume_interval, hypervolume_intervals
 from harness.report import report
 from harness.report.samples import Samples
-from harness.report.tables import board_frame, panels
+from harness.report.tables import board_frame, panels, places, ranked, standings
 from harness.report.totals import RESAMPLES, Total, cells, find, shown
 
 LEVELS = {0.75: 0.8, 0.5: 0.6, 0.25: 0.3}
@@ -51,6 +51,22 @@ def test_every_figure_by_hand(tmp_path: Path) -> None:
     assert (own.rank, found["magnitude"].rank) == (1.0, 2.0)
     assert own.hypervolume and own.lo and own.hi and own.lo < own.hypervolume < own.hi
     assert (own.ranking_s, own.tuning_s, own.memory_bytes) == (None, None, None)
+
+
+def test_ranks_are_within_a_regime(tmp_path: Path) -> None:
+    """What was repaired is not ranked with what was not; what was tuned alike is ranked together."""
+    levels = {"taylor": 0.6, "wanda": 0.5, "flap": 0.7}
+    for method, level in levels.items():
+        regime = "repaired" if method == "flap" else "training-free"
+        for scope, tuning in (("vision", "none"), ("all", "full")):
+            put(tmp_path, method, {0.5: level}, regime=regime, scope=scope, tuning=tuning)
+    found = {panel.title: panel for panel in panels(board_frame(record.load(tmp_path / "made")[0]))}
+    apart, together = (found[f"Scope {scope}, heads and FFN"] for scope in ("vision", "all"))
+    assert list(ranked(apart, places(apart))) == ["flap", "taylor", "wanda"]
+    assert [places(apart)[name, 0.5] for name in levels] == [1, 2, 1]
+    assert [places(together)[f"{name} full", 0.5] for name in levels] == [2, 3, 1]
+    (heads, rows), (same, _) = standings(apart), standings(together)
+    assert heads == ["regime", *same] and rows["flap"] == [("repaired", False), (rows["flap"][1][0], True)]
 
 
 def test_the_interval_is_the_bootstrap_of_the_stored_scores(tmp_path: Path) -> None:
