@@ -129,6 +129,16 @@ def test_a_worker_that_keeps_dying_is_a_failure(cluster: Any, tmp_path: Path) ->
     assert "seed 98: worker: WorkerDied: on the cluster, 4 times" in died
 
 
+def test_what_ray_ends_for_memory_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray of this machine's own, to which any memory in use is too much: no trial runs for ever."""
+    for key, value in {"memory_usage_threshold": "0.001", "memory_monitor_refresh_ms": "100"}.items():
+        monkeypatch.setenv(f"RAY_{key}", value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    outcome = sweep(stubs.board(97, budgets=(0.5,)), tmp_path / "ray", cluster=Cluster(), make=stubs.make)
+    (failure,) = outcome.failed
+    assert "seed 97: worker: WorkerDied: on the cluster, 4 times" in failure and "memory" in failure
+
+
 def test_what_hears_of_starts_may_die(cluster: Any, tmp_path: Path) -> None:
     """The process behind the time limit is killed in the middle: another takes its place, and no trial is lost."""
     killed: list[str] = []

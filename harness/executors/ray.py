@@ -111,6 +111,8 @@ def _connect(address: str | None) -> Any:
     if importlib.util.find_spec("ray") is None:
         raise InputError("--executor ray: Ray is not installed; pip install 'infoprune-bench[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
+    # Ray would run again for ever what its memory monitor ends.
+    os.environ["RAY_task_oom_retries"] = str(RETRIES)  # noqa: SIM112 (its name as Ray has it)
     import ray
 
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
