@@ -199,13 +199,11 @@ def resident(pid: int | str = "self") -> int:
 
 
 def _serve(pipe: Connection, make: Make, device: str, jobs: int) -> None:
-    """The worker process: trials in, records out, until the pipe closes."""
+    """The worker process: trials in, records out, until the pipe closes at the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     worker = make(device, jobs, lambda text: pipe.send(("progress", text)))
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):  # the parent is gone
+        while True:
             trial = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(("progress", "start"))
-        pipe.send(("result", worker.run(trial)))
+            pipe.send(("progress", "start"))
+            pipe.send(("result", worker.run(trial)))
