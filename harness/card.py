@@ -32,11 +32,12 @@ def card(
     why = "brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says its widths"
     form = why if trust else "loads as transformers' stock class"
     measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
+    part = {"both": "", "heads": "heads' ", "ffn": "FFNs' "}[trial.units]
     return f"""---
 {front}
 ---
 
-# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {measure}
+# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {part}{measure}
 
 Heads, channels or ranks are physically removed. It {form}.
 

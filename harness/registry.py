@@ -119,7 +119,10 @@ def _modules() -> dict[str, str]:
         for module in pkgutil.iter_modules([folder]):
             path = Path(folder) / module.name
             file = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
-            tree = ast.parse(file.read_text(encoding="utf-8"))
+            try:
+                tree = ast.parse(file.read_bytes())
+            except (SyntaxError, ValueError) as error:
+                raise InputError(f"{file}: not Python that can be read: {error}") from error
             if any(isinstance(node, ast.FunctionDef) and node.name == "rank" for node in tree.body):
                 found[module.name] = f"{BUILT_IN}.{module.name}"
     for point in entry_points(group=GROUP):
@@ -134,6 +137,11 @@ def methods() -> list[str]:
 
 def module_path(name: str) -> str:
     """The path of a method's module, which is not imported. Raises InputError for an unknown name."""
+    if name.endswith(".py"):
+        raise InputError(
+            f"method {name!r}: a board takes names; put the file into {BUILT_IN}/, or a package with an entry point, "
+            f"and name it {Path(name).stem!r}"
+        )
     if name not in _modules():
         raise InputError.unknown("method", name, _modules())
     return _modules()[name].partition(":")[0]

@@ -86,7 +86,7 @@ class Board(_Strict):
     tasks: tuple[str, ...] = Field(min_length=1)
     split: str = "validation"
     limit: Count | None = None
-    metrics: tuple[str, ...] = ("flops", "latency", "accuracy")
+    metrics: tuple[str, ...] = Field(("flops", "latency", "accuracy"), min_length=1)
     # Also score these models with their images blanked and shuffled: none, dense, or dense and those of these budgets.
     floors: bool | tuple[Fraction, ...] = True
     tuning: Tuning = Tuning()

@@ -94,6 +94,25 @@ def test_an_unknown_method_offers_the_nearest_and_lists_all() -> None:
     assert all(name in str(e.value) for name in registry.methods())
 
 
+@pytest.mark.parametrize("content", [b"def rank(vlm, calibration, *, seed)\n", b"\xff\xfe = 1\n", b"x = '\0'\n"])
+def test_a_method_that_is_no_python_is_named(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    package = tmp_path / "contestants"
+    package.mkdir()
+    for name, text in {"__init__": b"", "broken": content}.items():
+        (package / f"{name}.py").write_bytes(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "BUILT_IN", "contestants")
+    with pytest.raises(InputError, match=r"broken.py: not Python that can be read: "):
+        registry.methods()
+
+
+def test_a_file_is_no_name_of_a_method() -> None:
+    with pytest.raises(InputError, match=r"method 'mine/power.py': a board takes names; .* name it 'power'"):
+        registry.method("mine/power.py")
+
+
 def test_other_packages_add_methods(plugin: str) -> None:
     assert plugin in registry.methods() and "something" not in registry.methods()
     assert "their_methods" not in sys.modules  # listed, not imported

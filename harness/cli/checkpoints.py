@@ -43,6 +43,10 @@ def prune(
     from harness.export import prune as run
 
     check_device(device)
+    if method == "none":
+        raise InputError("--method none: is the model as it is; there is nothing to prune")
+    if data is None and model not in registry.MODELS:
+        err.print(f"no --data: the calibration questions are the embedded sets' ({', '.join(tasks.names())})")
     currency, share = _budget(budget)
     width, _, height = image.partition("x")
     if not (width.isdigit() and height.isdigit()):
