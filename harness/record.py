@@ -131,6 +131,7 @@ class _Cost(TypedDict, total=False):
     ranking_s: Number
     tuning_s: Number
     total_s: Number
+    calibration_samples: Number
     peak_memory_bytes: Number
 
 

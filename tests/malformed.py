@@ -199,6 +199,7 @@ def records() -> Iterator[Case]:
         ("cost",): ([], "x"),
         ("cost", "ranking_s"): ("fast", [], 10**400),
         ("cost", "peak_memory_bytes"): ({}, True),
+        ("cost", "calibration_samples"): ({}, "many"),
         ("log",): ([], "x"),
     }  # fmt: skip
     for place, values in wrong.items():

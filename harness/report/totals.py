@@ -65,7 +65,7 @@ class Total:
     rank: float | None
     ranking_s: float | None
     tuning_s: float | None
-    drawn: int | None
+    drawn: float | None
     memory_bytes: float | None
 
 
@@ -93,7 +93,7 @@ def cells(total: Total) -> list[str]:
         _text(total.rank, "{:.1f}"),
         _text(total.ranking_s, "{:.3g}"),
         _text(total.tuning_s, "{:.3g}"),
-        _text(total.drawn, "{:d}"),
+        _text(total.drawn, "{:g}"),
         _text(total.memory_bytes, "{:.2f}", 1e-9),
     ]
 
