@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -129,14 +130,23 @@ def test_a_worker_that_keeps_dying_is_a_failure(cluster: Any, tmp_path: Path) ->
     assert "seed 98: worker: WorkerDied: on the cluster, 4 times" in died
 
 
-def test_what_ray_ends_for_memory_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a Ray of this machine's own, to which any memory in use is too much: no trial runs for ever."""
-    for key, value in {"memory_usage_threshold": "0.001", "memory_monitor_refresh_ms": "100"}.items():
-        monkeypatch.setenv(f"RAY_{key}", value)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    outcome = sweep(stubs.board(97, budgets=(0.5,)), tmp_path / "ray", cluster=Cluster(), make=stubs.make)
-    (failure,) = outcome.failed
-    assert "seed 97: worker: WorkerDied: on the cluster, 4 times" in failure and "memory" in failure
+def test_what_ray_ends_for_memory_has_failed(tmp_path: Path) -> None:
+    """On a Ray of this machine's own, to which any memory in use is too much: no trial runs for ever.
+
+    In a process of its own: a second Ray, started beside the cluster, is no company for the tests to come.
+    """
+    code = (
+        "import sys, stubs; from pathlib import Path; from harness.sweep import Cluster, sweep;"
+        "board = stubs.board(97, budgets=(0.5,));"
+        "print(sweep(board, Path(sys.argv[1]), cluster=Cluster(), make=stubs.make).failed)"
+    )
+    env = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env={**os.environ, **env}
+    )
+    assert "seed 97: worker: WorkerDied: on the cluster, 4 times" in done.stdout, done.stderr
+    assert "memory" in done.stdout
 
 
 def test_what_hears_of_starts_may_die(cluster: Any, tmp_path: Path) -> None:
