@@ -143,7 +143,11 @@ def test_what_ray_ends_for_memory_has_failed(tmp_path: Path) -> None:
     env = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env={**os.environ, **env}
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        timeout=300,
     )
     assert "seed 97: worker: WorkerDied: on the cluster, 4 times" in done.stdout, done.stderr
     assert "memory" in done.stdout
