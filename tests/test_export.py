@@ -217,7 +217,15 @@ def test_bad_flags_are_refused(call: Call, tiny_folder: Path, questions: Path) -
     refused(call(*words, "--budget", "params=half"), "--budget params=half", "such as latency=0.6")
     refused(call(*words, "--budget", "0.5", "--image", "big"), "--image big", "448x448")
     refused(call(*words[:3], "magnitud", *words[4:], "--budget", "0.5"), "magnitud", "'magnitude'")
+    refused(call(*words[:3], "none", *words[4:], "--budget", "0.5"), "--method none", "nothing to prune")
     refused(call("load", "no.json", tiny_folder, "out"), "no.json")
+
+
+def test_prune_says_what_it_calibrates_on_and_what_of_the_scope_it_cuts(call: Call, tiny_folder: Path) -> None:
+    words = ["--budget", "0.5", "--samples", "4", "--image", "64x64", "--out", "small"]
+    done = call("prune", tiny_folder, "--method", "dgmr", *words)
+    assert done.code == 0 and "no --data: the calibration questions are the embedded sets'" in done.err
+    assert "pruned by dgmr to 0.5 of its vision FFNs' FLOPs" in Path("small/README.md").read_text()
 
 
 # --- a shape that a config says, and one that none does ---------------------------------------------------
