@@ -50,7 +50,9 @@ def demo(
     for file in files:
         if file.parent == out_dir / board.name and file.name in shown:
             out.print(f"{shown[file.name]}: {file}", soft_wrap=True)
-    out.print("next: infoprune list boards, infoprune sweep BOARD --dry-run, infoprune check-method FILE")
+    out.print(
+        "next: infoprune list boards, infoprune sweep BOARD --dry-run, infoprune check-method FILE", soft_wrap=True
+    )
 
 
 def sweep(
