@@ -1,34 +1,40 @@
-"""ASVD: SVD of FFN Linears scaled by what they read, ranks by sensitivity (Yuan et al. 2023, arXiv 2312.05821).
+"""ASVD: SVD of Linears scaled by what they read, ranks by measured sensitivity (Yuan et al. 2023, arXiv 2312.05821).
 
-rank(vlm, calibration, seed=0, alpha=1.0, allocation="uniform")
+rank(vlm, calibration, seed=0, alpha=0.5, allocation="threshold", least=0.1, samples=32)
 
 S = diag((mean |X_j|)^alpha), W S = U Sigma V^T; W becomes U_r and Sigma_r V_r^T S^-1. Ranks by STRS: each Linear alone
-is cut to 0.1, 0.2 .. 0.9 of its cost, and the rise of the answer loss on a few samples is measured. Departures: the
-paper gives each Linear the least share whose perplexity is under a common threshold, found by bisection; here the
-solver trades the rises, interpolated on their lower convex hull, against multiply-adds. Attention stays as it is.
+is cut to 0.9, 0.8 .. of its cost, and the answer loss is measured on a few samples. Then each Linear gets the least
+share whose perplexity is under a common threshold, which the budget sets. Perplexity is exp(loss), so a threshold on
+the loss is the same. Checked against the released code (hahnyuan/ASVD4LLM, sensitivity.py and binary_search.py).
+Departures: the Linear that meets the budget stops between two shares; below the least share, where the released code
+stops, all Linears fall together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from math import exp
 from typing import Annotated, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from baselines.linalg import decompose
-from baselines.low_rank import Factorable, decomposed, equal_shares, factorables, low_rank
-from harness.calibration import Calibration, linears
-from harness.types import VLM, InputError, Ranking, hull
+from baselines.low_rank import Factorable, Loss, decomposed, equal_shares, factorables, low_rank
+from harness.statistics import Calibration, linears
+from harness.types import VLM, InputError, Ranking
 
-UNITS = "ffn"
-FREE = 1e-6  # nats per share given up where the loss does not rise, so that the solver cuts no more than it has to
-SHARES = tuple(step / 10 for step in range(1, 10))  # the paper's candidates
+TAIL = 40  # steps from the least share to nothing
 
 Alpha = Annotated[float, "power of the mean absolute input in the scale; 0.5 is the paper's choice (2312.05821)"]
 Allocation = Annotated[
-    Literal["sensitivity", "uniform"], "ranks by the measured rise of the loss (STRS, 2312.05821), or equal shares"
+    Literal["threshold", "uniform"], "ranks by one threshold on the loss for all (STRS, 2312.05821), or equal shares"
 ]
-Samples = Annotated[int, "calibration samples on which the rise is measured; 32 in the released code"]
+Least = Annotated[float, "least share that is tried; 0.1 in the paper (2312.05821), 0.4 in its released code"]
+Samples = Annotated[int, "calibration samples on which the loss is measured; 32 in the released code"]
+Rises = Sequence[tuple[float, float]]  # (share kept, rise of the answer loss in nats), by falling share
 
 
 def rank(
@@ -37,75 +43,84 @@ def rank(
     *,
     seed: int,
     alpha: Alpha = 0.5,
-    allocation: Allocation = "sensitivity",
+    allocation: Allocation = "threshold",
+    least: Least = 0.1,
     samples: Samples = 32,
 ) -> Ranking:
-    """Loss of a Linear: the rise of the answer loss when it alone is cut to a share of its cost, in nats.
+    """Points by the rise of the answer loss, in nats, when only this Linear is cut to a share of its cost.
 
-    Raises InputError for a number of samples below 1.
+    Raises InputError if `least` is not from 0.1 to 0.9, or `samples` is below 1.
     """
+    if not 0.1 <= least <= 0.9:
+        raise InputError(f"asvd: least: {least} should be from 0.1 to 0.9")
     if samples < 1:
         raise InputError(f"asvd: samples: {samples} should be at least 1")
-    features = calibration.features([path for block in vlm.blocks for path in linears(block.ffn)])
-    second = {path: feature.absolute.pow(2 * alpha) for path, feature in features.items()}
-    few = Calibration(vlm, calibration.samples[:samples], calibration.batch_size)
-    dense = few.answer_loss() if allocation == "sensitivity" else 0.0
-    scores, log = {}, {}
-    for block in vlm.blocks:
-        found = decomposed(factorables(vlm.model, block.ffn), second.__getitem__)
-        losses = [equal_shares(linear) for linear in found]
-        if allocation == "sensitivity":
-            calibration.progress(f"asvd: sensitivity of {block.name}")
-            rises = [[(share, loss - dense) for share, loss in sensitivity(vlm, few, linear)] for linear in found]
-            losses = [interpolated(rise) for rise in rises]
-            log[block.name] = {
-                linear.path.rsplit(".", 1)[-1]: [float(f"{value:.3g}") for _, value in rise]
-                for linear, rise in zip(found, rises, strict=True)
-            }
-        scores[block.name, "ffn"] = low_rank(block.ffn, found, losses)
-    return Ranking(scores, {"rise": log} if log else {})
+    parts = vlm.select("all")
+    features = calibration.features([path for block, kind in parts for path in linears(block.units(kind))])
+    scales = {path: feature.absolute.pow(2 * alpha) for path, feature in features.items()}
+    decomposition = [decomposed(factorables(vlm.model, block.units(kind)), scales.__getitem__) for block, kind in parts]
+    every = [linear for found in decomposition for linear in found]
+    if allocation == "uniform":
+        rises, losses = {}, {linear.path: equal_shares(linear) for linear in every}
+    else:
+        few = Calibration(vlm, calibration.samples[:samples], calibration.batch_size)
+        shares = [step / 10 for step in range(9, 0, -1) if step / 10 >= least]
+        rises = sensitivity(vlm, few, every, shares, calibration.progress)
+        losses = thresholds(every, rises)
+    scores = {}
+    for (block, kind), found in zip(parts, decomposition, strict=True):
+        scores[block.name, kind] = low_rank(block.units(kind), found, [losses[linear.path] for linear in found])
+    shown = {path: [float(f"{rise:.3g}") for _, rise in found] for path, found in rises.items()}
+    return Ranking(scores, {"rise": shown} if shown else {})
 
 
-def sensitivity(vlm: VLM, few: Calibration, linear: Factorable) -> list[tuple[float, float]]:
-    """(share of its cost, answer loss in nats) with this Linear alone cut to each of SHARES, as far as ranks allow."""
-    module, part = vlm.model.get_submodule(linear.path), linear.part or decompose(linear.weight)
-    found = []
-    for kept in dict.fromkeys(max(1, int(share / linear.share(1))) for share in SHARES):
-        down, up = part.factors(linear.weight, kept)
-
-        def pair(
-            _: nn.Module, args: tuple[Tensor, ...], output: Tensor, down: Tensor = down, up: Tensor = up
-        ) -> Tensor:
-            return nn.functional.linear(nn.functional.linear(args[0], down), up, linear.bias)
-
-        hook = module.register_forward_hook(pair)
-        try:
-            found.append((linear.share(kept), few.answer_loss()))
-        finally:
-            hook.remove()
-    return found
+def sensitivity(
+    vlm: VLM, few: Calibration, every: Sequence[Factorable], shares: Sequence[float], progress: Callable[[str], None]
+) -> dict[str, Rises]:
+    """By path, the rise of the answer loss with only this Linear cut to each share that its ranks allow."""
+    dense, rises = few.answer_loss(), {}
+    for number, linear in enumerate(every):
+        progress(f"asvd: Linear {number + 1} of {len(every)}")
+        ranks = dict.fromkeys(linear.rank(share) for share in shares)
+        rises[linear.path] = [(linear.share(r), _answer_loss(vlm, few, linear, r) - dense) for r in ranks]
+    return rises
 
 
-def interpolated(rises: list[tuple[float, float]]) -> Callable[[float], float]:
-    """The rise of the loss, in nats, as a function of the share kept: the lower convex hull of measured points.
+def _answer_loss(vlm: VLM, few: Calibration, linear: Factorable, rank: int) -> float:
+    down, up = (linear.part or decompose(linear.weight)).factors(linear.weight, rank)
 
-    rises: (share, rise), to which (1, 0) is added; a rise below that of a larger share is raised to it first. Below the
-    least share the hull's last slope goes on, and FREE per share given up is added everywhere.
+    def pair(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(args[0], down), up, linear.bias)
+
+    hook = vlm.model.get_submodule(linear.path).register_forward_hook(pair)
+    try:
+        return few.answer_loss()
+    finally:
+        hook.remove()
+
+
+def thresholds(every: Sequence[Factorable], rises: Mapping[str, Rises]) -> dict[str, Loss]:
+    """Losses with which the solver raises one threshold for all Linears, from the least rise upwards.
+
+    The slope of a step between two shares grows exponentially with the place of its threshold among all thresholds, so
+    that other token counts do not change the order of distant thresholds.
     """
-    points, highest = [], 0.0
-    for share, rise in sorted([*rises, (1.0, 0.0)], reverse=True):
-        highest = max(highest, rise)
-        points.append((share, highest))
-    corners = [points[place] for place in hull(points)]
+    # The threshold at which a Linear falls to a share: the least rise of this share and the smaller ones.
+    reached = {path: list(accumulate((rise for _, rise in found[::-1]), min))[::-1] for path, found in rises.items()}
+    places = sorted({rise for found in reached.values() for rise in found})
+    level = {rise: place / len(places) for place, rise in enumerate(places)}
+    losses = {}
+    for linear in every:
+        shares = [share for share, _ in rises[linear.path]]
+        steps = [(share, level[rise]) for share, rise in zip(shares, reached[linear.path], strict=True)]
+        steps += [(shares[-1] * (1 - n / TAIL), 1 + n / (2 * TAIL)) for n in range(1, TAIL + 1)]
+        corners = [(1.0, 0.0)]
+        for share, height in steps:
+            before, loss = corners[-1]
+            corners.append((share, loss + (before - share) * linear.weight.numel() * exp(400 * height)))
+        losses[linear.path] = partial(_interpolated, *zip(*corners[::-1], strict=True))
+    return losses
 
-    def loss(share: float) -> float:
-        place = next((i for i, (x, _) in enumerate(corners) if i > 0 and x <= share), len(corners) - 1)
-        (x, y), slope = corners[place - 1], _slope(corners[place - 1], corners[place])
-        return y + slope * (x - share) + FREE * (1 - share)
 
-    return loss
-
-
-def _slope(higher: tuple[float, float], lower: tuple[float, float]) -> float:
-    """Rise of the loss per share given up, between two points."""
-    return (lower[1] - higher[1]) / (higher[0] - lower[0])
+def _interpolated(shares: Sequence[float], losses: Sequence[float], share: float) -> float:
+    return float(np.interp(share, shares, losses))

@@ -9,7 +9,6 @@ loads it.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from harness.calibration import Calibration
+    from harness.statistics import Calibration
     from harness.types import VLM, Component, Kind, Plan, Ranking
 
-METHOD = "infoprune"
+METHOD = "infoprune_free"  # what its figures rank with: one ranking serves all budgets
 SEED = 0
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.")]
@@ -37,6 +36,7 @@ inspect = typer.Typer(
     help="The figures of the InfoPrune paper for any model: PNG and CSV.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 
@@ -51,27 +51,32 @@ def theory(
     """The three theorems of InfoPrune, measured: points, correlations, and where a claim does not hold."""
     from baselines.infoprune import figures, findings
     from baselines.infoprune.theory import DECODED, MASKS, measure
-    from harness.cli.shared import out as screen
+    from harness.cli.screen import out as screen
+    from harness.files import save
 
     settings = {"masks": MASKS, "decoded": DECODED}
     with _loaded(model, device, out) as (vlm, track):
         record = _record(
             out / "theory.json",
             _asked(vlm, samples, settings),
-            lambda: {"points": measure(vlm, _drawn(samples), track)},
+            lambda: {"points": measure(vlm, _samples(samples), track)},
         )
     points = record["points"]
     _csv(out / "theory.csv", [{"theorem": name[-1]} | point for name in points for point in points[name]])
     figures.theory(record, out / "theory.png")
-    (out / "theory.md").write_text(findings.page(record), encoding="utf-8", newline="\n")
-    found = findings.summary(points)
-    said = findings.findings(found, points)
+    save(out / "theory.md", findings.page(record))
+    correlations = findings.summary(points)
+    sentences = findings.findings(correlations, points)
     if json_:
-        print(json.dumps({"model": model, "samples": samples, "findings": said, "correlations": found}, indent=1))
+        print(
+            json.dumps(
+                {"model": model, "samples": samples, "findings": sentences, "correlations": correlations}, indent=1
+            )
+        )
         return
     for theorem, title in findings.TITLES.items():
         screen.print(f"[bold]{title}[/bold]")
-        for sentence in said[theorem]:
+        for sentence in sentences[theorem]:
             screen.print(f"  {sentence.replace('**', '')}", soft_wrap=True, markup=False)
     _say(out, "theory.md", "theory.png", "theory.csv", "theory.json")
 
@@ -86,13 +91,13 @@ def heads(
     """Figure 1: negative entropy of every head; beside it J, Taylor and the true damage, and how they agree."""
     from baselines.infoprune import figures
     from baselines.infoprune.inspect import heads as measure
-    from harness.calibration import Calibration
+    from harness.statistics import Calibration
 
     with _loaded(model, device, out) as (vlm, track):
         record = _record(
             out / "heads.json",
             _asked(vlm, samples, {}),
-            lambda: {"rows": measure(vlm, Calibration(vlm, _drawn(samples)), track)},
+            lambda: {"rows": measure(vlm, Calibration(vlm, _samples(samples)), track)},
         )
     _csv(out / "heads.csv", record["rows"])
     figures.heads(record, out / "heads.png")
@@ -110,12 +115,12 @@ def ffn(
     """Figure 2: row density of W1, W2 and W1 x W2; their spectra, and what the method chooses at a budget."""
     from baselines.infoprune import figures
     from baselines.infoprune.inspect import ffn as measure
-    from harness.calibration import Calibration
+    from harness.statistics import Calibration
 
     with _loaded(model, device, out) as (vlm, track):
 
         def make() -> dict[str, Any]:
-            calibration = Calibration(vlm, _drawn(samples))
+            calibration = Calibration(vlm, _samples(samples))
             ranking = _rank(vlm, calibration)
             return {"rows": measure(vlm, ranking, _plans(vlm, calibration, ranking, "ffn", budget), track)}
 
@@ -138,17 +143,17 @@ def survivors(
     from baselines.infoprune import figures
     from baselines.infoprune.inspect import survivors as measure
     from harness import tasks
-    from harness.calibration import Calibration
+    from harness.statistics import Calibration
 
     with _loaded(model, device, out) as (vlm, track):
 
         def make() -> dict[str, Any]:
             rankings, plans = {}, {}
             for task in track(tasks.names(), "data sets"):
-                calibration = Calibration(vlm, _drawn(samples, task))
+                calibration = Calibration(vlm, _samples(samples, task))
                 rankings[task] = _rank(vlm, calibration)
-                found = _plans(vlm, calibration, rankings[task], "heads", budget)
-                plans |= {(task, component): plan for component, plan in found.items()}
+                by_component = _plans(vlm, calibration, rankings[task], "heads", budget)
+                plans |= {(task, component): plan for component, plan in by_component.items()}
             return {"rows": measure(vlm, rankings, plans)}
 
         record = _record(out / "survivors.json", _asked(vlm, samples, {"budget": budget}), make)
@@ -162,9 +167,10 @@ def survivors(
 
 @contextmanager
 def _loaded(model: str, device: str, out: Path) -> Iterator[tuple[VLM, Any]]:
-    """The model, and a function that shows on stderr how far a loop is; the flags are checked first."""
+    """The model, and a function that shows the progress of a loop on stderr; checks the flags first."""
     from harness import families, registry
-    from harness.cli.shared import check_device, err
+    from harness.cli.screen import err
+    from harness.cli.shared import check_device
     from harness.files import check_writable
     from harness.progress import progress_bar
 
@@ -180,14 +186,15 @@ def _loaded(model: str, device: str, out: Path) -> Iterator[tuple[VLM, Any]]:
         bar.update(measuring, total=1, completed=1)
 
 
-def _drawn(samples: int, *names: str) -> Sequence[Any]:
+def _samples(samples: int, *names: str) -> Sequence[Any]:
     from harness import tasks
+    from harness.types import Questions
 
-    return tasks.samples(names or tasks.names(), "calibration", samples, SEED)
+    return tasks.samples(Questions(tuple(names or tasks.names()), "calibration"), samples, SEED)
 
 
 def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a measurement depends on, the method's defaults included: a stored one that agrees is reused."""
+    """The settings of a measurement, with the method's defaults; a stored one with the same settings is reused."""
     from harness import registry
 
     settings = {**settings, "options": dict(registry.method(METHOD).options)}
@@ -195,23 +202,24 @@ def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _record(path: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The measurement in the file if it is of this model, samples and settings; else a new one, written there.
+    """The stored measurement if its model, samples and settings are the same; otherwise a new one, which is stored.
 
     Raises InputError if the file is not JSON.
     """
-    from harness.cli.shared import err
+    from harness.cli.screen import err
+    from harness.files import save
     from harness.types import InputError
 
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON; delete it to measure anew") from error
-        if isinstance(found, dict) and all(found.get(key) == value for key, value in asked.items()):
+        if isinstance(stored, dict) and all(stored.get(key) == value for key, value in asked.items()):
             err.print(f"{path}: measured before; delete it to measure anew", soft_wrap=True, markup=False)
-            return found
+            return stored
     record = {**asked, **make()}
-    path.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+    save(path, json.dumps(record, allow_nan=False) + "\n")
     return record
 
 
@@ -223,7 +231,7 @@ def _rank(vlm: VLM, calibration: Calibration) -> Ranking:
 
 def _plans(vlm: VLM, calibration: Calibration, ranking: Ranking, kind: Kind, budget: float) -> dict[str, Plan]:
     """One plan per component, each for a budget over that component alone."""
-    from harness.budget import solve
+    from harness.pruning.solver import solve
     from harness.types import Budget
 
     components: set[Component] = {block.component for block in vlm.blocks}
@@ -231,14 +239,15 @@ def _plans(vlm: VLM, calibration: Calibration, ranking: Ranking, kind: Kind, bud
 
 
 def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    from harness.files import save
+    from harness.report.spreadsheet import rows_text
+
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    save(path, rows_text(heads, [[row.get(head, "") for head in heads] for row in rows]))
 
 
 def _say(out: Path, *names: str) -> None:
-    from harness.cli.shared import out as screen
+    from harness.cli.screen import out as screen
 
     for name in names:
         screen.print(str(out / name), soft_wrap=True, markup=False)

@@ -3,7 +3,7 @@
 rank(vlm, calibration, seed=0)
 
 Gram-Schmidt on the rows of the first Linear: the row with the largest norm is picked, its direction is removed from all
-others, and so on. After as many picks as a row has entries nothing is left, and a new round starts from the original
+others, and so on. After as many picks as a row has entries nothing remains, and a new round starts from the original
 values of the rows not yet picked. Every layer loses the same share. Departures: a gated FFN's neuron is its gate and up
 rows side by side; a round also ends when only rounding errors are left; no distillation afterwards.
 """
@@ -13,14 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Ordinal, Ranking
 
 UNITS = "ffn"
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
-    """Order: how early a neuron is picked."""
+    """Order: the earlier a neuron is picked, the longer it stays."""
     scores = {}
     for block in vlm.blocks:
         parts = [
@@ -35,21 +35,21 @@ def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
 
 
 def _picks(weight: Tensor) -> list[int]:
-    """The numbers of all rows of a weight (n, d), in the order in which they are picked."""
+    """The row numbers of a weight (n, d), in the order of picking."""
     weight = weight.double()
     floor = float(weight.norm(dim=1).max()) * max(weight.shape) * torch.finfo(torch.float64).eps
-    left = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    unpicked = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     order: list[int] = []
-    while left.any():
-        rest = weight.clone()
-        for number in range(min(weight.shape[1], int(left.sum()))):
-            norms = torch.where(left, rest.norm(dim=1), -1)
+    while unpicked.any():
+        residual = weight.clone()
+        for number in range(min(weight.shape[1], int(unpicked.sum()))):
+            norms = torch.where(unpicked, residual.norm(dim=1), -1)
             pick = int(norms.argmax())
             if norms[pick] <= floor and number:
                 break
             order.append(pick)
-            left[pick] = False
+            unpicked[pick] = False
             if norms[pick] > floor:
-                direction = rest[pick] / norms[pick]
-                rest -= torch.outer(rest @ direction, direction)
+                direction = residual[pick] / norms[pick]
+                residual -= torch.outer(residual @ direction, direction)
     return order

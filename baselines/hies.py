@@ -1,4 +1,4 @@
-"""HIES: head importance joined with how focused a head's attention is (Choi et al. 2025, arXiv 2510.13832).
+"""HIES (reconstructed): head importance joined with how focused attention is (Choi et al. 2025, arXiv 2510.13832).
 
 rank(vlm, calibration, seed=0, alpha=0.8)
 
@@ -6,8 +6,10 @@ HIES_h = alpha * HIS_h + (1 - alpha) * (1 - AE_h) (eq. 1). HIS: mean over sample
 attention's entropy over the log of the sequence's length, averaged over queries and samples (eq. 5). Both are min-max
 normalised to [0, 1]; the heads with the lowest scores go, in whichever layer they are (eq. 8). Departures: the vision
 tower and the language model, whose gradients differ in size, are normalised apart; alpha is an option, not tuned for
-every ratio; where heads share keys and values, a group has the mean entropy of its heads; the solver weighs a head's
+every ratio; if heads share keys and values, a group has the mean entropy of its heads; the solver weighs a head's
 damage against its cost.
+
+Unverified: the authors have announced code, but released none, so that this follows the paper's equations alone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Additive, InputError, Ranking
 
 UNITS = "heads"

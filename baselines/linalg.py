@@ -1,9 +1,9 @@
-"""Low-rank approximation of a matrix, plain or whitened; least squares; and SVD routes.
+"""Linear algebra for the methods: low-rank approximation, plain or whitened; SVD routes.
 
 down, up = decompose(linear.weight, moment.second).factors(linear.weight, rank=8)
 
-What returns singular vectors is detached: their gradients hold 1 / (s_i^2 - s_j^2), which is infinite where singular
-values repeat. `roots` and `row_reduced` are differentiable.
+Functions that return singular vectors detach their input: the gradients contain 1 / (s_i^2 - s_j^2), which is infinite
+for repeated singular values. `roots` and `row_reduced` are differentiable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STRIP = 256  # rows or columns worked on at a time: less memory, and half the work of a symmetric product
+STRIP = 256  # rows or columns per step: saves memory, and half the work of a symmetric product
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Decomposition:
     def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """`down` (rank, in) and `up` (out, rank), in the weight's dtype: the best pair for inputs that S whitens.
 
-        up @ down approximates `weight`. U_r U_r^T W is SVD-LLM's U_r Sigma_r V_r^T S^-1 (arXiv 2403.07378) without the
-        inverse, which need not exist.
+        up @ down approximates `weight`. U_r U_r^T W equals SVD-LLM's U_r Sigma_r V_r^T S^-1 (arXiv 2403.07378) without
+        the inverse, which may not exist.
         """
         weight = weight.detach()
         left = self._left(weight, rank)
@@ -53,15 +53,15 @@ class Decomposition:
             return vectors
         root = None if self.root is None else self.root.to(weight.device)
         parts = [part.to(vectors.dtype) for part in weight.split(STRIP)]
-        # The columns of W S V are those of U times the singular values; QR normalises them, also where the value is 0.
+        # The columns of W S V are those of U times the singular values; QR normalises them, even if a value is 0.
         return torch.linalg.qr(torch.cat([(part if root is None else part @ root) @ vectors for part in parts])).Q
 
 
 def decompose(weight: Tensor, second: Tensor | None = None, root: Tensor | None = None) -> Decomposition:
     """Decompose a Linear's weight (out, in), whitened by the uncentred second moment (in, in) of its input if given.
 
-    By the Gram matrix of the smaller side, in float64. Given a moment, the energies sum to the outputs' mean squared
-    norm. root: `whitener(second)`, if it has been made already.
+    It uses the Gram matrix of the smaller side, in float64. With a moment, the energies sum to the outputs' mean
+    squared norm. root: `whitener(second)`, if it is already computed.
     """
     matrix = weight.detach().double()
     rows, columns = matrix.shape
@@ -75,22 +75,25 @@ def decompose(weight: Tensor, second: Tensor | None = None, root: Tensor | None 
 
 
 def _symmetric(size: int, left: Callable[[Tensor], Tensor], right: Tensor, rows: Tensor) -> Tensor:
-    """left(rows) @ right (size, size), which is symmetric: in strips, up to the diagonal, as `eigh` reads no more."""
-    made = rows.new_zeros(size, size)
+    """The lower triangle of the symmetric left(rows) @ right (size, size), computed in strips.
+
+    `eigh` reads only the lower triangle.
+    """
+    product = rows.new_zeros(size, size)
     for start in range(0, size, STRIP):
         strip = slice(start, start + STRIP)
-        made[strip, : start + STRIP] = left(rows[strip]) @ right[:, : start + STRIP]
-    return made
+        product[strip, : start + STRIP] = left(rows[strip]) @ right[:, : start + STRIP]
+    return product
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (..., n), largest first, none below 0, and eigenvectors of positive semidefinite (..., n, n)."""
+    """Eigenvalues (..., n), largest first and not below 0, and eigenvectors of positive semidefinite (..., n, n)."""
     values, vectors = torch.linalg.eigh(symmetric)
     return values.clamp(min=0).flip(-1), vectors.flip(-1)
 
 
 def whitener(second: Tensor) -> Tensor:
-    """The symmetric S with S S^T = X X^T / N, (..., n, n), float64, from that second moment, which may be singular."""
+    """The symmetric S with S S^T = X X^T / N, (..., n, n), float64, from this second moment, which may be singular."""
     values, vectors = eigh(second.double())
     return vectors * values.sqrt().unsqueeze(-2) @ vectors.mT
 
@@ -98,7 +101,8 @@ def whitener(second: Tensor) -> Tensor:
 def inverse_whitener(second: Tensor) -> Tensor:
     """The pseudo-inverse S^+ of `whitener`, (..., n, n), float64.
 
-    The second moment of S^+ X is the identity, or, if X does not span all directions, the projector on those it spans.
+    The second moment of S^+ X is the identity; if X does not span all directions, it is the projector on those it
+    spans.
     """
     values, vectors = eigh(second.double())
     scales = roots(values, second.shape[-1])
@@ -107,13 +111,13 @@ def inverse_whitener(second: Tensor) -> Tensor:
 
 
 def roots(eigenvalues: Tensor, terms: int) -> Tensor:
-    """Square roots of the eigenvalues (..., n) of a Gram or covariance matrix, whose entries are sums of `terms` terms.
+    """Square roots of the eigenvalues (..., n) of a Gram or covariance matrix whose entries are sums of `terms` terms.
 
-    Eigenvalues that differ from 0 by rounding only have the root 0, and the gradient 0 instead of the infinite slope.
+    Eigenvalues that differ from 0 only by rounding get the root 0, and the gradient 0 instead of an infinite slope.
     """
     largest = eigenvalues.detach().amax(-1, keepdim=True).clamp(min=0)
     floor = max(terms, eigenvalues.shape[-1]) * torch.finfo(eigenvalues.dtype).eps * largest
-    # NaN is not small, and stays.
+    # NaN does not count as small, so it stays NaN.
     small = eigenvalues <= floor
     return torch.where(small, 0, torch.where(small, 1, eigenvalues).sqrt())
 
@@ -135,11 +139,11 @@ class Svd(NamedTuple):
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> Svd:
-    """The first `rank` singular values and vectors of matrices (..., m, n), by the Gram matrix of the smaller side.
+    """The first `rank` singular values and vectors of matrices (..., m, n), from the Gram matrix of the smaller side.
 
-    No method calls it: methods need all energies, which `decompose` gives. In float32, or float64 for float64:
-    singular values below about 3e-4 or 1e-8 of the largest are rounding errors. Raises ValueError for a rank that the
-    matrix cannot have.
+    No method uses it, because methods need all energies, which `decompose` gives. In float32, or in float64 for float64
+    input: singular values below about 3e-4 (or 1e-8) of the largest are rounding errors. Raises ValueError for a rank
+    outside 0 to min(m, n).
     """
     _check(matrix, rank)
     if matrix.shape[-2] > matrix.shape[-1]:
@@ -147,19 +151,19 @@ def truncated_svd(matrix: Tensor, rank: int) -> Svd:
     unit, scale = _unit(_working(matrix))
     values, vectors = eigh(unit @ unit.mT)
     left = vectors[..., :rank]
-    # The rows of U^T M are the right vectors times the singular values; QR normalises them, also where the value is 0.
+    # The rows of U^T M are the right vectors times the singular values; QR normalises them, even if a value is 0.
     q, r = torch.linalg.qr(unit.mT @ left)
     sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).to(q)
     return Svd(left, values[..., :rank].sqrt() * scale.squeeze(-1), (q * sign.unsqueeze(-2)).mT)
 
 
 def randomized_svd(matrix: Tensor, rank: int, *, seed: int = 0, oversample: int = 10, iterations: int = 2) -> Svd:
-    """Approximately the first `rank` singular values and vectors of matrices (..., m, n), from a random sketch.
+    """An approximation of the first `rank` singular values and vectors of matrices (..., m, n), from a random sketch.
 
-    Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1: a Gaussian sketch of rank + oversample columns, power
-    iterations with a QR after each product, then the SVD of the matrix in that basis. Slowly decaying spectra need more
-    iterations. No method calls it. In float32, or float64 for float64. Raises ValueError for a rank that the
-    matrix cannot have.
+    A Gaussian sketch of rank + oversample columns, power iterations with a QR after each product, then the SVD of the
+    matrix in that basis. Slowly decaying spectra need more iterations. No method uses it. In float32, or in float64 for
+    float64 input. Raises ValueError for a rank outside 0 to min(m, n).
+    Source: Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1.
     """
     _check(matrix, rank)
     unit, scale = _unit(_working(matrix))
@@ -190,29 +194,7 @@ def _working(matrix: Tensor) -> Tensor:
 
 
 def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrix (..., m, n) over its largest entry, so that no square overflows or vanishes, and that entry."""
+    """The matrix (..., m, n) over its largest entry, so that no square overflows or underflows, and that entry."""
     largest = matrix.abs().amax((-2, -1), keepdim=True)
     scale = torch.where(largest == 0, 1, largest)
     return matrix / scale, scale
-
-
-def least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight (out, in) and bias (out,) that map inputs (n, in) nearest to outputs (n, out), in float64.
-
-    The weight of the least norm, if dependent or too few inputs leave a choice.
-    """
-    inputs, outputs = inputs.double(), outputs.double()
-    mean, target = inputs.mean(0), outputs.mean(0)
-    centred = inputs - mean
-    weight = (outputs - target).T @ centred @ torch.linalg.pinv(centred.T @ centred, hermitian=True)
-    return weight, target - weight @ mean
-
-
-def conditional(covariance: Tensor, kept: Tensor) -> Tensor:
-    """The regression of all n variables on those kept, S: C[:, S] C[S, S]^+, (n, |S|), float64.
-
-    covariance: C (n, n). kept: the positions S. For a weight W (out, n), W @ conditional is the least-squares repair of
-    cutting its input down to S.
-    """
-    covariance = covariance.double()
-    return covariance[:, kept] @ torch.linalg.pinv(covariance[kept][:, kept], hermitian=True)

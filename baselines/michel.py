@@ -3,8 +3,8 @@
 rank(vlm, calibration, seed=0, absolute="token")
 
 I_h = mean over samples x of |A_h(x) . dL(x)/dA_h(x)| (eq. 2), each layer's scores divided by their L2 norm; heads of
-all layers then compete. Departures: where heads share keys and values, a whole group is one unit; the solver weighs
-a head's damage against its cost, which the paper, with heads of one size, need not.
+all layers then compete. Departures: if heads share keys and values, a whole group is one unit; the solver weighs a
+head's damage against its cost, which the paper does not need, because its heads have one size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Additive, Kind, Ranking, Units
 
 UNITS = "heads"
@@ -31,9 +31,9 @@ def rank(
     vlm: VLM, calibration: Calibration, *, seed: int, absolute: Absolute = "sample", normalise: Normalise = "layer"
 ) -> Ranking:
     """Damage of a head: its mean absolute activation * gradient, summed per sample or per token."""
-    found = _by_sample(calibration) if absolute == "sample" else _by_token(calibration)
+    by_head = _by_sample(calibration) if absolute == "sample" else _by_token(calibration)
     scores = {}
-    for key, importance in found.items():
+    for key, importance in by_head.items():
         norm = float(importance.norm()) if normalise == "layer" else 1.0
         scores[key] = Additive(tuple((importance / (norm or 1.0)).tolist()))
     return Ranking(scores)
@@ -46,23 +46,25 @@ def _by_sample(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
 
 
 def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
-    """(count,) for the heads of each block: |activation * gradient|, summed over columns before the absolute value and
-    over tokens after it, averaged over samples."""
+    """(count,) for the heads of each block: |activation * gradient|, averaged over samples.
+
+    It is summed over columns before the absolute value, and over tokens after it.
+    """
     vlm = calibration.vlm
-    kept: dict[tuple[str, Kind], Units] = {
+    units_of: dict[tuple[str, Kind], Units] = {
         (block.name, kind): block.heads for block, kind in vlm.select("all", "heads")
     }
     device = next(vlm.model.parameters()).device
-    gates = {key: torch.ones(units.count, device=device, requires_grad=True) for key, units in kept.items()}
-    sums = {key: torch.zeros(units.count, dtype=torch.float64) for key, units in kept.items()}
+    gates = {key: torch.ones(units.count, device=device, requires_grad=True) for key, units in units_of.items()}
+    sums = {key: torch.zeros(units.count, dtype=torch.float64) for key, units in units_of.items()}
 
     def hook(key: tuple[str, Kind]) -> Callable[..., None]:
         def see(_: Any, args: tuple[Tensor, ...]) -> None:
-            gated = args[0]  # has a gradient because its gate has
+            gated = args[0]  # requires a gradient because its gate does
 
             def add(gradient: Tensor) -> None:
                 products = (gated.detach() * gradient).double().flatten(0, -2)
-                sums[key] += products.unflatten(1, (kept[key].count, -1)).sum(2).abs().sum(0).cpu()
+                sums[key] += products.unflatten(1, (units_of[key].count, -1)).sum(2).abs().sum(0).cpu()
 
             gated.register_hook(add)
 
@@ -70,7 +72,7 @@ def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
 
     single = calibration.singly
     with single.frozen(), torch.enable_grad(), single.gated(gates), ExitStack() as hooks:
-        for key, units in kept.items():
+        for key, units in units_of.items():
             consumer = vlm.model.get_submodule(units.consumer)
             hooks.callback(consumer.register_forward_pre_hook(hook(key)).remove)  # after the gate's own hook
         for batch in single.batches():

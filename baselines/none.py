@@ -5,7 +5,7 @@ infoprune list methods
 
 from __future__ import annotations
 
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Ranking
 
 

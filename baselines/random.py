@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Ordinal, Ranking
 
 

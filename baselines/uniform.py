@@ -3,13 +3,13 @@
 rank(vlm, calibration, seed=0)
 
 Squared gate derivatives (Molchanov et al. 2019, arXiv 1906.10771, eq. 8) order the units of a block and kind; all
-of these lose the same share. What Taylor gains over this is due to its allocation, what this gains over random to the
-order.
+of these lose the same share. Taylor's gain over this method comes from its allocation; this method's gain over random
+comes from the order.
 """
 
 from __future__ import annotations
 
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Ordinal, Ranking
 
 

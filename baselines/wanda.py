@@ -4,7 +4,9 @@ rank(vlm, calibration, seed=0, weights="all")
 
 A weight W_ij scores |W_ij| * ||X_j||, X_j being the feature that it reads; a unit scores the sum over its weights. The
 paper prunes single weights; the structured form is Wanda-sp of the FLAP paper (An et al. 2023, arXiv 2312.11983): the
-consumer's columns, the same share from every layer. The norm is a root mean square here, which changes no order.
+consumer's columns, the same share from every layer. The norm is a root mean square here, and Wanda-sp takes the mean
+over the outputs; neither changes an order. Departure: both codes compute a layer's features after the earlier layers
+were cut; here they are the dense model's.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from harness.calibration import Calibration, linears, unit_sums
+from harness.statistics import Calibration, linears, unit_sums
 from harness.types import VLM, Ordinal, Ranking
 
 Weights = Annotated[
@@ -23,14 +25,14 @@ Weights = Annotated[
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, weights: Weights = "consumer") -> Ranking:
     """Order: the sum of |weight| * root mean square of its input feature over a unit's weights."""
-    every = [block.units(kind) for block, kind in vlm.select("all")]
+    all_units = [block.units(kind) for block, kind in vlm.select("all")]
     features = calibration.features(
-        path for units in every for path in (linears(units) if weights == "all" else [units.consumer])
+        path for units in all_units for path in (linears(units) if weights == "all" else [units.consumer])
     )
 
     def totals(path: str, dim: int) -> Tensor:
         weight = vlm.model.get_parameter(f"{path}.weight").detach().double().abs()
-        if path not in features:  # a producer, which "consumer" leaves out
+        if path not in features:  # a producer; "consumer" does not count its weights
             return weight.new_zeros(weight.shape[1 - dim])
         return (weight * features[path].square.sqrt()).sum(dim)
 

@@ -1,23 +1,35 @@
-"""Files written whole or not at all, and folders that can be written.
+"""Files and folders that are written completely or not at all, and checks before the work that they can be.
 
 put(Path("out.json"), lambda temporary: temporary.write_text("{}"))
+with new_folder(check_new("--out", Path("out"))) as part: (part / "config.json").write_text("{}")
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 from harness.types import InputError
 
+LONG = 200  # bytes of a name that leave no room for what a temporary file's name adds
+
 
 def put(path: Path, fill: Callable[[Path], object]) -> None:
-    """Have `fill` write a temporary neighbour of `path`, flush it to disk and move it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Let `fill` write a temporary file beside `path`, flush it to disk, and move it into place."""
+    name = path.name if len(os.fsencode(path.name)) < LONG else sha256(os.fsencode(path.name)).hexdigest()
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         fill(temporary)
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors makes its files private
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -25,11 +37,115 @@ def put(path: Path, fill: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save(path: Path, text: str) -> None:
+    """Write a text where the user asked for it. A link is followed; a device or a pipe is written to as it is.
+
+    Raises InputError if the file cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", newline="\n")
+        else:
+            put(
+                Path(os.path.realpath(path)),
+                lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"),
+            )
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The error for a file or folder that the system does not let us write."""
+    return InputError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+# --- before the work ------------------------------------------------------------------------------------------
+
+
 def check_writable(folder: Path, what: str = "results folder") -> None:
-    """Raise InputError unless files can be made in `folder`, which is created if missing."""
+    """Raise InputError unless files can be written in `folder`, which is created if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"-")  # a full disk still creates files
+            file.flush()
     except OSError as error:
         raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raise InputError unless `save` can write this file; its folder is created if missing."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{what} {path}: a folder; name a file")
+        if os.path.lexists(path) and not path.is_file():
+            return  # a device or a pipe, or a link to what is not there yet
+        check_writable(path.parent, what)
+        if not path.is_file():
+            path.touch()  # the name may be impossible
+            path.unlink()
+        elif not os.access(path, os.W_OK):
+            raise InputError(f"{what} {path}: not writable: {os.strerror(errno.EACCES)}")
+    except OSError as error:
+        raise InputError(f"{what} {path}: not writable: {os.strerror(error.errno or 0)}") from error
+
+
+def check_new(what: str, folder: Path) -> Path:
+    """The folder that this path leads to, links followed; it is new or empty, and can be written.
+
+    Raises InputError for any other.
+    """
+    target = Path(os.path.realpath(folder))
+    try:
+        if os.path.lexists(target):
+            if not target.is_dir() or any(target.iterdir()):
+                raise InputError(f"{what} {folder}: already exists and is not an empty folder; name a new or empty one")
+            check_writable(target, what)
+        else:
+            check_writable(target.parent, what)
+            target.mkdir()  # the name may be impossible
+            target.rmdir()
+    except OSError as error:
+        raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
+    return target
+
+
+# --- folders --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` (see `check_new`) if nothing is raised and vanishes otherwise.
+
+    Raises InputError if the system does not let it be written.
+    """
+    part = (target if target.exists() else target.parent) / f".{os.getpid()}.part"
+    try:
+        part.mkdir()
+        yield part
+        public(part)
+        if target.exists():  # the current folder, or a mount: it stays, and takes the files
+            # The config comes last: without it the folder is no checkpoint.
+            for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
+                file.rename(target / file.name)
+        else:
+            part.rename(target)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    except Exception as error:
+        if "(os error " not in str(error):  # as libraries in Rust say it
+            raise
+        raise InputError(f"{target}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def public(folder: Path) -> None:
+    """Give the files of a folder the permissions of new files; safetensors makes its files private."""
+    probe = folder / ".new"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(mode)

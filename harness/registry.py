@@ -2,8 +2,9 @@
 
     registry.method("infoprune").rank(vlm, calibration, seed=0)
 
-A method is a module with a function `rank`: a file of the built-in folder, or an entry point of another package in the
-group `infoprune.methods`. Names are listed without importing any method; only the one asked for is imported.
+A method is a module with a function `rank`: a file of the built-in folder, an entry point of another package in the
+group `infoprune.methods`, or any file, named by a path that ends in .py and seen from the current folder. Names are
+listed without importing any method; only the one asked for is imported.
 """
 
 from __future__ import annotations
@@ -16,29 +17,36 @@ import inspect
 import os
 import pkgutil
 import re
+import subprocess
 import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from hashlib import sha256
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness.bars import Bar
-from harness.types import VLM, Budget, Dense, InputError, Plan, Ranking
+from harness.types import VLM, Budget, Column, InputError, Ranking
 
 if TYPE_CHECKING:
-    from harness.calibration import Calibration
+    from harness.bench.bar import Bar
+    from harness.statistics.calibration import Calibration
 
 BUILT_IN = "baselines"
 GROUP = "infoprune.methods"
 COMMANDS = "infoprune.commands"
 BENCHES = "infoprune.benches"
+FILE = "infoprune_file_"  # how the module of a method in a file of the user's is called, before a hash of the path
 HERE = Path(__file__).parent
 MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
+# Models that `infoprune reference build` makes on this machine: the module whose `built()` says where one is.
+BUILT = {"dinov2-smollm2": "harness.reference.pretrained.folder"}
 BOARDS = HERE / "boards"
 GEOMETRIES = HERE / "geometries"
 HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
@@ -61,16 +69,15 @@ class Method:
         """Whether `rank` asks for the budget, so that a ranking serves one budget only."""
         return "budget" in inspect.signature(self.module.rank).parameters
 
-    @property
-    def repairs(self) -> bool:
-        """Whether there is a function `repair`."""
-        return hasattr(self.module, "repair")
-
     def regime(self, options: Mapping[str, Any]) -> str:
-        """training-free, repaired or trained: the module's REGIME, or what its `regime` makes of all options."""
+        """none, bias, refit or trained: the module's REGIME, or what its `regime` makes of all options."""
         if hasattr(self.module, "regime"):
             return self.module.regime({**self.options, **options})
-        return getattr(self.module, "REGIME", "training-free")
+        return getattr(self.module, "REGIME", "none")
+
+    def steps(self, options: Mapping[str, Any]) -> int:
+        """The mini-batches that the method trains on: its option `steps` if its regime is `trained`, else 0."""
+        return {**self.options, **options}.get("steps", 0) if self.regime(options) == "trained" else 0
 
     def rank(
         self, vlm: VLM, calibration: Calibration, *, seed: int, budget: Budget | None = None, **options: Any
@@ -78,17 +85,6 @@ class Method:
         """The module's ranking; it gets the budget if it asks for it."""
         asked = {"budget": budget} if self.per_budget else {}
         return self.module.rank(vlm, calibration, seed=seed, **asked, **options)
-
-    def repair(self, vlm: VLM, calibration: Calibration, plan: Plan, **options: Any) -> Mapping[str, Dense]:
-        """New weights and biases of Linears of the cut model, by module path; none without a function `repair`.
-
-        It gets the dense model, and those of the method's options that it names.
-        """
-        if not self.repairs:
-            return {}
-        named = inspect.signature(self.module.repair).parameters
-        given = {key: value for key, value in {**self.options, **options}.items() if key in named}
-        return self.module.repair(vlm, calibration, plan, **given)
 
     def check(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The options, validated against the signature; those equal to their default are dropped.
@@ -135,40 +131,126 @@ def methods() -> list[str]:
     return sorted(_modules())
 
 
+def method_file(name: str) -> Path | None:
+    """The file of a method that is named by its path; None for any other name.
+
+    Raises InputError for a path where there is no Python file.
+    """
+    if not name.endswith(".py") and (name in _modules() or not os.path.exists(name)):
+        return None
+    if os.path.isdir(name):
+        raise InputError(f"method {name}: a folder, not a Python file")
+    if not os.path.isfile(name):
+        raise InputError(f"method {name}: no such file")
+    if not name.endswith(".py"):
+        raise InputError(f"method {name}: not a Python file (.py)")
+    return Path(name)
+
+
+def default_method() -> str:
+    """The method that prunes where none is named; the contestants' folder says which."""
+    return importlib.import_module(BUILT_IN).DEFAULT
+
+
 def module_path(name: str) -> str:
-    """The path of a method's module, which is not imported. Raises InputError for an unknown name."""
-    if name.endswith(".py"):
-        raise InputError(
-            f"method {name!r}: a board takes names; put the file into {BUILT_IN}/, or a package with an entry point, "
-            f"and name it {Path(name).stem!r}"
-        )
+    """The name under which Python finds a method's source, which is not imported; see `method` for what is raised."""
+    if file := method_file(name):
+        return _files.add(file)
     if name not in _modules():
         raise InputError.unknown("method", name, _modules())
     return _modules()[name].partition(":")[0]
 
 
-@functools.cache
+def changed(name: str) -> int:
+    """When the file of a method that is named by its path was last changed, in nanoseconds; 0 for a registered name."""
+    file = method_file(name)
+    return file.stat().st_mtime_ns if file else 0
+
+
 def method(name: str) -> Method:
-    """Import one method. Raises InputError for an unknown name; an ImportError inside the method is passed on."""
+    """Import a method by its registered name or by the path of its file, which is then read again if it changed.
+
+    Raises InputError for an unknown name, and for a file that is missing, cannot be imported, has no function `rank`,
+    or has the name of a registered method. An ImportError inside a registered method is passed on.
+    """
+    file = method_file(name)
+    if file is None:
+        return _named(name)
+    if file.stem in _modules():
+        raise InputError(
+            f"method {name}: {file.stem!r} is the name of a registered method; use that name, or rename the file"
+        )
+    return _in_file(name, file.resolve(), changed(name))
+
+
+@functools.cache
+def _named(name: str) -> Method:
     return described(name, module(name))
 
 
+@functools.lru_cache(maxsize=32)
+def _in_file(name: str, file: Path, changed: int) -> Method:
+    """The method in this file as it was at this time."""
+    module = module_of_file(file, name)
+    if not inspect.isfunction(getattr(module, "rank", None)):
+        raise InputError(f"method {name}: the file has no function `rank`")
+    try:
+        return described(Path(name).stem, module)
+    except Exception as error:  # say, an annotation with a name that only type checkers import
+        raise _unusable(name, error) from error
+
+
 def module(name: str) -> ModuleType:
-    """The module of a method, imported; raises as `method` does."""
+    """The module of a registered method, imported; raises as `method` does."""
     return importlib.import_module(module_path(name))
 
 
-def module_of_file(path: Path) -> ModuleType:
-    """A method in a file that no package holds, imported under the file's name. What it raises is passed on."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def module_of_file(path: Path, name: str | None = None) -> ModuleType:
+    """A method's module from a file, run anew at each call.
+
+    It does not stay among the imported modules, so other processes are sent its functions whole, not by name.
+    Raises InputError, which calls the file `name`, for whatever goes wrong in it.
+    """
+    spec = importlib.util.find_spec(_files.add(path))
     assert spec and spec.loader
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made  # where dataclasses and annotations look for it
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and annotations look for it
     try:
-        spec.loader.exec_module(made)
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise _unusable(name or str(path), error) from error
     finally:
         del sys.modules[spec.name]
-    return made
+    return module
+
+
+def _unusable(name: str, error: Exception) -> InputError:
+    return InputError(f"method {name}: cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+class _Files(MetaPathFinder):
+    """Tells Python's import system where methods outside of any package lie, so that their sources are found."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, Path] = {}  # module name -> file
+
+    def add(self, file: Path) -> str:
+        """The module name of this file."""
+        path = file.resolve()
+        name = f"{FILE}{sha256(os.fsencode(path)).hexdigest()[:16]}"
+        self.paths[name] = path
+        return name
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname not in self.paths:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.paths[fullname])
+
+
+_files = _Files()
+sys.meta_path.append(_files)
 
 
 def described(name: str, module: ModuleType) -> Method:
@@ -205,14 +287,30 @@ def metrics() -> list[str]:
     """The metric names."""
     spec = importlib.util.find_spec("harness.metrics")
     assert spec and spec.submodule_search_locations
-    return sorted(module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+    modules = pkgutil.iter_modules(spec.submodule_search_locations)
+    return sorted(module.name for module in modules if not module.name.startswith("_"))
 
 
 def metric(name: str) -> Callable[..., dict[str, Any]]:
     """The `measure` function of a metric. Raises InputError for an unknown name."""
     if name not in metrics():
         raise InputError.unknown("metric", name, metrics())
-    return importlib.import_module(f"harness.metrics.{name}").measure
+    measure: Callable[..., dict[str, Any]] | None
+    measure = getattr(importlib.import_module(f"harness.metrics.{name}"), "measure", None)
+    if measure is None:
+        raise InputError(f"harness/metrics/{name}.py: the function `measure` is missing")
+    return measure
+
+
+@functools.cache
+def columns() -> dict[str, tuple[Column, ...]]:
+    """The columns that each metric declares. Raises InputError for a column that two metrics declare."""
+    declared = {name: getattr(importlib.import_module(f"harness.metrics.{name}"), "COLUMNS", ()) for name in metrics()}
+    owners: dict[str, str] = {}
+    for metric, column in ((metric, column.name) for metric, columns in declared.items() for column in columns):
+        if owners.setdefault(column, metric) != metric:
+            raise InputError(f"metrics {owners[column]} and {metric} both declare the column {column!r}; rename one")
+    return declared
 
 
 def geometries() -> list[str]:
@@ -221,12 +319,14 @@ def geometries() -> list[str]:
 
 
 def model(name: str) -> str:
-    """Where a model is: the folder of a shipped name, or the name itself (a folder or a hub id owner/name).
+    """Where a model is: the folder of a shipped or built name, or the name itself (a folder or a hub id owner/name).
 
-    Raises InputError for what can be neither.
+    Raises InputError for what can be neither, and for a name that is not built yet, with the command that builds it.
     """
     if name in MODELS:
         return str(MODELS[name])
+    if name in BUILT:
+        return str(importlib.import_module(BUILT[name]).built())
     if name in geometries():
         return str(GEOMETRIES / name)
     if os.path.isdir(name):  # False for what can be no path at all
@@ -236,7 +336,8 @@ def model(name: str) -> str:
         return name
     if "/" in name:
         raise InputError(f"model {name}: no such folder")
-    raise InputError.unknown("model", name, [*MODELS, *geometries(), "a checkpoint folder", "a hub id owner/name"])
+    known = [*MODELS, *BUILT, *geometries()]
+    raise InputError.unknown("model", name, [*known, "a checkpoint folder", "a hub id owner/name"])
 
 
 def boards() -> list[str]:
@@ -254,3 +355,20 @@ def board(name: str) -> Path:
             raise InputError(f"board {name}: no such file")
         return path
     raise InputError.unknown("board", name, [*boards(), "a .yaml file"])
+
+
+@functools.cache
+def code() -> dict[str, Any]:
+    """Version of this package, and the git revision it runs from, if any."""
+    facts: dict[str, Any] = {"version": version("infoprune-bench"), "revision": None, "dirty": None}
+    root = HERE.parent
+    if (root / ".git").exists():
+
+        def git(*words: str) -> str:
+            return subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+
+        facts["revision"] = git("rev-parse", "HEAD")
+        facts["dirty"] = bool(git("status", "--porcelain", "--", "harness", BUILT_IN))
+    return facts

@@ -13,9 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hypothesis
 import pytest
-from commands import Call, Done
 
 from harness.types import VLM
+from tests.support.commands import Call, Done
+from tests.support.question_files import question_rows, write_parquet
 
 # How long an example takes depends on what else the machine does, and is no verdict on the code.
 hypothesis.settings.register_profile(
@@ -26,7 +27,7 @@ hypothesis.settings.load_profile("any-machine")
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from harness.contract import TEXT, VISION
+    from harness.checks.method_contract import TEXT, VISION
     from harness.reference.model import build
 
     return build(tmp_path_factory.mktemp("tiny") / "checkpoint", vision=VISION, text=TEXT)
@@ -62,6 +63,16 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which this machine's measured rates are kept, empty."""
+    from harness.machine import limits
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    limits._cached.cache_clear()
+    return tmp_path / "cache" / "infoprune-bench"
+
+
+@pytest.fixture
 def count(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Says how much a test has tried; shown at the end of the run, whichever process the test ran in."""
     return lambda text: record_property("count", text)
@@ -75,9 +86,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from test_tasks import rows, write
+    return write_parquet(tmp_path_factory.mktemp("questions") / "mine.parquet", question_rows("mini_vqav2", 10))
 
-    return write(tmp_path_factory.mktemp("questions") / "mine.parquet", rows("mini_vqav2", 10))
+
+@pytest.fixture(scope="session")
+def made_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three shipped names with small made sets behind them: 8 images per split, none shared."""
+    from harness import tasks
+
+    root = tmp_path_factory.mktemp("sets")
+    for place, split in enumerate(tasks.SPLITS):
+        for form in tasks.names():
+            write_parquet(root / form / f"{split}.parquet", question_rows(form, 8, start=100 * place))
+    return root
+
+
+@pytest.fixture
+def sets(made_sets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from harness.tasks import data
+
+    monkeypatch.setattr(data, "REFERENCE", made_sets)
+    return made_sets
 
 
 @pytest.fixture

@@ -4,54 +4,37 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from test_tasks import made_sets, sets
 
-from harness import contract, families, record, registry, surgery
-from harness.budget import TOLERANCE, solve
-from harness.calibration import Calibration
-from harness.runner import Context
+from harness import families, registry
+from harness.checks import method_contract
+from harness.machine.facts import facts
+from harness.pruning import surgery
+from harness.pruning.solver import TOLERANCE, solve
+from harness.records import record
+from harness.records.record import Record
+from harness.statistics.calibration import Calibration
+from harness.trials.context import Context
+from harness.trials.result import code, contestant
 from harness.types import (
     VLM,
     Budget,
     InputError,
     Plan,
     Ranking,
-    Trial,
 )
-
-__all__ = ["made_sets", "sets"]  # fixtures
+from tests.support.progress import Heard
+from tests.support.trials import random_trial
 
 
 @pytest.fixture(scope="module")
 def rankings(tiny: VLM) -> dict[str, Ranking]:
-    calibration = Calibration(tiny, contract.samples(), batch_size=4)
+    calibration = Calibration(tiny, method_contract.samples(), batch_size=4)
     return {name: registry.method(name).rank(tiny, calibration, seed=0) for name in ("none", "random")}
-
-
-def trial(**changes: Any) -> Trial:
-    plain: dict[str, Any] = {
-        "board": "contracts",
-        "model": "tiny",
-        "method": "random",
-        "options": {},
-        "scope": "all",
-        "units": "both",
-        "budget": 0.5,
-        "seed": 0,
-        "tasks": ("mini_gqa", "mini_textvqa"),
-        "split": "validation",
-        "limit": 4,
-        "metrics": (),
-        "calibration": {"samples": 6, "tasks": ["mini_gqa"], "split": "calibration"},
-        "latency": {"batches": [1, 2], "repeats": 3},
-        "reference_input": {"image": [64, 64], "text": "How many stars?"},
-    }
-    return Trial(**{**plain, **changes})
 
 
 # --- methods ----------------------------------------------------------------------------------------------
@@ -70,14 +53,14 @@ def test_a_method_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", registry.methods())
 def test_a_method_keeps_the_contract(tiny: VLM, name: str) -> None:
     """Signature, scores of every unit, one ranking a seed, every budget met, and the model left as found."""
-    assert contract.findings(name, registry.module(name), tiny) == []
+    assert method_contract.breaches(name, registry.module(name), tiny) == []
 
 
 def test_dense_is_a_method_like_the_others(tiny: VLM, rankings: dict[str, Ranking]) -> None:
     plan = solve(tiny, rankings["none"], Budget("all", 1.0, extents={}))
     assert plan == Plan({}, 1.0, 1.0)
     with pytest.raises(InputError, match="does not rank"):
-        extents = families.family(tiny.family).extents(tiny.model, Context(trial(), print).inputs(tiny))
+        extents = families.family(tiny.family).extents(tiny.model, Context(random_trial().reference_input).inputs(tiny))
         solve(tiny, rankings["none"], Budget("all", 0.5, extents=extents))
 
 
@@ -96,7 +79,7 @@ def test_a_family_has_the_functions_that_are_asked_of_it(name: str) -> None:
 def test_blocks_are_read_from_the_model_that_is_there(tiny: VLM, rankings: dict[str, Ranking]) -> None:
     found = families.family(tiny.family)
     assert found.blocks(tiny.model) == tiny.blocks
-    extents = found.extents(tiny.model, Context(trial(), print).inputs(tiny))
+    extents = found.extents(tiny.model, Context(random_trial().reference_input).inputs(tiny))
     pruned = surgery.apply(
         tiny, solve(tiny, rankings["random"], Budget("all", 0.5, extents=extents)), rankings["random"]
     )
@@ -114,7 +97,7 @@ def test_blocks_are_read_from_the_model_that_is_there(tiny: VLM, rankings: dict[
 
 @pytest.fixture(scope="module")
 def pruned(tiny: VLM, rankings: dict[str, Ranking]) -> VLM:
-    extents = families.family(tiny.family).extents(tiny.model, Context(trial(), print).inputs(tiny))
+    extents = families.family(tiny.family).extents(tiny.model, Context(random_trial().reference_input).inputs(tiny))
     return surgery.apply(tiny, solve(tiny, rankings["random"], Budget("all", 0.5, extents=extents)), rankings["random"])
 
 
@@ -122,10 +105,10 @@ def pruned(tiny: VLM, rankings: dict[str, Ranking]) -> VLM:
 def test_a_metric_gives_plain_finite_json_and_touches_nothing(sets: Path, tiny: VLM, pruned: VLM, name: str) -> None:
     measure = registry.metric(name)
     assert list(inspect.signature(measure).parameters) == ["pruned", "dense", "trial", "context"]
-    own = trial(metrics=(name,))
-    said: list[str] = []
+    own = random_trial(metrics=(name,))
+    said = Heard()
     before = [{key: value.clone() for key, value in vlm.model.state_dict().items()} for vlm in (tiny, pruned)]
-    context = Context(own, said.append)
+    context = Context(own.reference_input, said)
     found = measure(pruned, tiny, own, context)
     assert isinstance(found, dict) and found
     assert json.loads(json.dumps(found, allow_nan=False)) == found  # no tuples, no NaN, no keys but text
@@ -138,11 +121,10 @@ def test_a_metric_gives_plain_finite_json_and_touches_nothing(sets: Path, tiny: 
 
 @pytest.mark.parametrize("name", registry.metrics())
 def test_a_record_holds_what_a_metric_gives(sets: Path, tiny: VLM, pruned: VLM, tmp_path: Path, name: str) -> None:
-    from harness.runner import blank
-
-    own = trial(metrics=(name,))
-    made = json.loads(json.dumps(blank(own, "cpu")))
-    made["metrics"] = {name: registry.metric(name)(pruned, tiny, own, Context(own, lambda text: None))}
-    found = record.read(record.write(tmp_path, made))
-    assert found["hashes"].pop("record")  # its own, made when it is written
-    assert found == made
+    own = random_trial(metrics=(name,))
+    found = registry.metric(name)(pruned, tiny, own, Context(own.reference_input))
+    made = Record(own, contestant(own), metrics={name: found}, env=facts("cpu"), code=code())
+    written = record.write(tmp_path, made)
+    assert record.read(tmp_path / f"{made.id}.json") == written
+    assert written.hashes["record"]  # its own, made when it is written
+    assert replace(written, hashes={}) == made

@@ -5,18 +5,22 @@ Of the embedded model, on the CPU: methods that calibrate, repair and are tuned.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import timeless
 
-from harness import families, registry, spec, tasks
-from harness.budget import solve
-from harness.calibration import Calibration
-from harness.runner import Worker
-from harness.sweep import Cluster, sweep
+from harness import families, registry, tasks
+from harness.pruning.solver import solve
+from harness.records.record import Code
+from harness.statistics.calibration import Calibration
+from harness.trials import spec
+from harness.trials.sweep import Cluster, sweep
+from harness.trials.worker import Worker
 from harness.types import VLM, Budget, Trial
+from tests.support.kills import timeless
+from tests.support.question_files import asked
 
 NAMES = ["mini_vqav2", "mini_gqa", "mini_textvqa"]
 
@@ -27,7 +31,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> spec.Board:
     content = {
         "name": "same",
         "model": "mini-qwen2-vl",
-        "methods": ["flap", {"method": "infoprune", "options": {"weigh": "one"}}, tuned],
+        "methods": ["flap", "infoprune_free", tuned],
         "budgets": [0.5],
         "tasks": NAMES,
         "limit": 24,  # two batches
@@ -45,7 +49,7 @@ def run(board: spec.Board, folder: Path, **how: Any) -> dict[str, Any]:
     assert outcome.ran == 4 and not outcome.failed
     made = timeless(outcome.folder)
     assert len(made) == 8
-    return {name: {**one, "env": {}, "code": {}} if name.endswith(".json") else one for name, one in made.items()}
+    return {name: replace(one, env={}, code=Code()) if name.endswith(".json") else one for name, one in made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +83,21 @@ def trials(board: spec.Board) -> dict[str, Trial]:
 
 @pytest.fixture(scope="module")
 def dense(trials: dict[str, Trial]) -> VLM:
-    return Worker().load(trials["none"])
+    return Worker().pruner.load(trials["none"])
 
 
-@pytest.mark.parametrize("method", ["none", "infoprune"])
+@pytest.mark.parametrize("method", ["none", "infoprune_free"])
 def test_answers_do_not_depend_on_the_batch(trials: dict[str, Trial], method: str) -> None:
     vlm = Worker().prune(trials[method]).vlm
-    found = [tasks.evaluate(vlm, NAMES, "dev", 16, batch_size=size)[1] for size in (64, 7, 1)]
+    found = [tasks.evaluate(vlm, asked(NAMES, "dev", 16), batch_size=size)[1] for size in (64, 7, 1)]
     assert len(set(found[0]["answer"].to_pylist())) > 8
     assert found[0].equals(found[1]) and found[0].equals(found[2])
 
 
-@pytest.mark.parametrize("method", ["flap", pytest.param("infoprune", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["flap", pytest.param("infoprune_free", marks=pytest.mark.slow)])
 def test_plans_do_not_depend_on_the_batch_of_calibration(dense: VLM, method: str) -> None:
     """Of methods that look at what Linears read; gradients are of a mini-batch's mean loss, which is another thing."""
-    one, samples = registry.method(method), tasks.samples(NAMES, "calibration", 16, 0)
+    one, samples = registry.method(method), tasks.samples(asked(NAMES, "calibration"), 16, 0)
     batched = [Calibration(dense, samples, size) for size in (16, 5)]
     extents = families.family(dense.family).extents(dense.model, next(batched[0].batches()))
     budget = Budget("vision", 0.5, extents=extents)

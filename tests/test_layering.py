@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from harness import registry
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("harness/**/*.py"), *ROOT.glob("baselines/**/*.py")])
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -61,45 +62,104 @@ def within(name: str, *places: str) -> bool:
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
-def test_types_imports_nothing_of_ours() -> None:
-    assert not ours("harness.types")
+# Who may import whom: a room, and the rooms that it may use. `types`, `text`, `files` and `progress` are open to all.
+OPEN = {"types", "text", "files", "progress"}
+ROOMS: dict[str, set[str]] = {
+    "registry": set(),
+    "stats": set(),
+    "machine": set(),
+    "families": set(),
+    "statistics": {"families", "machine"},
+    "pruning": {"families", "machine", "statistics"},
+    "tasks": {"families", "machine", "stats"},
+    "metrics": {"families", "machine", "stats", "tasks"},
+    "records": set(),
+    "trials": {"families", "machine", "metrics", "pruning", "records", "registry", "statistics", "tasks"},
+    "verdicts": {"records", "stats"},
+    "report": {"records", "registry", "stats", "tasks", "verdicts"},
+    "checkpoints": {"families", "machine", "pruning", "records", "registry", "report", "tasks", "trials"},
+    "bench": {
+        *("families", "machine", "metrics", "pruning", "records", "registry", "statistics", "stats", "tasks", "trials"),
+    },
+    "reference": {"bench", "families", "records", "registry", "tasks", "trials"},
+    "checks": {"families", "metrics", "pruning", "reference", "registry", "statistics", "tasks", "trials"},
+    "api": {
+        *("checkpoints", "families", "machine", "records", "registry", "report", "trials"),
+    },
+    "cli": {
+        *("bench", "checkpoints", "checks", "families", "machine", "records", "reference", "registry", "report"),
+        *("tasks", "trials", "verdicts"),
+    },
+}
+
+
+def room(module: str) -> str:
+    return [*module.split("."), "harness"][1]
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_uses_the_rooms_below_it_only(name: str) -> None:
+    order = list(ROOMS)
+    assert all(order.index(other) < order.index(name) for other in ROOMS[name])
+    for module in MODULES:
+        if within(module, f"harness.{name}"):
+            used = {room(other) for other in imports(module) if within(other, "harness") and other in MODULES}
+            assert used <= {name, *OPEN, *ROOMS[name]}, module
+
+
+def test_every_module_stands_in_a_room() -> None:
+    assert {room(module) for module in MODULES if within(module, "harness")} == {"harness", *OPEN, *ROOMS}
+    assert len(list(ROOT.glob("harness/*.py"))) <= 8
+
+
+def test_what_is_open_to_all_imports_types_at_most() -> None:
+    for module in MODULES:
+        if within(module, *(f"harness.{name}" for name in OPEN)):
+            assert all(within(name, "harness.types") for name in ours(module)), module
+            assert not within(module, "harness.types") or "torch" not in imports(module), module
+
+
+def test_metrics_know_no_other_metric_but_those_they_are_made_of() -> None:
+    made_of = {
+        "harness.metrics.floors": {"harness.metrics.accuracy"},
+        "harness.metrics.fidelity": {"harness.metrics.accuracy"},
+        "harness.metrics.flops": {"harness.metrics._counting"},
+        "harness.metrics.roofline": {"harness.metrics._counting"},
+    }
+    for module in MODULES:
+        if within(module, "harness.metrics"):
+            others = {name for name in ours(module) if within(name, "harness.metrics")}
+            assert others <= made_of.get(module, set()), module
 
 
 COMMANDS = "baselines.commands"  # a contestant's commands use the harness as any other command does
 BENCH = "baselines.infoprune.bench"  # and its bars, of the ordinary path
+RELATIVES: dict[str, str] = dict.fromkeys(
+    ("baselines.infoprune_free", "baselines.infoselect", "baselines.l0_gates"), "baselines.infoprune"
+)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, "baselines") and name != COMMANDS])
-def test_methods_know_types_calibration_and_the_shared_algebra_only(module: str) -> None:
+def test_methods_know_types_statistics_and_the_shared_algebra_only(module: str) -> None:
     own = ".".join(module.split(".")[:2])
-    allowed = ["harness.types", "harness.calibration", "baselines.linalg", "baselines.low_rank", own]
+    allowed = ["harness.types", "harness.statistics", "baselines.linalg", "baselines.low_rank", RELATIVES.get(own, own)]
     if module == BENCH:
-        allowed += ["harness.bars", "harness.compression"]
-    assert not [name for name in ours(module) if not within(name, *allowed)]
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "harness.families", "harness.metrics")])
-def test_families_and_metrics_know_types_only(module: str) -> None:
-    allowed = ["harness.types", "harness.families"] if within(module, "harness.families") else ["harness.types"]
-    if module in [f"harness.metrics.{name}" for name in ("accuracy", "floors", "fidelity")]:  # what is made of answers
-        allowed += ["harness.tasks", "harness.metrics.accuracy"]
-    if module == "harness.metrics.roofline":  # what is made of counts and times
-        allowed += ["harness.metrics.flops", "harness.metrics.latency"]
+        allowed += ["harness.bench", "harness.progress"]
     assert not [name for name in ours(module) if not within(name, *allowed)]
 
 
 HOMES = {
     "transformers": ("harness.families", "harness.tasks", "harness.reference"),
     "lmms_eval": ("harness.tasks", "harness.metrics.accuracy"),
-    "fvcore": ("harness.metrics.flops",),
+    "fvcore": ("harness.metrics._counting",),
     "pandas": ("harness.report",),
     "tabulate": ("harness.report",),
     "matplotlib": ("harness.report", "harness.reference", "baselines.infoprune.figures"),  # the recipe's figure; fonts
     "plotly": ("harness.report",),
-    "peft": ("harness.tuning",),
-    "ray": ("harness.executors.ray",),
-    "mlflow": ("harness.mirrors.mlflow",),
-    "wandb": ("harness.mirrors.wandb",),
+    "peft": ("harness.pruning.training",),
+    "ray": ("harness.trials.executors.ray",),
+    "mlflow": ("harness.records.mirrors.mlflow",),
+    "wandb": ("harness.records.mirrors.wandb",),
     "typer": ("harness.cli", COMMANDS),
 }
 
@@ -154,9 +214,6 @@ def test_late_imports_close_no_circle_either() -> None:
     """Between files of different folders; inside a folder a late import may wait for what is heavy."""
     state: dict[str, str] = {}
 
-    def room(module: str) -> str:
-        return ".".join(module.split(".")[:2])
-
     def visit(module: str, trail: tuple[str, ...]) -> None:
         assert state.get(module) != "open", " -> ".join((*trail, module))
         if module in state:
@@ -181,9 +238,27 @@ def test_an_import_error_never_means_not_supported() -> None:
 
 
 def test_files_are_of_a_size_to_read() -> None:
-    for path in [*FILES, *ROOT.glob("tests/*.py")]:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, path
-    assert not list(ROOT.glob("harness/**/utils.py")) + list(ROOT.glob("baselines/**/utils.py"))
+    for folder, longest in (("harness", 400), ("baselines", 400), ("tests", 400)):
+        for path in ROOT.glob(f"{folder}/**/*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= longest, path
+            assert path.name != "utils.py", path
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several of them use is in tests/support, or a fixture of a conftest."""
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            parts = {part for name in names for part in name.split(".")}
+            assert not [part for part in parts if part.startswith("test_") or part == "conftest"], path
+
+
+def test_no_test_reads_the_variables_of_a_running_function() -> None:
+    for path in TESTS:
+        text = path.read_text(encoding="utf-8")
+        assert not [name for name in ("gi_" + "frame", "f_" + "locals") if name in text], path
 
 
 HEAVY = ("torch", "transformers", "lmms_eval", "datasets", "mlflow", "wandb")
@@ -192,11 +267,12 @@ HEAVY = ("torch", "transformers", "lmms_eval", "datasets", "mlflow", "wandb")
 @pytest.mark.parametrize(
     "code",
     [
+        "import harness; assert 'sweep' in dir(harness); from harness import load, prune, results, sweep",
         "import harness.report",
-        "import harness.mirrors",
-        "import harness.record",
-        "import harness.journal",
-        "import harness.types, harness.stats, harness.budget, harness.families",
+        "import harness.records.mirrors",
+        "import harness.records.record",
+        "import harness.trials.journal",
+        "import harness.types, harness.stats, harness.pruning.solver, harness.families",
         "import harness.registry; harness.registry.methods(); harness.registry.metrics(); harness.registry.boards()",
         "from typer.testing import CliRunner; from harness.cli import app\n"
         "for words in (['--help'], ['report', '--help'], ['sweep', '--help'], ['reference', 'check', '--help']):\n"

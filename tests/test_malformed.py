@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -13,14 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import malformed_files
 import pytest
-from commands import Call, Done
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import cli, record, spec
+from harness.records import record
+from harness.trials import spec
 from harness.types import InputError
+from tests.support import malformed_files
+from tests.support.commands import Call, Done
+from tests.support.paths import environment
 
 SECONDS, GROWTH = 10, 600 << 20  # that any one may take on a busy machine; bytes that all together may
 
@@ -79,10 +80,9 @@ def test_a_few_in_processes_of_their_own(tmp_path: Path, tiny_folder: Path, boar
     for name in wanted:
         folder = tmp_path / name.replace(" ", "-").replace("'", "")
         folder.mkdir()
-        root = str(Path(cli.__file__).parents[2])
         ran = subprocess.run(
             [sys.executable, "-m", "harness.cli", *cases[name].make(folder)],
-            capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": root}, timeout=120,
+            capture_output=True, text=True, cwd=folder, env=environment(), timeout=120,
         )  # fmt: skip
         assert complaint(Done(ran.returncode, ran.stdout, ran.stderr)) == "", (name, ran)
 
@@ -91,11 +91,10 @@ def test_a_few_in_processes_of_their_own(tmp_path: Path, tiny_folder: Path, boar
 @pytest.mark.skipif(find_spec("atheris") is None, reason="there is no atheris for this platform")
 @pytest.mark.parametrize(("target", "runs"), [("board", 500), ("record", 1000), ("report", 300)])
 def test_fuzzing_finds_nothing(target: str, runs: int, tmp_path: Path, count: Callable[[str], None]) -> None:
-    script = Path(__file__).parent / "fuzz.py"
     own = ["-seed=1", "-rss_limit_mb=0"]  # its peak memory would be that of this process, too, which may be large
     ran = subprocess.run(
-        [sys.executable, script, target, str(runs), *own], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+        [sys.executable, "-m", "tests.support.fuzz", target, str(runs), *own],
+        capture_output=True, text=True, cwd=tmp_path, env=environment(),
     )  # fmt: skip
     assert ran.returncode == 0 and f"Done {runs} in" in ran.stderr, ran.stdout + ran.stderr[-1000:]
     assert not list(tmp_path.iterdir()), "an input that crashed"

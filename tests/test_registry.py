@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness import registry
-from harness.types import InputError
+from harness.types import Column, InputError
 
 PLUGIN = '''"""Alphabetical: units in the order of the alphabet.
 
@@ -37,10 +38,10 @@ def rank(vlm, calibration, *, seed: int = 0, order: Literal["up", "down"] = "up"
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """What the registry has found so far is forgotten, before and after."""
-    for cached in (registry._modules, registry.method):
+    for cached in (registry._modules, registry._named):
         cached.cache_clear()
     yield
-    for cached in (registry._modules, registry.method):
+    for cached in (registry._modules, registry._named):
         cached.cache_clear()
 
 
@@ -82,7 +83,7 @@ def test_names_are_listed_without_importing_a_method() -> None:
 
 def test_a_method_says_what_it_is() -> None:
     studied = registry.method("infoprune")
-    assert (studied.role, studied.regime({}), studied.units) == ("studied", "repaired", "both")
+    assert (studied.role, studied.regime({}), studied.units) == ("studied", "trained", "both")
     assert studied.title.startswith("InfoPrune") and not studied.title.endswith(".")
     assert studied.options["alpha"] == 0.5 and "seed" not in studied.options
     assert registry.method("random").role == "reference" and not registry.method("random").options
@@ -108,8 +109,8 @@ def test_a_method_that_is_no_python_is_named(
         registry.methods()
 
 
-def test_a_file_is_no_name_of_a_method() -> None:
-    with pytest.raises(InputError, match=r"method 'mine/power.py': a board takes names; .* name it 'power'"):
+def test_a_path_to_no_file_is_no_method() -> None:
+    with pytest.raises(InputError, match=r"method mine/power.py: no such file"):
         registry.method("mine/power.py")
 
 
@@ -208,3 +209,25 @@ def test_boards(tmp_path: Path) -> None:
         registry.board("there.yml")
     with pytest.raises(InputError, match=r"unknown board 'dmeo'; did you mean 'demo'\?"):
         registry.board("dmeo")
+
+
+def test_a_column_belongs_to_one_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    fidelity = importlib.import_module("harness.metrics.fidelity")
+    monkeypatch.setattr(fidelity, "COLUMNS", (*fidelity.COLUMNS, Column("speedup_lo")))
+    registry.columns.cache_clear()
+    try:
+        with pytest.raises(InputError, match="fidelity and latency both declare the column 'speedup_lo'"):
+            registry.columns()
+    finally:
+        registry.columns.cache_clear()
+
+
+def test_a_column_is_better_higher_or_lower() -> None:
+    with pytest.raises(InputError, match="column 'flips': better is 'more'"):
+        Column("flips", better="more")  # type: ignore[arg-type]
+
+
+def test_a_metric_without_measure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(importlib.import_module("harness.metrics.flops"), "measure")
+    with pytest.raises(InputError, match=r"harness/metrics/flops\.py: the function `measure` is missing"):
+        registry.metric("flops")

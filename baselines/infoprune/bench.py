@@ -1,9 +1,9 @@
-"""The method's own bars of `infoprune bench`: speed and error of SVD routes, and the time that a compression takes.
+"""The method's own bars in `infoprune bench`: speed and error of SVD routes, and the cost of a compression.
 
     python -m baselines.infoprune.bench --size 1792x9472 --size 3584x18944
 
-The matrices are Gaussian, float32, with rows that shrink as a power of their index, so that the spectrum decays as that
-of a weight does. All routes are timed in turn, round by round, in one run. Methods take the route `gram` only.
+The matrices are Gaussian, float32, with rows that shrink as a power of their index, so their spectrum decays like that
+of trained weights. One run times all routes in turn, round by round. Methods use only the route `gram`.
 """
 
 from __future__ import annotations
@@ -18,48 +18,43 @@ import torch
 from torch import Tensor
 
 from baselines.linalg import decompose, randomized_svd, truncated_svd
-from harness import compression
-from harness.bars import Bar
+from harness.bench import compression
+from harness.bench.bar import Bar
+from harness.progress import Progress, silent
 
 SIZES = ((1792, 9472), (3584, 18944))
 GOAL, ERROR = 8.0, 1e-3  # times as fast as torch.linalg.svd; relative error of the energy
 DECAY = 0.5  # row i is scaled by i^-DECAY: trained weights decay more slowly, at about 0.25, whitened ones faster
-TRAINING_FREE = {"arm": "factor", "weigh": "one"}  # no weights refitted, no answers read
 ITERATIONS = 8  # with fewer, the energy error at this slow decay is above ERROR
 
 
-def bars(
-    quick: bool = False, device: str = "cpu", progress: Callable[[str], None] = lambda text: None
-) -> Iterator[Bar]:
-    """What `infoprune bench` shows: the deterministic SVD routes, `quick` at the smaller size only; and compression.
-
-    Of these routes methods take `gram`; none takes `truncated`.
-    """
+def bars(quick: bool = False, device: str = "cpu", progress: Progress = silent) -> Iterator[Bar]:
+    """The bars of `infoprune bench`: the deterministic SVD routes (`quick`: only the smaller size), and compression."""
     progress("singular values")
-    found = svd_routes(SIZES[:1] if quick else SIZES)
-    yield from (bar for bar in found if "randomised" not in bar.name)
-    yield from compression.bars("infoprune", TRAINING_FREE, device=device, progress=progress)
+    route_bars = svd_routes(SIZES[:1] if quick else SIZES)
+    yield from (bar for bar in route_bars if "randomised" not in bar.name)
+    yield from compression.bars("infoprune_free", {}, device=device, progress=progress)
 
 
 def svd_routes(
     sizes: Sequence[tuple[int, int]] = SIZES, rank: int | None = None, repeats: int = 3, seed: int = 0
 ) -> list[Bar]:
-    """One bar per size and route: it holds at 8 times the speed of torch.linalg.svd and an energy error up to 1e-3.
+    """One bar per size and route: 8 times the speed of torch.linalg.svd, and an energy error of at most 1e-3.
 
-    Routes: `gram`, all energies and left vectors (`decompose`, float64), which methods take; `truncated`, the first
-    `rank` singular values and both vectors by Gram and eigh, and `randomised`, the same from a random sketch, which no
-    method takes. rank: an eighth of the full rank if not given. ratio: per round, the time of torch.linalg.svd over the
-    route's. detail: seconds; held, the share of the energy in the values that the route finds; error, `energy_error`.
+    Routes: `gram`, all energies and left vectors (`decompose`, float64), which methods use; `truncated`, the first
+    `rank` singular values and both vectors from Gram and eigh; `randomised`, the same from a random sketch. No method
+    uses the last two. rank: default an eighth of the full rank. ratio: per round, the time of torch.linalg.svd over the
+    route's. detail: seconds; held, the share of the energy in the values of the route; error, `energy_error`.
     """
-    found: list[Bar] = []
+    bars: list[Bar] = []
     for rows, columns in sizes:
-        matrix = _made(rows, columns, seed)
-        first = rank or max(1, min(rows, columns) // 8)
+        matrix = _decaying_matrix(rows, columns, seed)
+        kept_rank = rank or max(1, min(rows, columns) // 8)
         routes: dict[str, Callable[[], Tensor]] = {
             "torch.linalg.svd": lambda m=matrix: torch.linalg.svd(m, full_matrices=False)[1].double().square(),
             "gram": lambda m=matrix: decompose(m).energy,
-            "truncated": lambda m=matrix, r=first: truncated_svd(m, r).singular.double().square(),
-            "randomised": lambda m=matrix, r=first: (
+            "truncated": lambda m=matrix, r=kept_rank: truncated_svd(m, r).singular.double().square(),
+            "randomised": lambda m=matrix, r=kept_rank: (
                 randomized_svd(m, r, iterations=ITERATIONS).singular.double().square()
             ),
         }
@@ -73,10 +68,10 @@ def svd_routes(
                 seconds[name].append(time.perf_counter() - start)
         exact = energies["torch.linalg.svd"]
         for name in list(routes)[1:]:
-            ratios = [plain / own for plain, own in zip(seconds["torch.linalg.svd"], seconds[name], strict=True)]
+            ratios = [plain / other for plain, other in zip(seconds["torch.linalg.svd"], seconds[name], strict=True)]
             error = energy_error(exact, energies[name])
             known = len(energies[name])
-            found.append(
+            bars.append(
                 Bar.of(
                     f"svd {name} {rows}x{columns} rank {known}",
                     GOAL,
@@ -89,23 +84,23 @@ def svd_routes(
                     },
                 )
             )
-    return found
+    return bars
 
 
-def energy_error(exact: Tensor, found: Tensor) -> float:
-    """The largest gap, over r, between exact and found energy of the first r values, as a share of the exact total."""
-    gap = exact[: len(found)].cumsum(0) - found.to(exact).cumsum(0)
+def energy_error(exact: Tensor, approximate: Tensor) -> float:
+    """The largest gap, over r, between exact and approximate energy of the first r values, over the exact total."""
+    gap = exact[: len(approximate)].cumsum(0) - approximate.to(exact).cumsum(0)
     return float(gap.abs().max() / exact.sum())
 
 
-def _made(rows: int, columns: int, seed: int) -> Tensor:
+def _decaying_matrix(rows: int, columns: int, seed: int) -> Tensor:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     return matrix * (torch.arange(1, rows + 1) ** -DECAY).unsqueeze(1)
 
 
 def _warm() -> None:
     """Load the libraries behind the routes before any route is timed."""
-    small = _made(32, 48, 0)
+    small = _decaying_matrix(32, 48, 0)
     torch.linalg.svd(small, full_matrices=False)
     decompose(small)
     randomized_svd(small, 4)
@@ -117,14 +112,14 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """The bars as one JSON value on stdout."""
+    """Print the bars as one JSON value on stdout."""
     parser = argparse.ArgumentParser(description="SVD routes against torch.linalg.svd.")
     parser.add_argument("--size", type=_size, action="append", help="ROWSxCOLUMNS, repeatable")
     parser.add_argument("--rank", type=int, help="of the truncated and randomised routes (default: an eighth)")
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
-    found = svd_routes(given.size or SIZES, given.rank, given.repeats)
-    print(json.dumps({"bars": [bar.to_json() for bar in found]}, indent=1))
+    arguments = parser.parse_args()
+    bars = svd_routes(arguments.size or SIZES, arguments.rank, arguments.repeats)
+    print(json.dumps({"bars": [bar.to_json() for bar in bars]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Correlation of two measurements, over all points and within groups of them.
+"""Correlation of two measurements, over all points and within groups of points.
 
 correlation(erank, information, groups=heads_kept)  # {"n", "pearson", "spearman", "within": {"n", "spearman"}}
 """
@@ -16,13 +16,14 @@ LEAST = 3  # two points always lie on a line
 
 
 def correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, Any]:
-    """Pearson's r and Spearman's rho of the points (x, y), with their number n; None where either does not vary.
+    """Pearson's r and Spearman's rho of the points (x, y), with their number n; None if x or y does not vary.
 
-    groups: one label per point. `within` then is the stratified rho: of ranks inside each group, less the group's mean
-    rank, so that it owes nothing to what is constant in a group; its n leaves out points that are alone in theirs.
+    groups: one label per point. `within` is then the stratified rho: the correlation of ranks inside each group, minus
+    the group's mean rank, so differences between groups do not count. Its n leaves out points that are alone in their
+    group.
     """
     first, second = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "n": len(first),
         "pearson": _pearson(first, second),
         "spearman": _pearson(rankdata(first), rankdata(second)),
@@ -37,8 +38,8 @@ def correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[Hashabl
             if len(group) > 1
         ]
         ranks = [np.concatenate(side) for side in zip(*pairs, strict=True)] if pairs else [np.empty(0)] * 2
-        found["within"] = {"n": len(ranks[0]), "spearman": _pearson(*ranks)}
-    return found
+        result["within"] = {"n": len(ranks[0]), "spearman": _pearson(*ranks)}
+    return result
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:

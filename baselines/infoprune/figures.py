@@ -1,4 +1,4 @@
-"""The pictures of `infoprune theory` and `infoprune inspect`, each from a record alone.
+"""The pictures of `infoprune theory` and `infoprune inspect`, each drawn only from a record.
 
 heads(json.loads(Path("heads.json").read_text()), Path("heads.png"))
 """
@@ -45,7 +45,7 @@ Rows = list[dict[str, Any]]
 
 def _draw(path: Path, width: float, height: float, draw: Callable[[Figure], None]) -> None:
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own style is
+        matplotlib.rcdefaults()  # ignores the user's own style
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
@@ -68,20 +68,20 @@ def _components(rows: Rows) -> list[str]:
 
 
 def theory(record: Record, path: Path) -> None:
-    """One row of panels per theorem."""
-    points, found = record["points"], summary(record["points"])
+    """Draw one row of panels per theorem."""
+    points, correlations = record["points"], summary(record["points"])
 
     def draw(figure: Figure) -> None:
         figure.suptitle(f"InfoPrune (reconstructed): its theorems, measured. {_origin(record)}", fontsize=12)
         axes = _grid(figure, 3, 3)
         first = [p for p in points["theorem1"] if p["noise"] == NOISE]
         for ax, component in zip(axes[0], COMPONENTS, strict=False):
-            own = [p for p in first if p["block"].startswith(component)]
+            component_points = [p for p in first if p["block"].startswith(component)]
             title = f"Theorem 1, {COMPONENTS[component]}: one point per head mask"
-            _scatter(ax, title, own, "block", f"erank_{DISTRIBUTION}", "information")
+            _scatter(ax, title, component_points, "block", f"erank_{DISTRIBUTION}", "information")
             ax.set_xlabel("eRank(Z_S) - eRank(Z)")
             ax.set_ylabel(f"I(X;Z_S) - I(X;Z) (nats, noise {NOISE:g})")
-        rows = [r for r in found["theorem1"] if (r["noise"], r["distribution"]) == (NOISE, DISTRIBUTION)]
+        rows = [r for r in correlations["theorem1"] if (r["noise"], r["distribution"]) == (NOISE, DISTRIBUTION)]
         _bars(axes[0, 2], rows, "Theorem 1: Spearman by layer")
         for ax, reader in zip(axes[1], READERS, strict=False):
             _scatter(ax, f"Theorem 2, read by {READERS[reader]}", points["theorem2"], "block", "ks", reader)
@@ -92,7 +92,7 @@ def theory(record: Record, path: Path) -> None:
             ax.set_ylabel("loss of I(Y;Z) (nats)")
         _bars(
             axes[1, 2],
-            [r for r in found["theorem2"] if r["reader"] == "model"],
+            [r for r in correlations["theorem2"] if r["reader"] == "model"],
             "Theorem 2, model: Spearman by layer",
         )
         _predictions(axes[2], points["theorem3"])
@@ -103,10 +103,12 @@ def theory(record: Record, path: Path) -> None:
 def _scatter(ax: Axes, title: str, points: Sequence[Mapping[str, Any]], by: str, x: str, y: str) -> None:
     names = list(dict.fromkeys(point[by] for point in points))
     for place, name in enumerate(names):
-        own = [point for point in points if point[by] == name]
+        group = [point for point in points if point[by] == name]
         color = PALETTE[place % len(PALETTE)]
         marker = "os^D"[place // len(PALETTE) % 4]
-        ax.plot([p[x] for p in own], [p[y] for p in own], marker, color=color, markersize=4.5, alpha=0.7, label=name)
+        ax.plot(
+            [p[x] for p in group], [p[y] for p in group], marker, color=color, markersize=4.5, alpha=0.7, label=name
+        )
     ax.grid(True)
     if 0 < len(names) <= 2 * len(PALETTE):
         _legend(ax, title, 4, -(-len(names) // 4))
@@ -115,20 +117,20 @@ def _scatter(ax: Axes, title: str, points: Sequence[Mapping[str, Any]], by: str,
 
 
 def _legend(ax: Axes, title: str, columns: int = 4, lines: int = 1) -> None:
-    """The title, and under it, outside the axes, what the colours mean."""
+    """The title, and below it, outside the axes, the legend."""
     ax.set_title(title, pad=8 + 15 * lines)
     where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
     ax.legend(fontsize=9, ncols=columns, handletextpad=0.3, columnspacing=1.2, **where)
 
 
 def _plain_numbers(axis: Axis) -> None:
-    """0.01 instead of a power of ten, and no numbers at minor ticks."""
+    """Numbers like 0.01 instead of powers of ten, and none at minor ticks."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def _bars(ax: Axes, rows: Rows, title: str) -> None:
-    """Rank correlations by layer, over all masks and among those that keep equally many heads."""
+    """Rank correlations by layer, over all masks and among masks that keep equally many heads."""
     places = np.arange(len(rows))
     for shift, (label, values) in enumerate(
         {
@@ -152,11 +154,11 @@ def _predictions(axes: Sequence[Axes], points: Sequence[Mapping[str, Any]]) -> N
     panels = {
         "one Linear (W1)": ("linear",),
         "whole FFN, factored": ("factor",),
-        "whole FFN from W2 W1, whitened": ("compose-linear", "compose-act", "compose-refit"),
+        "whole FFN from W2 W1, whitened": ("compose-linear", "compose-act"),
     }
     floor = 1e-4
     for ax, (title, arms) in zip(axes, panels.items(), strict=True):
-        own = [
+        arm_points = [
             {
                 "predicted": max(p["predicted"], floor),
                 "unseen": max(p["unseen"], floor),
@@ -165,7 +167,7 @@ def _predictions(axes: Sequence[Axes], points: Sequence[Mapping[str, Any]]) -> N
             for p in points
             if p["through"] in arms and (len(arms) == 1 or p["whiten"])
         ]
-        _scatter(ax, f"Theorem 3, {title}", own, "kind", "predicted", "unseen")
+        _scatter(ax, f"Theorem 3, {title}", arm_points, "kind", "predicted", "unseen")
         ax.plot([floor, 4], [floor, 4], color="#222222", linewidth=1, linestyle="--")
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -179,7 +181,7 @@ def _predictions(axes: Sequence[Axes], points: Sequence[Mapping[str, Any]]) -> N
 
 
 def heads(record: Record, path: Path) -> None:
-    """Figure 1 beside the scores that it competes with, layers down and heads across; then how the scores agree."""
+    """Draw figure 1 next to the competing scores, with layers down and heads across; then how the scores agree."""
     rows = record["rows"]
     components = _components(rows)
 
@@ -192,17 +194,17 @@ def heads(record: Record, path: Path) -> None:
         )
         axes = _grid(figure, 2 * len(components), 3).reshape(len(components), -1)
         for line, component in zip(axes, components, strict=True):
-            own = [row for row in rows if row["component"] == component]
+            component_rows = [row for row in rows if row["component"] == component]
             for ax, (score, title) in zip(line, SCORES.items(), strict=False):
                 first = score == "importance"
-                table = _table(own, score) if first else _ranks(_table(own, score))
+                table = _table(component_rows, score) if first else _ranks(_table(component_rows, score))
                 image = ax.imshow(table, cmap="viridis" if first else "viridis_r", aspect="auto")
                 _label(ax, table, "{:.2f}" if first else "{:.0f}")
                 ax.set_title(f"{COMPONENTS[component]}: {title}")
                 ax.set_xlabel(UNITS[component])
                 ax.set_ylabel("layer")
                 figure.colorbar(image, ax=ax, shrink=0.8)
-            figure.colorbar(_agreement(line[-1], own, component), ax=line[-1], shrink=0.8)
+            figure.colorbar(_agreement(line[-1], component_rows, component), ax=line[-1], shrink=0.8)
 
     _draw(path, 15, 1 + 2 * len(components) * _tall(rows), draw)
 
@@ -220,7 +222,7 @@ def _table(rows: Rows, column: str) -> np.ndarray:
 
 
 def _ranks(table: np.ndarray) -> np.ndarray:
-    """1 for the largest value."""
+    """Ranks by falling value: 1 for the largest."""
     order = np.argsort(-table, axis=None, kind="stable")
     ranks = np.empty(table.size)
     ranks[order] = np.arange(1, table.size + 1)
@@ -228,7 +230,7 @@ def _ranks(table: np.ndarray) -> np.ndarray:
 
 
 def _label(ax: Axes, table: np.ndarray, form: str) -> None:
-    """Number both axes, separate the cells, and write the values into them if there is room."""
+    """Number both axes, separate the cells, and write the values into them if they fit."""
     for axis, size in ((ax.xaxis, table.shape[1]), (ax.yaxis, table.shape[0])):
         axis.set_ticks(range(0, size, 1 if size <= 16 else 4))
         axis.set_ticks(np.arange(size - 1) + 0.5, minor=True)
@@ -239,7 +241,7 @@ def _label(ax: Axes, table: np.ndarray, form: str) -> None:
 
 
 def _write(ax: Axes, table: np.ndarray, form: str) -> None:
-    """Write each cell's value in black or white, whichever contrasts more."""
+    """Write each cell's value in black or white, whichever has more contrast."""
     image = ax.images[0]
     for (y, x), value in np.ndenumerate(table):
         if not np.isnan(value):
@@ -249,8 +251,8 @@ def _write(ax: Axes, table: np.ndarray, form: str) -> None:
 
 
 def _agreement(ax: Axes, rows: Rows, component: str) -> AxesImage:
-    found = agreement(rows, component)
-    values = [[found[a, b]["spearman"] for b in SCORES] for a in SCORES]
+    correlations = agreement(rows, component)
+    values = [[correlations[a, b]["spearman"] for b in SCORES] for a in SCORES]
     table = np.array([[np.nan if value is None else value for value in line] for line in values])
     image = ax.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     _write(ax, table, "{:.2f}")
@@ -262,7 +264,7 @@ def _agreement(ax: Axes, rows: Rows, component: str) -> AxesImage:
 
 
 def ffn(record: Record, path: Path) -> None:
-    """Figure 2: row density by layer; the spectra behind it; what the method keeps of each FFN."""
+    """Draw figure 2: row density by layer; the spectra behind it; what the method keeps of each FFN."""
     rows = record["rows"]
     components = _components(rows)
     budget = record["settings"]["budget"]
@@ -271,18 +273,18 @@ def ffn(record: Record, path: Path) -> None:
         figure.suptitle(f"Feed-forward layers: W1, W2 and their product. {_origin(record)}", fontsize=12)
         axes = _grid(figure, 2 * len(components), 2).reshape(len(components), 4)
         for (density, norm, spectra, chosen), component in zip(axes, components, strict=True):
-            own = [row for row in rows if row["component"] == component]
-            matrices = list(dict.fromkeys(row["matrix"] for row in own))
+            component_rows = [row for row in rows if row["component"] == component]
+            matrices = list(dict.fromkeys(row["matrix"] for row in component_rows))
             for place, matrix in enumerate(matrices):
-                some = [row for row in own if row["matrix"] == matrix]
-                color, layers = PALETTE[place % len(PALETTE)], [row["layer"] for row in some]
+                matrix_rows = [row for row in component_rows if row["matrix"] == matrix]
+                color, layers = PALETTE[place % len(PALETTE)], [row["layer"] for row in matrix_rows]
                 width = 0.8 / len(matrices)
                 shifted = [layer + width * (place - (len(matrices) - 1) / 2) for layer in layers]
-                density.bar(shifted, [row["density"] for row in some], width * 0.92, color=color, label=matrix)
-                norm.plot(layers, [row["l1"] for row in some], "o-", color=color, label=matrix)
-                for row in some:
+                density.bar(shifted, [row["density"] for row in matrix_rows], width * 0.92, color=color, label=matrix)
+                norm.plot(layers, [row["l1"] for row in matrix_rows], "o-", color=color, label=matrix)
+                for row in matrix_rows:
                     spread = np.linspace(0, 1, len(row["spectrum"]))
-                    name = matrix if row is some[0] else None
+                    name = matrix if row is matrix_rows[0] else None
                     spectra.plot(spread, row["spectrum"], color=color, linewidth=1, alpha=0.7, label=name)
             name = COMPONENTS[component]
             density.set_ylabel("rows with L1 norm >= 5 % of length (share)")
@@ -291,7 +293,7 @@ def ffn(record: Record, path: Path) -> None:
             norm.set_ylim(bottom=0)
             spectra.set_xlabel("index (share of the rank)")
             spectra.set_ylabel("over the largest")
-            _chosen(chosen, [row for row in own if row["matrix"] == matrices[0]], budget)
+            _chosen(chosen, [row for row in component_rows if row["matrix"] == matrices[0]], budget)
             for ax in (density, norm, chosen):
                 ax.set_xlabel("layer")
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -320,7 +322,7 @@ def _chosen(ax: Axes, rows: Rows, budget: float) -> None:
 
 
 def survivors(record: Record, path: Path) -> None:
-    """Figure 5: the heads kept for each data set, and for how many of them each head is kept."""
+    """Draw figure 5: the heads kept for each data set, and for how many data sets each head is kept."""
     rows = record["rows"]
     components, tasks = _components(rows), list(dict.fromkeys(row["task"] for row in rows))
 
@@ -332,8 +334,8 @@ def survivors(record: Record, path: Path) -> None:
         )
         axes = _grid(figure, len(components), len(tasks) + 1)
         for line, component in zip(axes, components, strict=True):
-            own = [row for row in rows if row["component"] == component]
-            kept = {task: _table([row for row in own if row["task"] == task], "kept") for task in tasks}
+            component_rows = [row for row in rows if row["component"] == component]
+            kept = {task: _table([row for row in component_rows if row["task"] == task], "kept") for task in tasks}
             for ax, task in zip(line, tasks, strict=False):
                 ax.imshow(kept[task], cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
                 _label(ax, kept[task], "")
@@ -342,9 +344,16 @@ def survivors(record: Record, path: Path) -> None:
             line[-1].imshow(count, cmap="Blues", vmin=0, vmax=1.3 * len(tasks), aspect="auto")
             _label(line[-1], np.asarray(count), "{:.0f}")
             line[-1].set_title("kept for how many data sets")
-            alike = [f"{Path(b).name} / {Path(a).name}: {v:.2f}" for (a, b), v in overlap(own, component).items()]
+            overlaps = [
+                f"{Path(b).name} / {Path(a).name}: {v:.2f}" for (a, b), v in overlap(component_rows, component).items()
+            ]
             line[-1].text(
-                1.04, 0.98, "overlap (Jaccard)\n" + "\n".join(alike), transform=line[-1].transAxes, va="top", fontsize=8
+                1.04,
+                0.98,
+                "overlap (Jaccard)\n" + "\n".join(overlaps),
+                transform=line[-1].transAxes,
+                va="top",
+                fontsize=8,
             )
             for ax in line:
                 ax.set_xlabel(UNITS[component])

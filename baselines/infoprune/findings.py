@@ -1,7 +1,7 @@
-"""What the points of `infoprune theory` say of each theorem, in numbers and in words that follow from the numbers.
+"""What the points of `infoprune theory` say about each theorem, in numbers and in sentences made from the numbers.
 
-found = summary(points)
-findings(found)["theorem1"]  # ["Over all masks: Spearman 0.98, Pearson 0.99 (n = 248): holds.", ...]
+correlations = summary(points)
+findings(correlations, points)["theorem1"]  # ["Over all masks: Spearman 0.98, Pearson 0.99 (n = 248): holds.", ...]
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from baselines.infoprune.correlation import correlation
 
 Rows = list[dict[str, Any]]
 
-NOISE, DISTRIBUTION = 0.01, "amplitude"  # the setting of theorem 1 that the sentences are about
-READABLE = 0.05  # nats that a probe must read from a whole layer, for a loss of some to mean anything
+NOISE, DISTRIBUTION = 0.01, "amplitude"  # the sentences use this setting of theorem 1
+READABLE = 0.05  # nats that a probe must read from a whole layer before a loss is meaningful
 SMALL, SEEN = 0.01, 0.05  # a prediction below SMALL is wrong if the measured loss is above SEEN
 EXACT = 1e-6
 TITLES = {
@@ -34,13 +34,11 @@ THROUGH = {
     ("compose-linear", 1): "W2 W1 without activation, whitened",
     ("compose-act", 0): "W2 W1 with activation, plain",
     ("compose-act", 1): "W2 W1 with activation, whitened",
-    ("compose-refit", 0): "W2 W1 refitted, plain",
-    ("compose-refit", 1): "W2 W1 refitted, whitened",
 }
 
 
 def verdict(rho: float | None) -> str:
-    """A rank correlation in words: from 0.8 a claim holds, from 0.4 in part, below -0.2 it is reversed."""
+    """A rank correlation in words: from 0.8 a claim holds, from 0.4 in part; below -0.2 it is reversed."""
     if rho is None:
         return "cannot be told"
     return (
@@ -49,7 +47,7 @@ def verdict(rho: float | None) -> str:
 
 
 def summary(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Rows]:
-    """Correlations of the points by theorem, one row per setting and layer; the layer "all" pools them."""
+    """Correlations of the points by theorem, one row per setting and layer; the layer "all" pools all layers."""
     first = points["theorem1"]
     settings = [(noise, kind) for noise in dict.fromkeys(p["noise"] for p in first) for kind in ("amplitude", "energy")]
     return {
@@ -61,17 +59,17 @@ def summary(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Rows
         "theorem2": [
             {"reader": reader} | row
             for reader in READERS
-            for row in _by_block([p for p in points["theorem2"] if _told(p, reader)], "ks", reader)
+            for row in _by_block([p for p in points["theorem2"] if _is_readable(p, reader)], "ks", reader)
         ],
         "theorem3": [
-            {"through": through, "whiten": whiten} | _predictions(own)
+            {"through": through, "whiten": whiten} | _predictions(path_points)
             for through, whiten in THROUGH
-            if (own := [p for p in points["theorem3"] if (p["through"], p["whiten"]) == (through, whiten)])
+            if (path_points := [p for p in points["theorem3"] if (p["through"], p["whiten"]) == (through, whiten)])
         ],
     }
 
 
-def _told(point: Mapping[str, Any], reader: str) -> bool:
+def _is_readable(point: Mapping[str, Any], reader: str) -> bool:
     return reader != "probe" or point["there"] >= READABLE
 
 
@@ -79,8 +77,11 @@ def _by_block(points: Sequence[Mapping[str, Any]], x: str, y: str) -> Rows:
     """Correlations of x and y, pooled and by block; `within`: among masks of a block that keep equally many heads."""
     blocks = {"all": points} | {name: [p for p in points if p["block"] == name] for name in _blocks(points)}
     return [
-        {"block": name} | correlation([p[x] for p in own], [p[y] for p in own], [(p["block"], p["kept"]) for p in own])
-        for name, own in blocks.items()
+        {"block": name}
+        | correlation(
+            [p[x] for p in block_points], [p[y] for p in block_points], [(p["block"], p["kept"]) for p in block_points]
+        )
+        for name, block_points in blocks.items()
     ]
 
 
@@ -89,18 +90,18 @@ def _blocks(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _predictions(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How well predicted losses agree with those measured on unseen rows.
+    """How well the predicted losses agree with those measured on unseen rows.
 
-    ratio: measured over predicted, its 5 %, 50 % and 95 % quantiles. gap: the largest difference on the rows that the
-    whitener was made from. hidden: the largest measured loss where under 1 % was predicted.
+    ratio: measured over predicted, its 5 %, 50 % and 95 % quantiles. gap: the largest difference on the rows that gave
+    the whitener. hidden: the largest measured loss where less than 1 % was predicted.
     """
-    found = correlation([p["predicted"] for p in points], [p["unseen"] for p in points])
+    agreement = correlation([p["predicted"] for p in points], [p["unseen"] for p in points])
     ratios = [p["unseen"] / p["predicted"] for p in points if p["predicted"] > 1e-6]
     small = [p["unseen"] for p in points if p["predicted"] < SMALL]
     return {
-        "n": found["n"],
-        "pearson": found["pearson"],
-        "spearman": found["spearman"],
+        "n": agreement["n"],
+        "pearson": agreement["pearson"],
+        "spearman": agreement["spearman"],
         "ratio": np.quantile(ratios, [0.05, 0.5, 0.95]).tolist() if ratios else None,
         "gap": max(abs(p["predicted"] - p["seen"]) for p in points),
         "hidden": max(small, default=None),
@@ -110,17 +111,23 @@ def _predictions(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # --- in words ---------------------------------------------------------------------------------------------
 
 
-def findings(found: Mapping[str, Rows], points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:
-    """Sentences by theorem."""
-    first = [r for r in found["theorem1"] if (r["noise"], r["distribution"]) == (NOISE, DISTRIBUTION)]
-    others = [r for r in found["theorem1"] if r["block"] == "all" and r not in first]
+def findings(
+    correlations: Mapping[str, Rows], points: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[str]]:
+    """The sentences by theorem."""
+    first = [r for r in correlations["theorem1"] if (r["noise"], r["distribution"]) == (NOISE, DISTRIBUTION)]
+    others = [r for r in correlations["theorem1"] if r["block"] == "all" and r not in first]
     second: list[str] = []
-    for reader, said in READERS.items():
-        second += _sentences([r for r in found["theorem2"] if r["reader"] == reader], f"Read by {said}, over")
-    dumb = [name for name in _blocks(points["theorem2"]) if not any(_told(p, "probe") for p in _of(points, name))]
-    if dumb:
+    for reader, reader_text in READERS.items():
+        second += _sentences(
+            [r for r in correlations["theorem2"] if r["reader"] == reader], f"Read by {reader_text}, over"
+        )
+    mute = [
+        name for name in _blocks(points["theorem2"]) if not any(_is_readable(p, "probe") for p in _of(points, name))
+    ]
+    if mute:
         second.append(
-            f"The probe reads less than {READABLE:g} nats from the whole of {', '.join(dumb)}: nothing there to lose,"
+            f"The probe reads less than {READABLE:g} nats from the whole of {', '.join(mute)}: nothing there to lose,"
             " and left out of its figures."
         )
     lowest = min((r["spearman"] for r in others if r["spearman"] is not None), default=None)
@@ -130,7 +137,7 @@ def findings(found: Mapping[str, Rows], points: Mapping[str, Sequence[Mapping[st
             f"Over the other noises and the energy form of eRank, the least Spearman is {_number(lowest)}.",
         ],
         "theorem2": second,
-        "theorem3": [_third(row) for row in found["theorem3"]],
+        "theorem3": [_third(row) for row in correlations["theorem3"]],
     }
 
 
@@ -141,7 +148,7 @@ def _of(points: Mapping[str, Sequence[Mapping[str, Any]]], block: str) -> list[M
 def _sentences(rows: Sequence[Mapping[str, Any]], start: str) -> list[str]:
     pooled, layers = rows[0], rows[1:]
     within = pooled["within"]
-    said = [
+    sentences = [
         f"{start} all masks: Spearman {_number(pooled['spearman'])}, Pearson {_number(pooled['pearson'])}"
         f" (n = {pooled['n']}): **{verdict(pooled['spearman'])}**.",
         f"Among masks of a layer that keep equally many heads: Spearman {_number(within['spearman'])}"
@@ -149,12 +156,14 @@ def _sentences(rows: Sequence[Mapping[str, Any]], start: str) -> list[str]:
     ]
     both = (pooled["spearman"], within["spearman"])
     if None not in both and both[0] - both[1] > 0.2:
-        said[-1] += " Much of the agreement over all masks is thus how many heads are left, which any count would give."
+        sentences[-1] += (
+            " Much of the agreement over all masks is thus how many heads are left, which any count would give."
+        )
     weak = [r for r in layers if r["spearman"] is not None and r["spearman"] < 0.4]
     if weak:
         named = ", ".join(f"{r['block']} ({_number(r['spearman'])})" for r in weak)
-        said.append(f"By layer, it does not hold over all masks in {named}.")
-    return said
+        sentences.append(f"By layer, it does not hold over all masks in {named}.")
+    return sentences
 
 
 def _third(row: Mapping[str, Any]) -> str:
@@ -184,10 +193,10 @@ def _number(value: float | None) -> str:
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The page as markdown, from the record alone, with `theory.png` beside it."""
+    """The page as Markdown, made only from the record, with `theory.png` beside it."""
     points = record["points"]
-    found = summary(points)
-    said = findings(found, points)
+    correlations = summary(points)
+    sentences = findings(correlations, points)
     lines = [
         "# InfoPrune (reconstructed): its theorems, measured",
         "",
@@ -200,8 +209,8 @@ def page(record: Mapping[str, Any]) -> str:
         "![The points](theory.png)",
     ]
     for theorem, title in TITLES.items():
-        lines += ["", f"## {title}", "", *(f"- {sentence}" for sentence in said[theorem])]
-        lines += ["", *_table(theorem, found[theorem])]
+        lines += ["", f"## {title}", "", *(f"- {sentence}" for sentence in sentences[theorem])]
+        lines += ["", *_table(theorem, correlations[theorem])]
     lines += [
         "",
         "Every point is in `theory.csv` and `theory.json`. `infoprune theory --out FOLDER` with the same model and"

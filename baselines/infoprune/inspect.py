@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.infoprune import head_layer, layer_weights, rank, regularised_moments
 from baselines.infoprune.correlation import correlation
 from baselines.infoprune.ffn import Ffn
-from baselines.infoprune.heads import score
+from baselines.infoprune.heads import Layer, Loss, score
+from baselines.infoprune.moments import regularised_moments
 from baselines.infoprune.spectrum import effective_rank, masked_spectrum
-from baselines.infoprune.theory import Track, default_loss, silent
+from baselines.infoprune.theory import Track, silent
 from baselines.linalg import decompose
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, Additive, Choice, Keep, Kind, Options, Plan, Ranking
 
 Rows = list[dict[str, Any]]
@@ -29,7 +29,7 @@ SPECTRUM = 64  # singular values stored per matrix, evenly spaced
 SCORES = {
     "importance": "negative entropy",
     "j": "J, leave-one-out",
-    "score": "InfoPrune",
+    "score": "J, greedy",
     "taylor": "Taylor",
     "damage": "true damage",
 }
@@ -39,32 +39,30 @@ def heads(vlm: VLM, calibration: Calibration, track: Track = silent) -> Rows:
     """One row per head (or KV group); the larger a score, the more important the head.
 
     entropy: of s / sum s over the singular values s of the head's contribution A_h W_h, in nats; 0 for a head without
-    output. importance: its negative, min-max normalised over the component (figure 1; which matrix the paper takes is
-    not public). j: the change of J if only this head goes. score: the method's own, with its defaults. taylor: mean
-    squared derivative of the answer loss by a gate on the head. damage: the rise of the answer loss with
-    that gate at 0, nats.
+    output. importance: the negative entropy, min-max normalised over the component (figure 1; which matrix the paper
+    takes is not public). j: the change of J if only this head is removed. score: that of `infoprune_free` with its
+    defaults. taylor: the mean squared derivative of the answer loss by a gate on the head. damage: the rise of the
+    answer loss with that gate at 0, in nats.
     """
-    loss, given = default_loss(), rank.__kwdefaults__ or {}
+    loss = Loss()
     moments, _ = regularised_moments(calibration, [block.heads.consumer for block in vlm.blocks])
     gradients = calibration.gate_gradients()
-    weights = layer_weights(vlm, calibration, given["weigh"])
     dense = calibration.answer_loss()
     rows: Rows = []
     scores: dict[str, list[dict[str, float]]] = {}
     for block in track(vlm.blocks, "spectra of the layers"):
-        layer = head_layer(vlm, block, moments, given["output"])
-        weight = weights.get((block.name, "heads"), 1.0)
-        alone = torch.eye(layer.count, device=layer.weight.device)
-        ranks = effective_rank(masked_spectrum(layer.covariance, layer.weight, alone), loss.distribution)
+        layer = Layer.of(vlm, block, moments)
+        single_masks = torch.eye(layer.count, device=layer.weight.device)
+        ranks = effective_rank(masked_spectrum(layer.covariance, layer.weight, single_masks), loss.distribution)
         columns = {
             "entropy": ranks.clamp(min=1).log().tolist(),
             "j": score(layer, loss, "leave-one-out")[0],
-            "score": [weight * value for value in score(layer, loss, given["search"])[0]],
+            "score": score(layer, loss)[0],
             "taylor": gradients[block.name, "heads"].square().mean(0).tolist(),
         }
         scores[block.name] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    every = [(block, head) for block in vlm.blocks for head in range(block.heads.count)]
-    for block, head in track(every, "heads left out one by one"):
+    all_heads = [(block, head) for block in vlm.blocks for head in range(block.heads.count)]
+    for block, head in track(all_heads, "heads left out one by one"):
         gates = torch.ones(block.heads.count)
         gates[head] = 0
         gates = gates.to(moments[block.heads.consumer].mean.device)
@@ -72,18 +70,18 @@ def heads(vlm: VLM, calibration: Calibration, track: Track = silent) -> Rows:
         row = {"component": block.component, "block": block.name, "layer": block.index, "head": head}
         rows.append(row | scores[block.name][head] | {"damage": damage})
     for component in dict.fromkeys(row["component"] for row in rows):
-        own = [row for row in rows if row["component"] == component]
-        least, most = min(row["entropy"] for row in own), max(row["entropy"] for row in own)
-        for row in own:
+        component_rows = [row for row in rows if row["component"] == component]
+        least, most = min(row["entropy"] for row in component_rows), max(row["entropy"] for row in component_rows)
+        for row in component_rows:
             row["importance"] = (most - row["entropy"]) / (most - least) if most > least else 0.0
     return rows
 
 
 def agreement(rows: Rows, component: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Correlations of every pair of scores over the heads of a component."""
-    own = [row for row in rows if row["component"] == component]
+    component_rows = [row for row in rows if row["component"] == component]
     return {
-        (first, second): correlation([row[first] for row in own], [row[second] for row in own])
+        (first, second): correlation([row[first] for row in component_rows], [row[second] for row in component_rows])
         for first in SCORES
         for second in SCORES
     }
@@ -92,16 +90,16 @@ def agreement(rows: Rows, component: str) -> dict[tuple[str, str], dict[str, Any
 def ffn(vlm: VLM, ranking: Ranking, plans: Mapping[str, Plan], track: Track = silent) -> Rows:
     """One row per matrix of an FFN: its Linears and, without a gate, the product W2 W1.
 
-    density: see `row_density` (figure 2); it depends on the scale of the weights. l1: the mean absolute weight, that
-    is, a row's L1 norm over its length. erank, spectrum: of the singular values, the largest scaled to 1. chosen, kept:
-    what the plan of the block's component makes of the FFN, and the share of its multiply-adds that stays.
+    density: see `row_density` (figure 2); it depends on the scale of the weights. l1: the mean absolute weight, i.e. a
+    row's L1 norm over its length. erank, spectrum: of the singular values, the largest scaled to 1. chosen, kept: the
+    option that the plan of the block's component gives the FFN, and the share of its multiply-adds that stays.
     """
     rows: Rows = []
     for block in track(vlm.blocks, "FFNs"):
-        found = Ffn.found(vlm.model, block.ffn)
-        matrices = {linear.path.rsplit(".", 1)[-1]: linear.weight.double() for linear in found.linears}
+        dense_ffn = Ffn.found(vlm.model, block.ffn)
+        matrices = {linear.path.rsplit(".", 1)[-1]: linear.weight.double() for linear in dense_ffn.linears}
         if not block.ffn.gated:
-            matrices["product"] = found.consumer.weight.double() @ found.producers[0].weight.double()
+            matrices["product"] = dense_ffn.consumer.weight.double() @ dense_ffn.producers[0].weight.double()
         label, kept = _chosen(ranking, plans[block.component], block.name, block.ffn.count)
         for name, matrix in matrices.items():
             values = decompose(matrix).energy.sqrt()
@@ -149,7 +147,7 @@ def survivors(vlm: VLM, rankings: Mapping[str, Ranking], plans: Mapping[tuple[st
 
 
 def overlap(rows: Rows, component: str) -> dict[tuple[str, str], float]:
-    """For every pair of data sets, the heads that both keep as a share of those that either keeps (Jaccard)."""
+    """For every pair of data sets, the heads that both keep as a share of those that at least one keeps (Jaccard)."""
     kept: dict[str, set[tuple[str, int]]] = {}
     for row in rows:
         if row["component"] == component:

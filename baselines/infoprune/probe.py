@@ -1,9 +1,10 @@
-"""How much a layer's heads tell about the answer: held-out cross-entropy of a linear probe, a bound on I(Y; Z).
+"""How much a layer's heads tell about the answer: the held-out cross-entropy of a linear probe bounds I(Y; Z).
 
     read = Reading.of(vlm, samples)
     read.information(read.inputs["language.3"] * mask @ weight.T)  # nats
 
-A probe's cross-entropy is at least H(Y | Z), so H(Y) less it is a lower bound on I(Y; Z): what a linear reader finds.
+A probe's cross-entropy is at least H(Y | Z). So H(Y) minus this cross-entropy is a lower bound on I(Y; Z): the
+information that a linear reader finds.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from baselines.linalg import inverse_whitener
-from harness.calibration import Calibration
+from harness.statistics import Calibration
 from harness.types import VLM, InputError, Sample
 
 FOLDS = 4
-FLOOR = 1e-3  # share of the mean variance added in every direction: whitening would blow up those that hardly vary
+FLOOR = 1e-3  # share of the mean variance, added in every direction so that whitening does not amplify noise
 RIDGE = 0.1  # penalty on the squared weights of whitened features, per sample
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One row per question: what each block's heads give to their Linear, and the answer as a class.
+    """One row per question: each block's input of the Linear after its heads, and the answer as a class.
 
     inputs: by block name, (n, columns), float64: in the vision tower the mean over patches, in the language model the
     last token of the prompt. labels: (n,). folds: (n,), the same for all questions about an image.
@@ -42,18 +43,18 @@ class Reading:
 
     @classmethod
     def of(cls, vlm: VLM, samples: Sequence[Sample]) -> Reading:
-        """From one pass over the samples whose answer is frequent enough to learn: 4 times, and 2 % of the samples.
+        """One pass over the samples with a frequent answer: at least 4 times, and in 2 % of the samples.
 
-        Raises InputError if fewer than two answers are.
+        Raises InputError if fewer than two answers are frequent.
         """
         least = max(FOLDS, len(samples) // 50)
-        often = {answer for answer, count in Counter(s.answer for s in samples).items() if count >= least}
-        if len(often) < 2:
+        frequent = {answer for answer, count in Counter(s.answer for s in samples).items() if count >= least}
+        if len(frequent) < 2:
             raise InputError(
                 f"theory: --samples {len(samples)}: a probe needs two answers that occur {least} times or more"
             )
-        used = [sample for sample in samples if sample.answer in often]
-        classes = sorted(often)
+        used = [sample for sample in samples if sample.answer in frequent]
+        classes = sorted(frequent)
         return cls(
             inputs=_inputs(vlm, used),
             labels=np.array([classes.index(sample.answer) for sample in used]),
@@ -61,32 +62,36 @@ class Reading:
         )
 
     def information(self, features: Tensor) -> float:
-        """Held-out H(Y) less the held-out cross-entropy of a probe on features (n, d), in nats; below 0 for noise."""
+        """Held-out H(Y) minus the held-out cross-entropy of a probe on features (n, d), in nats; below 0 for noise."""
         none = features.new_zeros(len(features), 1)
         return cross_entropy(none, self.labels, self.folds) - cross_entropy(features, self.labels, self.folds)
 
 
 def _inputs(vlm: VLM, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    alone = Calibration(vlm, samples, batch_size=1)
-    spoken = [int((batch["labels"] != -100).sum()) for batch in alone.batches()]
+    single = Calibration(vlm, samples, batch_size=1)
+    answer_lengths = [int((batch["labels"] != -100).sum()) for batch in single.batches()]
     blocks = {block.heads.consumer: block for block in vlm.blocks}
-    found: dict[str, list[Tensor]] = {block.name: [] for block in vlm.blocks}
+    rows_by_block: dict[str, list[Tensor]] = {block.name: [] for block in vlm.blocks}
 
     def see(path: str, rows: Tensor) -> None:
         block = blocks[path]
-        seen = found[block.name]
-        row = rows.double().mean(0) if block.component == "vision" else rows[-spoken[len(seen)] - 1].double()
-        seen.append(row)
+        block_rows = rows_by_block[block.name]
+        row = (
+            rows.double().mean(0)
+            if block.component == "vision"
+            else rows[-answer_lengths[len(block_rows)] - 1].double()
+        )
+        block_rows.append(row)
 
-    alone.visit(blocks, see)
-    return {name: torch.stack(rows) for name, rows in found.items()}
+    single.visit(blocks, see)
+    return {name: torch.stack(rows) for name, rows in rows_by_block.items()}
 
 
 def cross_entropy(features: Tensor, labels: np.ndarray, folds: np.ndarray) -> float:
     """Held-out cross-entropy, in nats, of multinomial logistic regression on features (n, d), labels (n,), by fold.
 
-    Features are whitened on the training folds, so that the choice of basis matters little; a penalty on the squared
-    weights makes the optimum unique. With constant features it is nearly the entropy of the training frequencies.
+    Features are whitened on the training folds, so the choice of basis matters little. A penalty on the squared weights
+    makes the optimum unique. With constant features, the result is nearly the entropy of the training frequencies.
     """
     classes = int(labels.max()) + 1
     total = 0.0
@@ -102,16 +107,18 @@ def cross_entropy(features: Tensor, labels: np.ndarray, folds: np.ndarray) -> fl
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, train: np.ndarray, classes: int) -> float:
-    """The summed cross-entropy, in nats, of the rows held out from training."""
+    """The summed cross-entropy, in nats, of the held-out rows."""
     inputs = np.hstack([features, np.ones((len(features), 1))])
-    seen, target = inputs[train], np.eye(classes)[labels[train]]
+    train_inputs, target = inputs[train], np.eye(classes)[labels[train]]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weight = flat.reshape(inputs.shape[1], classes)
-        logs = log_softmax(seen @ weight, axis=1)
-        slope = seen.T @ (np.exp(logs) - target) / len(seen) + RIDGE * weight
-        return -float((logs * target).sum()) / len(seen) + RIDGE / 2 * float((weight**2).sum()), slope.ravel()
+        logs = log_softmax(train_inputs @ weight, axis=1)
+        gradient = train_inputs.T @ (np.exp(logs) - target) / len(train_inputs) + RIDGE * weight
+        return -float((logs * target).sum()) / len(train_inputs) + RIDGE / 2 * float(
+            (weight**2).sum()
+        ), gradient.ravel()
 
-    found = minimize(loss, np.zeros(inputs.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    logs = log_softmax(inputs[~train] @ found.x.reshape(inputs.shape[1], classes), axis=1)
+    fitted = minimize(loss, np.zeros(inputs.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    logs = log_softmax(inputs[~train] @ fitted.x.reshape(inputs.shape[1], classes), axis=1)
     return -float(logs[np.arange(len(logs)), labels[~train]].sum())

@@ -1,7 +1,7 @@
-"""Effective rank of a spectrum and distance between two, exact and smooth: pure functions, over batches.
+"""Effective rank of a spectrum and the distance of two spectra, exact and smooth: pure functions over batches.
 
     ks_distance(original, pruned), effective_rank(pruned) / effective_rank(original)
-    masked_information_loss(covariance, weight, gates, k=0.99).mean().backward()
+    effective_rank(masked_spectrum(covariance, weight, gates)).backward()
 
 Nothing here centres its input: pass spectra of centred outputs, or the covariance.
 """
@@ -37,8 +37,8 @@ def effective_rank(singular: Tensor, distribution: Distribution = "amplitude") -
 def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> Tensor:
     """Kolmogorov-Smirnov distance max |F - G| of two spectra, (..., n) and (..., m), that broadcast; returns (...).
 
-    cumulative: F and G run over the index of the descending singular values, both divided by the original's sum, so
-    that an output that merely shrinks has a distance too, and a zero output the distance 1 (0 from another zero one).
+    cumulative: F and G run over the index of the descending singular values, both divided by the original's sum. So an
+    output that only shrinks has a distance too, and a zero output has the distance 1 (0 from another zero output).
     values: F and G are the empirical distributions of the values (scipy's `ks_2samp` statistic).
     """
     original, pruned = _alike(original, pruned)
@@ -48,8 +48,8 @@ def ks_distance(original: Tensor, pruned: Tensor, over: Over = "cumulative") -> 
     total = original.sum(-1, keepdim=True)
     first, second = (_descending(spectrum, longest) for spectrum in (original, pruned))
     gap = (first - second).cumsum(-1).abs().amax(-1, keepdim=True)
-    either = torch.where(second.sum(-1, keepdim=True) > 0, torch.ones_like(gap), torch.zeros_like(gap))
-    return torch.where(total == 0, either, gap / torch.where(total == 0, 1, total)).squeeze(-1)
+    zero_original = torch.where(second.sum(-1, keepdim=True) > 0, torch.ones_like(gap), torch.zeros_like(gap))
+    return torch.where(total == 0, zero_original, gap / torch.where(total == 0, 1, total)).squeeze(-1)
 
 
 def smooth_ks_distance(
@@ -59,12 +59,12 @@ def smooth_ks_distance(
     temperature: float = 0.01,
     counts: Tensor | int | None = None,
 ) -> Tensor:
-    """A surrogate of `ks_distance` for training: tends to it as the temperature T falls, and is 0 for equal spectra.
+    """A surrogate of `ks_distance` for training: it tends to it as the temperature T falls, and is 0 for equal spectra.
 
     The gaps F - G enter as softmax(h / T) . h with h = gap tanh(gap / T), at most T (ln n + 0.28) below the largest.
-    values: F and G are sums of sigmoids of width w = T * mean value, taken w ln(1 / T) right of each value, where its
-    own step is 1 / (1 + T) complete. That is smooth everywhere. Cumulative, a sum of the k largest values is continuous
-    but has a kink where the k-th and the next are equal; the gradient there is a subgradient.
+    values: F and G are sums of sigmoids of width w = T * mean value, evaluated w ln(1 / T) to the right of each value,
+    where its own step is 1 / (1 + T) complete. This is smooth everywhere. cumulative: a sum of the k largest values is
+    continuous but has a kink where the k-th and the next value are equal; the gradient there is a subgradient.
 
     counts: how many of the largest values of both are compared, a number or (...) (see `leading_counts`). Raises
     ValueError for a temperature outside (0, 1).
@@ -76,15 +76,17 @@ def smooth_ks_distance(
         counts = torch.as_tensor(counts, device=original.device)
         most = int(counts.max())
         original, pruned = (spectrum.sort(-1, descending=True).values[..., :most] for spectrum in (original, pruned))
-    gaps, there = (_sigmoid_gaps if over == "values" else _cumulative_gaps)(original, pruned, temperature, counts)
+    gaps, compared = (_sigmoid_gaps if over == "values" else _cumulative_gaps)(original, pruned, temperature, counts)
     heights = gaps * torch.tanh(gaps / temperature)
-    logits = (heights / temperature).masked_fill(~there, -torch.inf)
+    logits = (heights / temperature).masked_fill(~compared, -torch.inf)
     return (logits.softmax(-1) * heights).sum(-1)
 
 
 def leading(singular: Tensor, k: float) -> int:
-    """How many of the largest singular values (n,) are compared: the fewest that hold the share k of the energy if k is
-    below 1, otherwise k itself, at most n."""
+    """How many of the largest singular values (n,) are compared.
+
+    The fewest that hold the share k of the energy if k is below 1; otherwise k itself, at most n.
+    """
     return int(leading_counts(singular, k))
 
 
@@ -102,8 +104,8 @@ def masked_spectrum(covariance: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """Singular values (..., min(out, columns)) of Z = (A * m) W^T, over sqrt(N), largest first, float64.
 
     covariance: of A, (..., columns, columns). weight: of the Linear that reads A, (..., out, columns), a constant, or
-    any matrix with the same W^T W: `row_reduced` saves time over many masks; see also `side_by_side`. mask: (...,
-    heads), one factor for each run of columns / heads columns. All broadcast: layers of one shape make a batch.
+    any matrix with the same W^T W; `row_reduced` saves time over many masks, see also `side_by_side`. mask: (...,
+    heads), one factor for each run of columns / heads columns. All broadcast, so layers of one shape form a batch.
     Differentiable; directions that a factor of 0 removes have gradient 0. Raises ValueError if shapes do not fit.
     """
     columns, heads = covariance.shape[-1], mask.shape[-1]
@@ -115,7 +117,7 @@ def masked_spectrum(covariance: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def side_by_side(weight: Tensor, heads: int) -> Tensor:
-    """A weight for `masked_spectrum` with which Z has the heads' contributions A_h W_h side by side, not added up.
+    """A weight for `masked_spectrum` that makes Z the concatenation of the heads' contributions A_h W_h, not their sum.
 
     The blocks of the Linear's weight (..., out, columns), one per head, each `row_reduced`, on the diagonal of a matrix
     with at most `columns` rows.
@@ -128,33 +130,8 @@ def side_by_side(weight: Tensor, heads: int) -> Tensor:
     return wide.flatten(-4, -3).flatten(-2, -1)
 
 
-def masked_information_loss(
-    covariance: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    *,
-    alpha: float = 0.5,
-    beta: float = 1.0,
-    distribution: Distribution = "amplitude",
-    over: Over = "cumulative",
-    k: float = 0.99,
-    original: Tensor | None = None,
-) -> Tensor:
-    """J = alpha * eRank(Z_m) / eRank(Z) + beta * smooth KS_k(Z, Z_m) of layers with soft masks (..., heads): (...).
-
-    original: the spectra of the unmasked layers, if known; training does not change them.
-    """
-    if original is None:
-        original = masked_spectrum(covariance, weight, torch.ones_like(mask[..., :1])).detach()
-    pruned = masked_spectrum(covariance, weight, mask)
-    full = effective_rank(original, distribution)
-    ratio = effective_rank(pruned, distribution) / torch.where(full == 0, 1, full)
-    distance = smooth_ks_distance(original, pruned, over, counts=leading_counts(original, k))
-    return alpha * ratio + beta * distance
-
-
 def _wide(spectrum: Tensor) -> Tensor:
-    """Half precision as float64, for its sums and squares would lose digits or overflow."""
+    """Half precision as float64, because its sums and squares would lose digits or overflow."""
     return spectrum.double() if spectrum.dtype in (torch.float16, torch.bfloat16) else spectrum
 
 
@@ -178,8 +155,8 @@ def _two_sample(original: Tensor, pruned: Tensor) -> Tensor:
     return (below[0] - below[1]).abs().amax(-1)
 
 
-def _there(spectrum: Tensor, counts: Tensor | None) -> Tensor:
-    """Which places of descending spectra (..., n) are compared, as booleans; all if there are no counts."""
+def _compared(spectrum: Tensor, counts: Tensor | None) -> Tensor:
+    """Which positions of descending spectra (..., n) are compared, as booleans; all positions without counts."""
     places = torch.arange(spectrum.shape[-1], device=spectrum.device)
     return torch.ones_like(places, dtype=torch.bool) if counts is None else places < counts.unsqueeze(-1)
 
@@ -189,12 +166,12 @@ def _cumulative_gaps(
 ) -> tuple[Tensor, Tensor]:
     longest = max(original.shape[-1], pruned.shape[-1])
     first, second = (_descending(spectrum, longest) for spectrum in (original, pruned))
-    there = _there(first, counts)
-    first, second = first * there, second * there
-    total, other = first.sum(-1, keepdim=True), second.sum(-1, keepdim=True)
+    compared = _compared(first, counts)
+    first, second = first * compared, second * compared
+    total, pruned_total = first.sum(-1, keepdim=True), second.sum(-1, keepdim=True)
     # A zero original has the distance 1 from every spectrum that is not zero.
-    total = torch.where(total == 0, torch.where(other == 0, 1, other), total)
-    return (first - second).cumsum(-1) / total, there
+    total = torch.where(total == 0, torch.where(pruned_total == 0, 1, pruned_total), total)
+    return (first - second).cumsum(-1) / total, compared
 
 
 def _sigmoid_gaps(original: Tensor, pruned: Tensor, temperature: float, counts: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -202,7 +179,7 @@ def _sigmoid_gaps(original: Tensor, pruned: Tensor, temperature: float, counts: 
         original.shape[:-1], pruned.shape[:-1], torch.Size() if counts is None else counts.shape
     )
     spectra = [spectrum.expand(*shape, -1) for spectrum in (original, pruned)]
-    weights = [_there(spectrum, counts).to(spectrum).expand_as(spectrum) for spectrum in spectra]
+    weights = [_compared(spectrum, counts).to(spectrum).expand_as(spectrum) for spectrum in spectra]
     points, weight = torch.cat(spectra, -1), torch.cat(weights, -1)
     mean = (points * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
     width = temperature * torch.where(mean == 0, 1, mean)

@@ -1,11 +1,11 @@
-"""The paper's three theorems, measured: every point behind `infoprune theory`.
+"""The paper's three theorems, measured: all points behind `infoprune theory`.
 
     points = measure(vlm, samples)
     points["theorem1"][0]  # {"block": "vision.0", "heads": 8, "kept": 3, "mask": "01001001", "noise": 0.01, ...}
 
-Theorem 1 says that I(X; Z_S) - I(X; Z) goes with the difference of effective rank, theorem 2 that a small KS distance
-keeps I(Y; Z_S), theorem 3 that the energy an SVD drops is the error of the FFN's output. Z_S is the layer's output
-(A * m) W_o under a mask m of its heads, the layers before it dense.
+Theorem 1 says that I(X; Z_S) - I(X; Z) follows the difference of effective rank; theorem 2, that a small KS distance
+keeps I(Y; Z_S); theorem 3, that the energy an SVD drops is the error of the FFN's output. Z_S is the layer's output
+(A * m) W_o under a mask m of its heads, with dense layers before it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from baselines.infoprune import rank, regularised_moments
 from baselines.infoprune.compose import Composition, compose
 from baselines.infoprune.ffn import Ffn, factor
 from baselines.infoprune.heads import Loss
+from baselines.infoprune.moments import regularised_moments
 from baselines.infoprune.probe import Reading
 from baselines.infoprune.spectrum import effective_rank, masked_spectrum
 from baselines.linalg import decompose
-from harness.calibration import Calibration, Moment
+from harness.statistics import Calibration, Moment
 from harness.types import VLM, Block, Dense, InputError, LowRank, Option, Replacement, Sample
 
 Points = list[dict[str, Any]]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and shows how far the loop is
 
 MASKS = 32  # head masks per layer
-DECODED = 96  # questions on which the model itself is asked under each mask
+DECODED = 96  # questions that the model itself answers under each mask
 NOISES = (0.1, 0.01, 0.001)
 RANKS = 12  # ranks per Linear, and points per FFN
 
@@ -42,9 +42,9 @@ def silent(items: Sequence[Any], text: str) -> Iterable[Any]:
 
 
 def measure(vlm: VLM, samples: Sequence[Sample], track: Track = silent) -> dict[str, Points]:
-    """All points of the three theorems, by theorem, numbers rounded to 6 digits.
+    """All points of the three theorems, by theorem, with numbers rounded to 6 digits.
 
-    Raises InputError if two answers do not occur often enough in the samples to train a probe on.
+    Raises InputError if fewer than two answers occur often enough in the samples to train a probe.
     """
     reading = Reading.of(vlm, samples)
     calibration = Calibration(vlm, samples)
@@ -61,14 +61,14 @@ def measure(vlm: VLM, samples: Sequence[Sample], track: Track = silent) -> dict[
 def head_masks(heads: int, number: int, seed: int) -> list[tuple[int, ...]]:
     """Up to `number` distinct masks, one 0 or 1 per head, sorted; none is full or empty.
 
-    How many heads a mask keeps is drawn first, every number being equally likely.
+    The number of kept heads is drawn first, and every number is equally likely.
     """
     draw = random.Random(seed)
-    found: set[tuple[int, ...]] = set()
-    while len(found) < min(number, 2**heads - 2):
+    masks: set[tuple[int, ...]] = set()
+    while len(masks) < min(number, 2**heads - 2):
         kept = draw.sample(range(heads), draw.randint(1, heads - 1))
-        found.add(tuple(int(head in kept) for head in range(heads)))
-    return sorted(found)
+        masks.add(tuple(int(head in kept) for head in range(heads)))
+    return sorted(masks)
 
 
 # --- theorem 1 --------------------------------------------------------------------------------------------
@@ -83,10 +83,10 @@ def information(singular: Tensor, noise: Tensor | float) -> Tensor:
 
 
 def theorem1(vlm: VLM, moments: Mapping[str, Moment], masks: Mapping[str, Sequence[tuple[int, ...]]]) -> Points:
-    """One point per mask and noise: I(X; Z + noise) and both effective ranks, each less that of all heads.
+    """One point per mask and noise: I(X; Z + noise) and both effective ranks, each minus its value for all heads.
 
-    Without noise the information of a deterministic layer has no bound; for a Z that is not Gaussian it is less than
-    the log det. noise: its variance as a share of the dense output's mean variance per direction.
+    Without noise, the information of a deterministic layer has no bound; if Z is not Gaussian, it is less than the log
+    det. noise: its variance as a share of the dense output's mean variance per direction.
     """
     points: Points = []
     for block, mask, full, pruned in _spectra(vlm, moments, masks):
@@ -97,23 +97,23 @@ def theorem1(vlm: VLM, moments: Mapping[str, Moment], masks: Mapping[str, Sequen
         mean = full.square().mean()
         for noise in NOISES:
             variance = noise * mean if mean > 0 else torch.ones_like(mean)
-            lost = information(pruned, variance) - information(full, variance)
+            change = information(pruned, variance) - information(full, variance)
             for place, kept in enumerate(mask):
                 values = {name: float(value[place]) for name, value in ranks.items()}
-                points.append(_masked(block, kept) | {"noise": noise, "information": float(lost[place])} | values)
+                points.append(_masked(block, kept) | {"noise": noise, "information": float(change[place])} | values)
     return points
 
 
 def _spectra(
     vlm: VLM, moments: Mapping[str, Moment], masks: Mapping[str, Sequence[tuple[int, ...]]]
 ) -> Iterable[tuple[Block, Sequence[tuple[int, ...]], Tensor, Tensor]]:
-    """For each block with masks: the block, its masks, the spectrum of its whole output, and those under the masks."""
+    """For each block with masks: the block, its masks, the spectrum of its full output, and those under the masks."""
     for block in vlm.blocks:
         if masks[block.name]:
             covariance = moments[block.heads.consumer].covariance
             weight = vlm.model.get_parameter(f"{block.heads.consumer}.weight")
-            every = torch.tensor([(1,) * block.heads.count, *masks[block.name]], device=covariance.device)
-            full, *pruned = masked_spectrum(covariance, weight, every)
+            all_masks = torch.tensor([(1,) * block.heads.count, *masks[block.name]], device=covariance.device)
+            full, *pruned = masked_spectrum(covariance, weight, all_masks)
             yield block, masks[block.name], full, torch.stack(pruned)
 
 
@@ -132,47 +132,47 @@ def theorem2(
     masks: Mapping[str, Sequence[tuple[int, ...]]],
     track: Track = silent,
 ) -> Points:
-    """One point per mask: the KS distance, and the loss of I(Y; Z) in nats as two readers of the answer Y see it.
+    """One point per mask: the KS distance, and the loss of I(Y; Z) in nats for two readers of the answer Y.
 
-    probe: the rise of the held-out cross-entropy of a linear probe on Z_S; `there` is what it reads from the whole Z.
-    model: the rise of the model's own cross-entropy per token on the first 96 samples; its later layers are the reader.
+    probe: the rise of the held-out cross-entropy of a linear probe on Z_S; `there` is what the probe reads from the
+    full Z. model: the rise of the model's own cross-entropy per token on the first 96 samples; its later layers are the
+    reader.
     """
-    loss = default_loss()
-    asked = Calibration(vlm, samples[:DECODED])
-    dense = asked.answer_loss()
+    loss = Loss()
+    decoded = Calibration(vlm, samples[:DECODED])
+    dense = decoded.answer_loss()
     work: list[tuple[Block, tuple[int, ...], float]] = []
     for block, mask, full, pruned in _spectra(vlm, moments, masks):
-        _, distances = loss.terms(full, pruned)
-        work += [(block, kept, distance) for kept, distance in zip(mask, distances.tolist(), strict=True)]
-    there: dict[str, float] = {}
+        distances = loss.distance(full, pruned).tolist()
+        work += [(block, kept, distance) for kept, distance in zip(mask, distances, strict=True)]
+    readable: dict[str, float] = {}
     points: Points = []
     for block, kept, distance in track(work, "theorem 2: head masks"):
         weight = vlm.model.get_parameter(f"{block.heads.consumer}.weight").double()
         heads = reading.inputs[block.name]
-        if block.name not in there:
-            there[block.name] = reading.information(heads @ weight.T)
+        if block.name not in readable:
+            readable[block.name] = reading.information(heads @ weight.T)
         gates = torch.tensor(kept, dtype=torch.float64, device=heads.device)
-        left = reading.information(heads * gates.repeat_interleave(block.heads.width) @ weight.T)
-        rise = asked.answer_loss({(block.name, "heads"): gates}) - dense
-        lost = {"ks": distance, "there": there[block.name], "probe": there[block.name] - left, "model": rise}
-        points.append(_masked(block, kept) | lost)
+        remaining = reading.information(heads * gates.repeat_interleave(block.heads.width) @ weight.T)
+        rise = decoded.answer_loss({(block.name, "heads"): gates}) - dense
+        figures = {
+            "ks": distance,
+            "there": readable[block.name],
+            "probe": readable[block.name] - remaining,
+            "model": rise,
+        }
+        points.append(_masked(block, kept) | figures)
     return points
-
-
-def default_loss() -> Loss:
-    """J with the method's defaults."""
-    given = rank.__kwdefaults__ or {}
-    return Loss(*(given[name] for name in ("alpha", "beta", "distribution", "ks_over", "k")))
 
 
 # --- theorem 3 --------------------------------------------------------------------------------------------
 
 
 def theorem3(vlm: VLM, calibration: Calibration, track: Track = silent) -> Points:
-    """One point per rank: the predicted share of the output's energy that is lost, and the measured one.
+    """One point per rank: the predicted and the measured loss, as shares of the output's energy.
 
     through: "linear" for W1 alone, predicted by its dropped energy, plain or whitened; otherwise the arm of Algorithm 2
-    that the whole FFN went through. For arms of the product W2 W1 the prediction is the product's dropped energy.
+    for the whole FFN. For arms of the product W2 W1, the prediction is the product's dropped energy.
     Whiteners come from the first half of the rows (`seen`); the second half is from other samples (`unseen`).
     Raises InputError if there are fewer than two rows.
     """
@@ -188,8 +188,8 @@ def theorem3(vlm: VLM, calibration: Calibration, track: Track = silent) -> Point
         seconds[ffn.consumer.path] = inner.T @ inner / len(inner)
         for whiten in (False, True):
             second = seconds if whiten else None
-            made = _linear(ffn, seen, unseen, second) + _arms(ffn, seen, unseen, second)
-            points += [{"block": block.name, "whiten": int(whiten)} | point for point in made]
+            measured = _linear(ffn, seen, unseen, second) + _arms(ffn, seen, unseen, second)
+            points += [{"block": block.name, "whiten": int(whiten)} | point for point in measured]
     return points
 
 
@@ -211,17 +211,17 @@ def _arms(ffn: Ffn, seen: Tensor, unseen: Tensor, second: Mapping[str, Tensor] |
 
     def measured(arm: str, option: Option, predicted: float) -> dict[str, Any]:
         assert option.make is not None
-        made = option.make()
+        replacements = option.make()
         pairs = zip((seen, unseen), targets, strict=True)
-        errors = [share(output(ffn, rows, made) - target, target) for rows, target in pairs]
+        errors = [share(output(ffn, rows, replacements) - target, target) for rows, target in pairs]
         return _predicted(arm, option.label.split(" ", 1)[1], predicted, errors)
 
-    found = [
+    points = [
         measured("factor", option, option.loss)
         for option in _spread(factor(ffn, second.__getitem__ if second else None)[0].points[1:])
     ]
     if ffn.units.gated:
-        return found
+        return points
     (first,) = ffn.producers
     dropped = decompose(
         ffn.consumer.weight.double() @ first.weight.double(), second[first.path] if second else None
@@ -229,8 +229,8 @@ def _arms(ffn: Ffn, seen: Tensor, unseen: Tensor, second: Mapping[str, Tensor] |
     for arm in get_args(Composition):
         options = compose(ffn, arm, seen, second[first.path] if second else None)[0].points[1:]
         for option in _spread(options):
-            found.append(measured(arm, option, float(dropped[int(option.label.split()[1])])))
-    return found
+            points.append(measured(arm, option, float(dropped[int(option.label.split()[1])])))
+    return points
 
 
 def _predicted(through: str, rank_: int | str, predicted: float, errors: Sequence[float]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _predicted(through: str, rank_: int | str, predicted: float, errors: Sequenc
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
-    """About RANKS of the items, evenly spaced, the first and the last among them."""
+    """About RANKS of the items, evenly spaced, including the first and the last."""
     places = torch.linspace(0, len(items) - 1, min(RANKS, len(items))).round().long().tolist()
     return [items[place] for place in dict.fromkeys(places)]
 
@@ -249,18 +249,18 @@ def share(error: Tensor, target: Tensor) -> float:
     return float(error.square().sum()) / energy if energy > 0 else 0.0
 
 
-def hidden(ffn: Ffn, rows: Tensor, made: Mapping[str, Replacement] | None = None) -> Tensor:
-    """What the consumer of an FFN reads for input rows (n, d), with replacements by module path: (n, h)."""
-    made = made or {}
-    gate, *up = (_apply(linear.weight, linear.bias, made.get(linear.path), rows) for linear in ffn.producers)
-    active = gate if ffn.units.activation in made else ffn.activation(gate)
+def hidden(ffn: Ffn, rows: Tensor, replacements: Mapping[str, Replacement] | None = None) -> Tensor:
+    """The input of an FFN's consumer for input rows (n, d), with replacements by module path: (n, h)."""
+    replacements = replacements or {}
+    gate, *up = (_apply(linear.weight, linear.bias, replacements.get(linear.path), rows) for linear in ffn.producers)
+    active = gate if ffn.units.activation in replacements else ffn.activation(gate)
     return active * up[0] if up else active
 
 
-def output(ffn: Ffn, rows: Tensor, made: Mapping[str, Replacement]) -> Tensor:
-    """What an FFN puts out for input rows (n, d), less the consumer's own bias, with replacements by module path."""
+def output(ffn: Ffn, rows: Tensor, replacements: Mapping[str, Replacement]) -> Tensor:
+    """The output of an FFN for input rows (n, d) without the consumer's bias, with replacements by module path."""
     consumer = ffn.consumer
-    out = _apply(consumer.weight, consumer.bias, made.get(consumer.path), hidden(ffn, rows, made))
+    out = _apply(consumer.weight, consumer.bias, replacements.get(consumer.path), hidden(ffn, rows, replacements))
     return out if consumer.bias is None else out - consumer.bias.to(out)
 
 
@@ -269,8 +269,8 @@ def _apply(weight: Tensor, bias: Tensor | None, new: Replacement, rows: Tensor) 
         weight, bias = new.up.double() @ new.down.double(), new.bias
     elif isinstance(new, Dense):
         weight, bias = new.weight, new.bias
-    made = rows @ weight.to(rows).T
-    return made if bias is None else made + bias.to(made)
+    outputs = rows @ weight.to(rows).T
+    return outputs if bias is None else outputs + bias.to(outputs)
 
 
 def _rounded(value: Any) -> Any:

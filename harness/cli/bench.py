@@ -6,55 +6,55 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.box
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from harness.cli.shared import Device, Json, check_device, err, out
+from harness.cli.screen import err, out, shown_on, status, table
+from harness.cli.shared import Device, Json, check_device
 
 
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions, smaller inputs.")] = False,
     device: Device = "cpu",
     json_: Json = False,
-    save: Annotated[Path | None, typer.Option("--out", help="Write the bars there as JSON.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the bars there as JSON.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Also fail if a bar is worse than in this earlier --out.")
     ] = None,
 ) -> None:
     """Measure every performance bar as a ratio, in one run. Exit 1 if one that was measured does not hold."""
-    from harness.bench import bars, measured, worse
-    from harness.machine import facts
+    from harness.bench.performance import bars, measured, worse
+    from harness.files import check_file, save
+    from harness.machine.facts import facts
 
     check_device(device)
+    if out_file is not None:
+        check_file(out_file, "--out")
     if against is not None:
         worse([], against, facts(device), quick)  # said before the minutes that it takes
-    with err.status("bench") as status:
-        found = list(bars(quick=quick, device=device, progress=lambda text: status.update(escape(text))))
-    made = measured(found, device, quick)
-    if save is not None:
-        from harness.files import put
-
-        put(save, lambda temporary: temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8"))
+    with status("bench") as line:
+        results = list(bars(quick=quick, device=device, progress=shown_on(line)))
+    report = measured(results, device, quick)
+    if out_file is not None:
+        save(out_file, json.dumps(report, indent=1) + "\n")
     if json_:
-        print(json.dumps(made, indent=1, allow_nan=False))
+        print(json.dumps(report, indent=1, allow_nan=False))
     else:
-        _show(found)
-    lost = [] if against is None else worse(found, against, made["env"], quick)
-    for line in lost:
-        err.print(f"[red]worse:[/red] {escape(line)}", soft_wrap=True)
-    if lost or any(bar.holds is False for bar in found):
+        _show(results)
+    lines = [] if against is None else worse(results, against, report["env"], quick)
+    for text in lines:
+        err.print(f"[red]worse:[/red] {escape(text)}", soft_wrap=True)
+    if lines or any(bar.holds is False for bar in results):
         raise typer.Exit(1)
 
 
-def _show(found: list[Any]) -> None:
-    table = Table("bar", "ratio", "interval", "goal", "holds", box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for bar in found:
+def _show(results: list[Any]) -> None:
+    shown = table("bar", "ratio", "interval", "goal", "holds")
+    for bar in results:
         if bar.ratio is None:
-            table.add_row(escape(bar.name), "–", f"run: {escape(bar.command)}", bar.bound, "not measured")
+            shown.add_row(escape(bar.name), "–", f"run: {escape(bar.command)}", bar.bound, "not measured")
             continue
         interval = "" if bar.lo is None else f"{bar.lo:.3g} to {bar.hi:.3g}"
         verdict = "[green]yes[/]" if bar.holds else "[red]no[/]" if bar.sound else "[red]no: not sound[/]"
-        table.add_row(escape(bar.name), f"{bar.ratio:.3g}", interval, bar.bound, verdict)
-    out.print(table)
+        shown.add_row(escape(bar.name), f"{bar.ratio:.3g}", interval, bar.bound, verdict)
+    out.print(shown)

@@ -6,25 +6,37 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.markup import escape
 
 from harness import registry
-from harness.cli.shared import Json, err, out
+from harness.cli.screen import out, status
+from harness.cli.shared import Json, method_names
+from harness.types import InputError
 
-Thing = Literal["methods", "models", "tasks", "metrics", "boards"]
+Thing = Literal["methods", "models", "families", "tasks", "metrics", "boards"]
 
 
-def list_(thing: Thing, json_: Json = False) -> None:
-    """Methods, models, tasks, metrics or boards, each with a line on what it is."""
+def list_(thing: Annotated[Thing | None, typer.Argument(help="Without it, all.")] = None, json_: Json = False) -> None:
+    """Methods, models, families, tasks, metrics or boards, each with a line on what it is."""
+    listed = {kind: _rows(kind) for kind in ((thing,) if thing else get_args(Thing))}
+    if json_:
+        print(json.dumps(listed[thing] if thing else listed, indent=1))
+        return
+    for kind, rows in listed.items():
+        if thing is None:
+            out.print(f"[underline]{kind}[/underline]")
+        _show(rows)
+
+
+def _rows(thing: Thing) -> list[dict[str, Any]]:
+    """What is there of a kind: names and titles, of methods their options too."""
     from harness import families
 
-    rows: list[dict[str, Any]]
     if thing == "methods":
-        found = [registry.method(name) for name in registry.methods()]
-        rows = [
+        return [
             {
                 "name": m.name,
                 "title": m.title,
@@ -33,10 +45,11 @@ def list_(thing: Thing, json_: Json = False) -> None:
                 "units": m.units,
                 "options": {key: {"default": value, "note": m.notes[key]} for key, value in m.options.items()},
             }
-            for m in found
+            for m in map(registry.method, registry.methods())
         ]
-    elif thing == "models":
+    if thing == "models":
         rows = [{"name": name, "title": "shipped, trained, loads offline"} for name in registry.MODELS]
+        rows += [{"name": name, "title": _built(name)} for name in registry.BUILT]
         rows += [
             {"name": name, "title": "published sizes without weights, loads offline; timed with random ones"}
             for name in registry.geometries()
@@ -44,21 +57,21 @@ def list_(thing: Thing, json_: Json = False) -> None:
         rows += [
             {"name": f"<{name}>", "title": "any checkpoint folder or hub id of this type"} for name in families.names()
         ]
+        return rows
+    if thing == "families":
+        titles = {name: families.family(name).__doc__ or "" for name in families.names()}
     elif thing == "tasks":
         from harness import tasks
 
-        rows = [{"name": name, "title": title} for name, title in tasks.describe().items()]
+        titles = tasks.describe()
     elif thing == "metrics":
         titles = {name: sys.modules[registry.metric(name).__module__].__doc__ or "" for name in registry.metrics()}
-        rows = [{"name": name, "title": title.strip().splitlines()[0]} for name, title in titles.items()]
     else:
-        rows = [
-            {"name": name, "title": registry.board(name).read_text().splitlines()[0].lstrip("# ")}
-            for name in registry.boards()
-        ]
-    if json_:
-        print(json.dumps(rows, indent=1))
-        return
+        titles = {name: registry.board(name).read_text().lstrip("# ") for name in registry.boards()}
+    return [{"name": name, "title": title.strip().splitlines()[0]} for name, title in titles.items()]
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         name, title, *rest = row
         out.print(f"[bold]{escape(row[name])}[/bold]  {escape(row[title])}")
@@ -69,9 +82,18 @@ def list_(thing: Thing, json_: Json = False) -> None:
             out.print(f"    {escape(option)} = {escape(str(said['default']))}  [dim]{escape(said['note'])}[/dim]")
 
 
+def _built(name: str) -> str:
+    """What a model of pretrained parts is, and where it lies or how to get it."""
+    title = "pretrained parts from two PyPI wheels"
+    try:
+        return f"{title}; built, in {registry.model(name)}"
+    except InputError as error:
+        return f"{title}; {str(error).partition(': ')[2]}"
+
+
 def doctor(json_: Json = False) -> None:
     """Check the installation: versions that must match, the embedded model, a forward pass, the devices."""
-    from harness.doctor import examine
+    from harness.checks.doctor import examine
 
     findings = examine()
     if json_:
@@ -85,24 +107,29 @@ def doctor(json_: Json = False) -> None:
 
 
 def check_method(
-    method: Annotated[str, typer.Argument(help="A Python file, or a name that `infoprune list methods` shows.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="A Python file, or a name that `infoprune list methods` shows.", autocompletion=method_names
+        ),
+    ],
     json_: Json = False,
 ) -> None:
-    """Try a method on a tiny model: signature, scores, seed, budgets, and that it leaves the model as found."""
-    from harness import contract
+    """Try a method on a tiny model: signature, scores, seed, budgets, and that it leaves the model unchanged."""
+    from harness.checks import method_contract
 
-    name, module = contract.load(method)
-    with err.status(f"trying {escape(name)}"), TemporaryDirectory() as folder:
-        found = contract.findings(name, module, contract.tiny(Path(folder)))
+    name, module = method_contract.load(method)
+    with status(f"trying {escape(name)}"), TemporaryDirectory() as folder:
+        breaches = method_contract.breaches(name, module, method_contract.tiny(Path(folder)))
     if json_:
-        findings = [{"check": finding.check, "text": finding.text} for finding in found]
-        print(json.dumps({"method": name, "sound": not found, "findings": findings}, indent=1))
+        findings = [{"check": finding.check, "text": finding.text} for finding in breaches]
+        print(json.dumps({"method": name, "sound": not breaches, "findings": findings}, indent=1))
     else:
-        for finding in found:
+        for finding in breaches:
             out.print(f"[red]no[/red]  {finding.check}: {escape(finding.text)}", soft_wrap=True)
-        if not found:
-            out.print(f"[green]ok[/green]  {escape(name)}: {', '.join(contract.CHECKS)}", soft_wrap=True)
-    if found:
+        if not breaches:
+            out.print(f"[green]ok[/green]  {escape(name)}: {', '.join(method_contract.CHECKS)}", soft_wrap=True)
+    if breaches:
         raise typer.Exit(1)
 
 
@@ -111,12 +138,27 @@ def data_check(
     json_: Json = False,
 ) -> None:
     """Validate question sets in the official columns; counts, and what one constant answer would score."""
-    from harness.tasks import check, majority, summary
+    from harness.tasks import SPLITS, check, majority, summary
+    from harness.types import Questions
 
-    found = check(path)
-    if "rows" in found:  # of one set
-        found["majority"] = round(summary(majority([path], "validation", None))["mean"], 4)
+    counts = check(path)
+    if Path(path).is_file():  # whose images are divided
+        counts["splits"] = {split: _size(path, split) for split in SPLITS}
+    if "rows" in counts:  # of one set
+        counts["majority"] = round(summary(majority(Questions((path,))))["mean"], 4)
     if json_:
-        print(json.dumps(found, indent=1, default=str))
+        print(json.dumps(counts, indent=1, default=str))
     else:
-        out.print(", ".join(f"{key}={value}" for key, value in found.items()), soft_wrap=True)
+        shown = {**counts, **counts.pop("splits", {})}
+        out.print(", ".join(f"{key}={value}" for key, value in shown.items()), soft_wrap=True, markup=False)
+
+
+def _size(path: str, split: str) -> int:
+    """The number of questions of a split of a file; 0 if it has too few images for one."""
+    from harness.tasks import count
+    from harness.types import Questions
+
+    try:
+        return count(Questions((path,), split))
+    except InputError:
+        return 0

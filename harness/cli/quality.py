@@ -8,17 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.shared import Device, Json, check_device, err, out
+from harness.cli.screen import err, out
+from harness.cli.shared import Device, Json, check_device, method_names, model_names
 from harness.types import InputError
 
 
 def quality(
-    model: Annotated[str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.")] = (
-        "mini-qwen2-vl"
-    ),
+    model: Annotated[
+        str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.", autocompletion=model_names)
+    ] = ("mini-qwen2-vl"),
     samples: Annotated[int, typer.Option(min=2, help="Questions of the dev split that damage is measured on.")] = 256,
     channels: Annotated[int, typer.Option(min=0, help="FFN channels to leave out one by one; heads all are.")] = 200,
-    methods: Annotated[list[str] | None, typer.Option(help="A method; give it again for more. Default: all.")] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method or its Python file; may be given again. Without it, all methods.",
+            autocompletion=method_names,
+        ),
+    ] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the outcome; damages found there are reused.")] = (
         Path("runs/quality")
     ),
@@ -27,13 +34,17 @@ def quality(
 ) -> None:
     """Rank correlation of every method's unit scores with the true damage of leaving units out."""
     from harness import families, registry
+    from harness.checks.score_quality import asked, measure
     from harness.files import check_writable
     from harness.progress import progress_bar
-    from harness.quality import asked, measure
     from harness.report.quality import write
 
     names = methods or [name for name in registry.methods() if name != "none"]
     contestants = [registry.method(name) for name in names]
+    called = [method.name for method in contestants]
+    for given, name in zip(names, called, strict=True):
+        if called.count(name) > 1:
+            raise InputError(f"--methods {given}: {called.count(name)} methods are called {name!r}; name each once")
     source = registry.model(model)
     check_device(device)
     check_writable(out_dir, "--out")
@@ -46,9 +57,9 @@ def quality(
     if json_:
         print(json.dumps(measured, indent=1))
         return
-    for name, found in measured["methods"].items():
-        if "error" in found:
-            err.print(f"{name}: {found['error']}", soft_wrap=True, markup=False)
+    for name, outcome in measured["methods"].items():
+        if "error" in outcome:
+            err.print(f"{name}: {outcome['error']}", soft_wrap=True, markup=False)
     for file in files:
         out.print(str(file), soft_wrap=True, markup=False)
 
@@ -58,7 +69,7 @@ def _stored(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        outcome = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON; delete it to measure anew") from error
-    return found if isinstance(found, dict) else None
+    return outcome if isinstance(outcome, dict) else None

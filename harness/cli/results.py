@@ -6,26 +6,25 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.box
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from harness.cli.shared import Json, Results, err, out
+from harness.cli.screen import err, out, table
+from harness.cli.shared import Json, Results
 
 
 def ls(results: Results = Path("results"), json_: Json = False) -> None:
     """The boards: how many trials each has, how many failed, what was run."""
-    from harness.results import boards
+    from harness.records.store import boards
 
     rows = boards(results)
     if json_:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0], box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown = table(*rows[0])
     for row in rows:
-        table.add_row(*(escape(", ".join(cell) if isinstance(cell, list) else str(cell)) for cell in row.values()))
-    out.print(table)
+        shown.add_row(*(escape(", ".join(cell) if isinstance(cell, list) else str(cell)) for cell in row.values()))
+    out.print(shown)
 
 
 def show(
@@ -34,15 +33,16 @@ def show(
     json_: Json = False,
 ) -> None:
     """One record in full, but for its plan and log; --json has all of it."""
-    from harness.results import find
+    from harness.records.store import find
 
     stored = find(results, trial)
+    content = stored.record.to_json()
     if json_:
-        print(json.dumps(stored.record, indent=1, sort_keys=True))
+        print(json.dumps(content, indent=1, sort_keys=True))
         return
-    out.print(f"[bold]{escape(stored.record['id'])}[/bold]  {escape(stored.name)}", soft_wrap=True)
-    for section in ("status", "error", "trial", "metrics", "cost", "env", "code", "hashes"):
-        for key, value in _leaves(stored.record.get(section), section):
+    out.print(f"[bold]{escape(stored.record.id)}[/bold]  {escape(stored.name)}", soft_wrap=True)
+    for section in ("status", "error", "trial", "contestant", "metrics", "cost", "env", "code", "hashes"):
+        for key, value in _leaves(content[section], section):
             out.print(f"[dim]{escape(key)}[/dim] = {escape(value)}", soft_wrap=True)
 
 
@@ -60,7 +60,7 @@ def merge(
     out_dir: Annotated[Path, typer.Option("--out", help="Results folder to bring them into.")],
 ) -> None:
     """Several results folders into one: the same record twice is kept once, records that contradict are refused."""
-    from harness.results import merge as bring
+    from harness.records.store import merge as bring
 
     done = bring(sources, out_dir)
     out.print(f"{done.copied} records copied to {out_dir}, {done.duplicates} were there already", soft_wrap=True)
@@ -72,7 +72,7 @@ def mirror(
     results: Results = Path("results"),
 ) -> None:
     """Send records to MLflow or Weights & Biases, one run each; what is there already is not sent twice."""
-    from harness.mirrors import mirror as send
+    from harness.records.mirrors import mirror as send
 
     source = results / board if board else results
     out.print(f"{send(service, source)} records of {source} are runs in {service}", soft_wrap=True)
@@ -80,7 +80,7 @@ def mirror(
 
 def verify(results: Results = Path("results"), json_: Json = False) -> None:
     """Check every record: schema, hashes, duplicates, samples. Names what cannot be relied on; exit 1 if anything."""
-    from harness.results import verify as check
+    from harness.records.store import verify as check
 
     number, problems = check(results)
     if json_:
@@ -100,17 +100,15 @@ def status(
     """How far sweeps are: what is done, failed, running and left, and when it should be over."""
     from datetime import datetime
 
-    from harness.journal import status as look
+    from harness.trials.journal import status as look
 
     rows = look(results)
     if json_:
         print(json.dumps([row.to_json() for row in rows], indent=1))
         return
-    table = Table(
-        "board", "done", "failed", "running", "left", "expected end", box=rich.box.SIMPLE_HEAD, pad_edge=False
-    )
+    shown = table("board", "done", "failed", "running", "left", "expected end")
     for row in rows:
         end = "" if row.end is None else datetime.fromtimestamp(row.end).strftime("%Y-%m-%d %H:%M")
         left = "" if row.left is None else str(row.left)
-        table.add_row(escape(row.board), str(row.done), str(row.failed), str(len(row.running)), left, end)
-    out.print(table)
+        shown.add_row(escape(row.board), str(row.done), str(row.failed), str(len(row.running)), left, end)
+    out.print(shown)

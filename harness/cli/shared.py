@@ -1,17 +1,32 @@
-"""What the commands share: the two consoles, the flags that mean the same everywhere, and how a duration reads."""
+"""What the commands share: the flags that mean the same everywhere, their checks, and what a shell completes."""
 
 from __future__ import annotations
 
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+import yaml
 
+from harness import registry
 from harness.types import InputError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+def complete(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What a shell offers for a word that is one of these names."""
+
+    def begin(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return begin
+
+
+board_names, method_names = complete(registry.boards), complete(registry.methods)
+model_names = complete(lambda: [*registry.MODELS, *registry.geometries()])
 
 Results = Annotated[Path, typer.Option(help="Folder of records, one sub-folder a board.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
@@ -26,15 +41,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, no
 
 
 def check_device(device: str) -> None:
-    if device == "cpu":
-        return
-    import torch
+    from harness.machine import devices  # the room loads torch
 
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise InputError(f"--device {device}: use cpu, cuda or cuda:N")
-    if int(number or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    devices.check_device(device, "--device")
 
 
 def check_workers(inline: bool, jobs: int, time_limit: float | None, memory_limit: float | None) -> None:
@@ -45,7 +54,48 @@ def check_workers(inline: bool, jobs: int, time_limit: float | None, memory_limi
             raise InputError(f"{option}: needs worker processes; leave out --inline")
 
 
+def homes_expanded(app: typer.Typer) -> None:
+    """Let every command of the app read `~` in what it is given as a home folder: paths, TASK@FOLDER, key=value too."""
+    for info in app.registered_commands:
+        info.callback = _expanded(info.callback) if info.callback else None
+    for group in app.registered_groups:
+        if group.typer_instance:
+            homes_expanded(group.typer_instance)
+
+
+def _expanded(command: Callable[..., Any]) -> Callable[..., Any]:
+    def expand(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expand(item) for item in value]
+        if isinstance(value, Path):
+            return Path(os.path.expanduser(value))
+        if not isinstance(value, str):
+            return value
+        # At the start, and after the signs that a path may follow.
+        return "".join(map(os.path.expanduser, re.split(r"(?<=[@=])(?=~/)", value)))
+
+    @functools.wraps(command)
+    def call(**given: Any) -> Any:
+        return command(**{name: expand(value) for name, value in given.items()})
+
+    return call
+
+
+def pairs(texts: Iterable[str] | None, option: str) -> dict[str, Any]:
+    """The names and YAML values of an option that is given as name=value, perhaps several times."""
+    values = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise InputError(f"{option} {text}: use name=value")
+        try:
+            values[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"{option} {text}: the value is not YAML") from error
+    return values
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
-        return "no finished trial to estimate the time from"
+        return "time unknown until the first trial is done"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

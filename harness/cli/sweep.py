@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import rich.box
 import typer
 from rich.markup import escape
-from rich.table import Table
 
+from harness.cli.screen import err, note, out, table
 from harness.cli.shared import (
     Device,
     Inline,
     Jobs,
+    Json,
     Limit,
     MemoryLimit,
     Results,
     TimeLimit,
+    board_names,
     check_device,
     check_workers,
     duration,
-    err,
-    out,
+    pairs,
 )
 from harness.types import InputError
+
+log = logging.getLogger(__name__)
 
 Executor = Literal["local", "ray"]
 
@@ -36,9 +41,10 @@ def demo(
     device: Device = "cpu",
 ) -> None:
     """The quick board on the embedded model; prints the table and where the plot is."""
-    from harness import record, spec
     from harness.files import check_writable
+    from harness.records import record
     from harness.report import report, tables
+    from harness.trials import spec
 
     board = spec.read("demo")
     check_writable(out_dir, "--out")
@@ -50,16 +56,20 @@ def demo(
     for file in files:
         if file.parent == out_dir / board.name and file.name in shown:
             out.print(f"{shown[file.name]}: {file}", soft_wrap=True)
-    out.print(
-        "next: infoprune list boards, infoprune sweep BOARD --dry-run, infoprune check-method FILE", soft_wrap=True
-    )
+    note("next: infoprune list boards, infoprune sweep BOARD --dry-run, infoprune check-method FILE", out)
 
 
 def sweep(
-    board: Annotated[str, typer.Argument(help="A shipped board's name or a YAML file.")],
+    board: Annotated[str, typer.Argument(help="A shipped board's name or a YAML file.", autocompletion=board_names)],
     results: Results = Path("results"),
     device: Device = "cpu",
     limit: Limit = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="key=value, in YAML, in place of the board's: calibration.samples=16; may be given again."
+        ),
+    ] = None,
     jobs: Jobs = 1,
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
@@ -82,12 +92,13 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, run nothing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time went.")] = False,
+    json_: Json = False,
 ) -> None:
     """Run a board; what has a record already is skipped."""
-    from harness import spec
-    from harness.executors.local import TrialLimits
-    from harness.executors.ray import Needs
-    from harness.sweep import Cluster
+    from harness.trials import spec
+    from harness.trials.executors.local import TrialLimits
+    from harness.trials.executors.ray import Needs
+    from harness.trials.sweep import Cluster
 
     check_workers(inline, jobs, time_limit, memory_limit)
     cluster = None
@@ -101,46 +112,72 @@ def sweep(
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         needs = Needs(cpus or 1, gpus or int(device.startswith("cuda")), memory)
         cluster = Cluster(address, needs, shards or 1)
-    changed = {"limit": limit, "random_weights": random_weights}
-    read = spec.read(board, **{key: value for key, value in changed.items() if value})
+    flags = {"limit": limit, "random_weights": random_weights}
+    read = spec.read(board, **pairs(set_, "--set"), **{key: value for key, value in flags.items() if value})
     if dry_run:
-        _dry_run(read, results, device, against)
+        _dry_run(read, results, device, against, jobs, json_)
         return
     limits = TrialLimits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
     how = {"inline": inline, "jobs": jobs, "limits": limits, "cluster": cluster, "mirror": _mirror(mirror)}
     outcome = _sweep(read, results, device, against, **how)
-    out.print(
-        f"{outcome.ran} trials run, {outcome.skipped} already done, {len(outcome.failed)} failed: {outcome.folder}"
-    )
-    if outcome.elsewhere:
-        out.print(f"{outcome.elsewhere} trials left to, or done by, other sweeps on this folder")
-    if profile:
-        _profile(outcome, read, jobs)
+    phases = _phases(outcome, read, jobs) if profile else None
+    if json_:
+        shown = {"board": read.name, **asdict(outcome), "folder": str(outcome.folder)}
+        if phases is not None:
+            shown["phases"] = [asdict(phase) for phase in phases]
+        print(json.dumps(shown, indent=1))
+    else:
+        out.print(
+            f"{outcome.ran} trials run, {outcome.skipped} already done, {len(outcome.failed)} failed: {outcome.folder}"
+        )
+        if outcome.elsewhere:
+            out.print(f"{outcome.elsewhere} trials left to, or done by, other sweeps on this folder")
+        if phases is not None:
+            _profile(phases, jobs)
     if outcome.failed:
         raise typer.Exit(1)
 
 
-def _dry_run(board: Any, results: Path, device: str, against: str | None) -> None:
+def _dry_run(board: Any, results: Path, device: str, against: str | None, jobs: int, json_: bool) -> None:
     """What a sweep would run and fetch, and how long it would take."""
-    from harness.sweep import fetched, plan, probe
+    from harness.trials.sweep import fetched, plan
 
-    todo = plan(board, results, against)
+    todo, needed = plan(board, results, against), fetched(board)
+    seconds = _estimate(board, todo, device, jobs)
+    if json_:
+        trials = [{"id": trial.id, **trial.content()} for trial in todo.trials]
+        plain = {"board": board.name, "folder": str(results / board.name), "trials": trials}
+        plain |= {"done": todo.done, "stale": todo.stale, "seconds": seconds, "fetched": needed}
+        print(json.dumps(plain, indent=1))
+        return
     heads = ("method", "variant", "tuning", "scope", "units", "budget", "seeds")
-    table = Table(*heads, title=escape(f"{board.name} on {board.model}"))
+    shown = table(*heads, title=escape(f"{board.name} on {board.model}"))
     rows = Counter(
         (trial.method, trial.variant, str(trial.tuning), trial.scope, trial.units, f"{trial.budget:g}")
         for trial in todo.trials
     )
     for row, seeds in rows.items():
-        table.add_row(*map(escape, row), str(seeds))
-    out.print(table)
-    seconds, needed = todo.seconds, fetched(board)
+        shown.add_row(*map(escape, row), str(seeds))
+    out.print(shown)
     for line in needed:
         out.print(f"from the hub, if not in its cache: {escape(line)}", soft_wrap=True)
-    if seconds is None and todo.trials and not needed:
-        check_device(device)
-        seconds = probe(board, todo, device)
     out.print(f"{_counts(todo)}; {duration(seconds)}")
+
+
+def _estimate(board: Any, todo: Any, device: str, jobs: int) -> float | None:
+    """The seconds until all is done: from records, or else from a short probe of the model on this machine."""
+    from harness.trials.sweep import fetched, probe
+
+    seconds = todo.seconds
+    if seconds is None and todo.trials and not fetched(board):
+        check_device(device)
+        try:
+            seconds = probe(board, todo, device)
+        except InputError:
+            raise
+        except Exception as error:  # the record of the trial will hold the error
+            log.info("no estimate: %s: %s", type(error).__name__, error)
+    return None if seconds is None else seconds / jobs
 
 
 def _on_cluster(executor: Executor, ray: dict[str, Any], local: dict[str, Any]) -> bool:
@@ -155,7 +192,7 @@ def _mirror(service: str | None) -> Any:
     """What sends records to this service, if any; says on stderr when it no longer can."""
     if service is None:
         return None
-    from harness.mirrors import Mirror
+    from harness.records.mirrors import Mirror
 
     return Mirror(service, lambda text: err.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True))
 
@@ -165,20 +202,26 @@ def _counts(todo: Any) -> str:
     return f"{len(todo.trials)} trials to run{stale}, {todo.done} done"
 
 
-def _profile(outcome: Any, board: Any, jobs: int) -> None:
+def _phases(outcome: Any, board: Any, jobs: int) -> list[Any]:
     """The phases of what was run, or of the board's records if all were there."""
-    from harness import record, spec
-    from harness.phases import account, overhead
+    from harness.machine.phases import account
+    from harness.records.record import load
 
-    ids = outcome.ids or [spec.trial_id(trial) for trial in board.trials()]
-    made = [found for found in record.load(outcome.folder)[0] if found["id"] in ids]
-    rows = account(made, jobs * outcome.seconds if outcome.ran else None)
+    ids = outcome.ids or [trial.id for trial in board.trials()]
+    costs = [record.cost for record in load(outcome.folder)[0] if record.id in ids]
+    return account(costs, jobs * outcome.seconds if outcome.ran else None)
+
+
+def _profile(rows: list[Any], jobs: int) -> None:
+    """A table of the phases, and what share of the time was neither generating, timing nor tuning."""
+    from harness.machine.phases import overhead
+
     total = sum(row.seconds for row in rows)
-    table = Table("phase", "seconds", "share", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown = table("phase", "seconds", "share", texts=1)
     for row in rows:
         name = f"[bold]{escape(row.phase)}[/]" if row.useful else escape(row.phase)
-        table.add_row(name, f"{row.seconds:.1f}", f"{100 * row.seconds / total:.1f} %")
-    out.print(table)
+        shown.add_row(name, f"{row.seconds:.1f}", f"{100 * row.seconds / total:.1f} %")
+    out.print(shown)
     workers = f" of {jobs} workers" if jobs > 1 else ""
     out.print(f"{total:.1f} s{workers}, {100 * overhead(rows):.1f} % of them neither generating, timing nor tuning")
 
@@ -186,18 +229,21 @@ def _profile(outcome: Any, board: Any, jobs: int) -> None:
 def _sweep(board: Any, results: Path, device: str, against: str | None = None, **how: Any) -> Any:
     """Run a board under a progress bar, failures printed as they are known."""
     from harness.progress import progress_bar
-    from harness.sweep import plan
-    from harness.sweep import sweep as run
+    from harness.trials.sweep import plan
+    from harness.trials.sweep import sweep as run
 
     if how.get("cluster") is None:  # the devices of a cluster are not this machine's
         check_device(device)
     todo = plan(board, results, against)
-    err.print(f"{board.name}: {_counts(todo)}; {duration(todo.seconds)}")
+    known = todo.seconds is not None
+    time = duration(todo.seconds / how.get("jobs", 1)) if known else "--dry-run estimates the time"
+    note(f"{board.name}: {_counts(todo)}; {time}")
     with progress_bar(err) as bar:
         task = bar.add_task("starting", total=len(todo.trials))
 
-        def progress(finished: int, text: str) -> None:
-            bar.update(task, completed=finished, description=escape(text))
+        def progress(text: str = "", *, done: int | None = None, total: int | None = None) -> None:
+            bar.update(task, completed=done, description=escape(text))
+            log.info("%s of %d trials; %s", done or 0, len(todo.trials), text or "a trial is done")
 
         outcome = run(board, results, device=device, todo=todo, progress=progress, **how)
     for line in outcome.failed:
@@ -206,31 +252,33 @@ def _sweep(board: Any, results: Path, device: str, against: str | None = None, *
 
 
 def report(
+    boards: Annotated[
+        list[str] | None, typer.Argument(help="Boards of the folder; without any, all.", autocompletion=board_names)
+    ] = None,
     results: Results = Path("results"),
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of leaderboards, one sub-folder a board.")] = Path(
         "leaderboards"
     ),
 ) -> None:
-    """Tables and plots of every board under RESULTS, from its records alone."""
+    """Tables and plots of every board under RESULTS, or of some, from their records alone."""
     from harness.report import report as make
 
-    for file in make(results, out_dir):
+    for file in make(results, out_dir, boards or ()):
         out.print(str(file), soft_wrap=True)
 
 
-def _frame_table(frame: Any) -> Table:
+def _frame_table(frame: Any) -> Any:
     """The board as a terminal table, dense first, one row a trial."""
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("method", "scope", "budget", "FLOPs", "params", "speedup", "accuracy (95 %)"):
-        table.add_column(head, no_wrap=True, justify="left" if head in ("method", "scope") else "right")
+    shown = table("method", "regime", "scope", "budget", "FLOPs", "params", "speedup", "accuracy (95 %)", texts=3)
     for row in frame.to_dict("records"):
-        cells = [escape(f"{row['method']} {row['variant']}".strip()), row["scope"], f"{row['budget']:g}"]
+        name, regime = f"{row['method']} {row['variant']}".strip(), row["regime"]
+        cells = [escape(name), escape(regime), row["scope"], f"{row['budget']:g}"]
         if row["status"] != "ok":
-            table.add_row(*cells, escape(row["status"]))
+            shown.add_row(*cells, escape(row["status"]))
             continue
         low, middle, high = (100 * row[key] for key in ("accuracy_lo", "accuracy", "accuracy_hi"))
         cells += [f"{row['flops_kept']:.4f}", f"{row['params_kept']:.3f}", f"{row['latency_speedup']:.2f}x"]
-        table.add_row(
+        shown.add_row(
             *cells, f"{middle:.1f} ({low:.1f}-{high:.1f})", style="bold" if row["role"] == "studied" else None
         )
-    return table
+    return shown

@@ -8,12 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.box
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from harness.cli.shared import Json, err, out
+from harness.cli.screen import err, out, table
+from harness.cli.shared import Json
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "refused": "magenta"}
 
@@ -30,28 +29,32 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown there, for a pull request.")] = None,
 ) -> None:
     """Compare the records of two revisions. Exit 0: pass, 1: fail, 3: inconclusive, 2: cannot be compared."""
-    from harness.costs import Limits
-    from harness.gate import EXIT, compare
+    from harness.files import check_file, save
     from harness.report import verdicts
+    from harness.verdicts.gate import EXIT, compare
+    from harness.verdicts.regressions import Limits
 
     limits = Limits(margin, latency, flops, alpha)
-    with _watched(few=50) as progress:
-        found = compare(baseline, candidate, limits, progress)
-    for path, made in ((junit, verdicts.junit), (markdown, verdicts.markdown)):
+    for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None:
-            verdicts.save(path, made(found))
+            check_file(path, option)
+    with _watched(few=50) as progress:
+        outcome = compare(baseline, candidate, limits, progress)
+    for path, render in ((junit, verdicts.junit), (markdown, verdicts.markdown)):
+        if path is not None:
+            save(path, render(outcome))
     if json_:
-        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print(json.dumps(outcome.to_json(), indent=1, allow_nan=False))
     else:
-        table = _table("trial", *verdicts.heads(found).values())
-        for row in (*found.pooled, *found.trials):
-            table.add_row(escape(row.name), *(_finding(verdicts, metric, row) for metric in verdicts.heads(found)))
-        if table.row_count:
-            out.print(table)
-        for line in verdicts.remarks(found):
+        shown = table("trial", *verdicts.heads(outcome).values())
+        for row in (*outcome.pooled, *outcome.trials):
+            shown.add_row(escape(row.name), *(_finding(verdicts, metric, row) for metric in verdicts.heads(outcome)))
+        if shown.row_count:
+            out.print(shown)
+        for line in verdicts.remarks(outcome):
             out.print(escape(line), soft_wrap=True)
-        out.print(f"gate: [bold {COLOURS[found.verdict]}]{found.verdict}[/]")
-    raise typer.Exit(EXIT[found.verdict])
+        out.print(f"gate: [bold {COLOURS[outcome.verdict]}]{outcome.verdict}[/]")
+    raise typer.Exit(EXIT[outcome.verdict])
 
 
 @contextmanager
@@ -63,10 +66,10 @@ def _watched(few: int) -> Iterator[Any]:
         bar = progress_bar(err)
         task = bar.add_task("", total=None)
 
-        def progress(made: int, total: int) -> None:
-            if total > few and not bar.live.is_started:
+        def progress(text: str = "", *, done: int | None = None, total: int | None = None) -> None:
+            if (total or 0) > few and not bar.live.is_started:
                 stack.enter_context(bar)
-            bar.update(task, completed=made, total=total)
+            bar.update(task, completed=done, total=total)
 
         yield progress
 
@@ -82,40 +85,47 @@ def verdict(
     json_: Json = False,
 ) -> None:
     """Does the method under study reach its bar on this board? Exit 0 if every bar holds, else 1."""
-    from harness.verdict import verdict as judge
+    from harness.verdicts.standing import verdict as judge
 
     with _watched(few=2) as progress:
         bars = judge(board, progress)
-    holds = all(one.holds for one in bars)
+    holds = all(bar.holds for bar in bars)
     if json_:
-        print(json.dumps({"holds": holds, "bars": [one.to_json() for one in bars]}, indent=1, allow_nan=False))
+        print(json.dumps({"holds": holds, "bars": [bar.to_json() for bar in bars]}, indent=1, allow_nan=False))
     else:
-        for one in bars:
-            _bar(one)
+        for bar in bars:
+            _bar(bar)
     raise typer.Exit(0 if holds else 1)
 
 
 def _bar(bar: Any) -> None:
-    out.print(f"[bold]{escape(bar.name)}[/bold]  scope {bar.scope}, {escape(bar.regime)}, tuning {escape(bar.tuning)}")
-    table = _table("budget", "accuracy", "against the best rival", "against random", "holds")
+    out.print(f"[bold]{escape(bar.name)}[/bold]  scope {bar.scope}, regime {escape(bar.regime)}")
+    shown = table("budget", "accuracy", "against the best rival", "against random", "holds")
     for at in bar.budgets:
         accuracy = "–" if at.accuracy is None else f"{100 * at.accuracy:.1f}"
         cells = [_against(at.rival, at.rival and at.rival.name), _against(at.floor, "")]
-        table.add_row(f"{at.budget:g}", accuracy, *cells, "[green]yes[/]" if at.holds else "[red]no[/]")
-    out.print(table)
+        shown.add_row(f"{at.budget:g}", accuracy, *cells, "[green]yes[/]" if at.holds else "[red]no[/]")
+    out.print(shown)
     others = [
-        f"{one.name} {100 * one.mean:.1f}"
-        + (f" (over {one.budgets} budgets, against {100 * one.own:.1f})" if one.budgets < len(bar.budgets) else "")
-        for one in sorted(bar.rivals, key=lambda one: -one.mean)
+        f"{rival.name} {100 * rival.mean:.1f}"
+        + (
+            f" (over {rival.budgets} budgets, against {100 * rival.own:.1f})"
+            if rival.budgets < len(bar.budgets)
+            else ""
+        )
+        for rival in sorted(bar.rivals, key=lambda rival: -rival.mean)
     ]
     mean = "not known" if bar.mean is None else f"{100 * bar.mean:.1f}"
     out.print(escape(f"mean over the budgets: {mean}; {', '.join(others) or 'no rival'}"), soft_wrap=True)
+    if bar.overall:
+        margin = _against(bar.overall, f"against {bar.overall.name} over all budgets")
+        out.print(f"[bold]{bar.standing}[/]: {margin}", soft_wrap=True)
     for note in bar.notes:
         out.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     held = sum(at.holds for at in bar.budgets)
     highest = "its mean is the highest" if bar.highest else "its mean is not the highest"
-    said = f"{held} of {len(bar.budgets)} budgets hold, {bar.goal} needed; {highest}"
-    out.print(f"{'[green]holds[/]' if bar.holds else '[red]does not hold[/]'}: {said}\n")
+    summary = f"{held} of {len(bar.budgets)} budgets hold, {bar.goal} needed; {highest}"
+    out.print(f"{'[green]holds[/]' if bar.holds else '[red]does not hold[/]'}: {summary}\n")
 
 
 def _against(other: Any, name: str | None) -> str:
@@ -123,10 +133,3 @@ def _against(other: Any, name: str | None) -> str:
         return "–"
     points = f"{100 * other.estimate:+.1f} [{100 * other.lo:+.1f}, {100 * other.hi:+.1f}]"
     return escape(f"{points} {name or ''}".strip())
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for place, head in enumerate(heads):
-        table.add_column(head, no_wrap=place > 0, justify="left")
-    return table

@@ -1,8 +1,8 @@
-"""What families share: modules read as units, and what is timed of any of them.
+"""What the family files share: attention and MLP modules described as units, token counts, and the calls to time.
 
     Block(name, path, "language", 0, attention(f"{path}.self_attn", layer.self_attn, "o_proj"), gated_mlp(...))
 
-Sizes are read from the modules, so that a pruned model is described as well as a dense one.
+Sizes are read from the modules, so a pruned model is described like a dense one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from harness.types import Block, Component, Extent, InputError, Rows, Units
 
 
 def block(component: Component, index: int, path: str, heads: Units, ffn: Units) -> Block:
+    """One block, named after its component and index."""
     return Block(f"{component}.{index}", path, component, index, heads, ffn)
 
 
 def decoder(model: Any, path: str) -> list[Block]:
-    """The language model's blocks: Llama-like layers (grouped queries, gated MLP) at `path`."""
+    """The blocks of a language model with Llama-like layers (grouped queries, gated MLP) at `path`."""
     return [
         block(
             "language",
@@ -38,7 +39,10 @@ def decoder(model: Any, path: str) -> list[Block]:
 
 
 def encoder(model: Any, path: str, read: int | list[int] = -1) -> list[Block]:
-    """The vision tower's blocks: CLIP-like layers (q, k and v apart, a plain MLP) at `path`, those that are read."""
+    """The blocks of a vision tower with CLIP-like layers (separate q, k and v, a plain MLP) at `path`.
+
+    `read`: as in `layers`.
+    """
     return [
         block(
             "vision",
@@ -52,22 +56,22 @@ def encoder(model: Any, path: str, read: int | list[int] = -1) -> list[Block]:
 
 
 def layers(model: Any, path: str, read: int | list[int] = -1) -> list[tuple[int, str, Any]]:
-    """Index, path and module of the layers at `path`, up to the last whose output is read.
+    """Index, path and module of each layer at `path`, up to the last layer whose output is read.
 
-    `read` counts hidden states as transformers' `vision_feature_layer` does: 0 is the embedding, -1 the last layer's
-    output. Later layers run, but nothing depends on them. Raises InputError where there are none.
+    `read` counts hidden states like transformers' `vision_feature_layer`: 0 is the embedding, -1 the output of the last
+    layer. Later layers run, but nothing uses their output. Raises InputError if `path` has no layers.
     """
-    found: Any = model
+    modules: Any = model
     for name in path.split("."):
-        found = getattr(found, name, ())
-    if not len(found):
-        raise InputError(f"model: no layers at {path}; its Linear layers: {linears(model)}")
-    last = max(i % (len(found) + 1) for i in ([read] if isinstance(read, int) else read))
-    return [(i, f"{path}.{i}", layer) for i, layer in enumerate(found) if i < last]
+        modules = getattr(modules, name, ())
+    if not len(modules):
+        raise InputError(f"model: no layers at {path}; the model has these Linear layers: {linears(model)}")
+    last = max(i % (len(modules) + 1) for i in ([read] if isinstance(read, int) else read))
+    return [(i, f"{path}.{i}", layer) for i, layer in enumerate(modules) if i < last]
 
 
 def linears(model: torch.nn.Module) -> str:
-    """The Linear layers of a model as text, those of numbered blocks together."""
+    """The paths and sizes of a model's Linear layers as text, with numbered blocks grouped."""
     blocks: dict[str, tuple[set[str], dict[str, str]]] = {}
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -83,10 +87,10 @@ def linears(model: torch.nn.Module) -> str:
 
 
 def attention(path: str, module: Any, consumer: str, *widths: str) -> Units:
-    """Heads, or groups of query heads that share a key and a value, of an attention with q, k and v apart.
+    """Heads of an attention module with separate q, k and v; with grouped queries, groups that share a key and value.
 
-    `widths` name attributes of the module that hold the width of all heads together. Raises InputError where the
-    module is of another kind, or a norm runs over all heads at once, so that no head can leave alone.
+    `widths` name attributes of the module that hold the width of all heads together. Raises InputError if the module
+    lacks a Linear, or if a norm runs over all heads together, because then no single head can be removed.
     """
     q, k, _, out = (_linear(path, module, name) for name in ("q_proj", "k_proj", "v_proj", consumer))
     width: int = module.head_dim
@@ -94,7 +98,7 @@ def attention(path: str, module: Any, consumer: str, *widths: str) -> Units:
     for name in ("q_norm", "k_norm"):
         weight = getattr(getattr(module, name, None), "weight", None)
         if weight is not None and weight.numel() != width:
-            raise InputError(f"model: {path}.{name} normalises all heads together; its heads cannot be pruned apart")
+            raise InputError(f"model: {path}.{name} normalises all heads together, so single heads cannot be removed")
     counts = {"num_heads": queries, "num_key_value_heads": 1} | dict.fromkeys(widths, queries * width)
     return Units(
         kind="heads",
@@ -113,7 +117,7 @@ def attention(path: str, module: Any, consumer: str, *widths: str) -> Units:
 
 
 def fused_attention(path: str, module: Any) -> Units:
-    """Heads of an attention whose q, k and v are one Linear, `qkv`, and whose output is `proj`."""
+    """Heads of an attention module with one Linear `qkv` for q, k and v, and the output Linear `proj`."""
     qkv, out = _linear(path, module, "qkv"), _linear(path, module, "proj")
     count, width = module.num_heads, module.head_dim
     return Units(
@@ -129,7 +133,7 @@ def fused_attention(path: str, module: Any) -> Units:
 
 
 def mlp(path: str, module: Any, up: str, down: str, activation: str) -> Units:
-    """Channels of a plain two-layer MLP."""
+    """Channels of a plain two-layer MLP; `up` and `down` name its Linears."""
     first, second = _linear(path, module, up), _linear(path, module, down)
     return Units(
         kind="ffn",
@@ -166,12 +170,12 @@ def _width(path: str, module: Any) -> tuple[tuple[str, str, int], ...]:
 
 
 def _linear(path: str, module: Any, name: str) -> Any:
-    """A Linear, or what surgery put in its place."""
-    found = getattr(module, name, None)
-    if not hasattr(found, "in_features"):
-        there = ", ".join(f"{key} ({type(child).__name__})" for key, child in module.named_children())
-        raise InputError(f"model: {path} ({type(module).__name__}) has no Linear {name!r}; it has {there}")
-    return found
+    """A Linear, or the factored module that surgery put in its place."""
+    linear = getattr(module, name, None)
+    if not hasattr(linear, "in_features"):
+        children = ", ".join(f"{key} ({type(child).__name__})" for key, child in module.named_children())
+        raise InputError(f"model: {path} ({type(module).__name__}) has no Linear {name!r}; it has {children}")
+    return linear
 
 
 def stages(
@@ -185,19 +189,19 @@ def stages(
     traced: Mapping[str, Any] | None = None,
     unread: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart, each a call without arguments on this encoded batch.
+    """The calls that are timed and counted separately, each without arguments, on this encoded batch.
 
-    vision: pixels to projected image tokens. language: prefill of the language model on embeddings. all: prefill from
-    pixels to the first answer token's logits. decode: one further token on the prefilled cache. `prefill` and `step`
-    are what else the language model is given in these two (positions, masks), `traced` are inputs in place of those
-    that a tracer cannot follow, and `unread` are layers that run though nothing reads them.
+    vision: from pixels to projected image tokens. language: prefill of the language model on embeddings. all: prefill
+    from pixels to the logits of the first answer token. decode: one further token with the prefilled cache. `prefill`
+    and `step` are further arguments of the language model in these two cases (positions, masks). `traced` replaces
+    inputs that a tracer cannot follow. `unread` are layers that run although nothing uses their output.
     """
-    asked = inspect.signature(model.get_image_features).parameters
-    pictures = {name: value for name, value in inputs.items() if name in asked}
+    parameters = inspect.signature(model.get_image_features).parameters
+    pictures = {name: value for name, value in inputs.items() if name in parameters}
     with torch.no_grad():
         embedded = model.get_input_embeddings()(inputs["input_ids"])
         cache = DynamicCache(config=language.config)
-        cache.activate_past_recording()  # so that a sliding window, too, can forget a step again
+        cache.activate_past_recording()  # so that crop() can also undo a step in a sliding window
         language(inputs_embeds=embedded, past_key_values=cache, use_cache=True, **(prefill or {}))
 
     def decode() -> Any:
@@ -205,28 +209,31 @@ def stages(
         cache.crop(-1)
         return out.last_hidden_state
 
-    def whole() -> torch.Tensor:
-        given = {**inputs, **(traced or {})} if tracing() else inputs
-        return model(**given, use_cache=False, logits_to_keep=1).logits
+    def prefill_logits() -> torch.Tensor:
+        arguments = {**inputs, **(traced or {})} if tracing() else inputs
+        return model(**arguments, use_cache=False, logits_to_keep=1).logits
 
-    seen = vision or (lambda: torch.cat(tuple(model.get_image_features(**pictures).pooler_output)))
+    encode_images = vision or (lambda: torch.cat(tuple(model.get_image_features(**pictures).pooler_output)))
     return {
-        "vision": _kept(seen, unread),
+        "vision": _with_unread(encode_images, unread),
         "language": lambda: language(inputs_embeds=embedded, use_cache=False, **(prefill or {})).last_hidden_state,
-        "all": _kept(whole, unread),
+        "all": _with_unread(prefill_logits, unread),
         "decode": decode,
     }
 
 
 def tracing() -> bool:
-    """Whether a call is being recorded, as fvcore does to count it."""
+    """Whether the call is being traced, as fvcore does to count its multiply-adds."""
     return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _kept(call: Callable[[], torch.Tensor], unread: Sequence[torch.nn.Module]) -> Callable[[], torch.Tensor]:
-    """The same call; when traced, its result depends on these modules too: a tracer drops what no result depends on."""
+def _with_unread(call: Callable[[], torch.Tensor], unread: Sequence[torch.nn.Module]) -> Callable[[], torch.Tensor]:
+    """The same call; while traced, its result also depends on the `unread` modules.
 
-    def kept() -> torch.Tensor:
+    A tracer drops every module that no result depends on.
+    """
+
+    def call_with_unread() -> torch.Tensor:
         if not unread or not tracing():
             return call()
         outputs: list[Any] = []
@@ -235,11 +242,11 @@ def _kept(call: Callable[[], torch.Tensor], unread: Sequence[torch.nn.Module]) -
                 hooks.callback(module.register_forward_hook(lambda _, __, out: outputs.append(out)).remove)
             return call() + sum(0 * output.sum() for output in outputs)
 
-    return kept
+    return call_with_unread
 
 
 def places(core: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Positions in time, height and width, as Qwen's language models are given them in prefill and in one step."""
+    """Positions in time, height and width for Qwen's language models, for prefill and for one decoding step."""
     positions, _ = core.get_rope_index(
         inputs["input_ids"],
         inputs["mm_token_type_ids"],
@@ -250,18 +257,21 @@ def places(core: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def frames(grid: torch.Tensor) -> list[int]:
-    """Patches of each frame, (images, 3) in time, height and width: patches attend within their frame."""
+    """Patches of each frame; `grid` is (images, 3): time, height, width. Patches attend only within their frame."""
     return [int(height * width) for time, height, width in grid.tolist() for _ in range(time)]
 
 
 def pictures(pixels: torch.Tensor, patch: int, extra: int = 0) -> Extent:
-    """Tokens and pairs of an encoder over pixels (tiles, channels, height, width): patches attend within their tile."""
+    """Tokens and pairs of an encoder over pixels (tiles, channels, height, width).
+
+    Patches attend only within their tile; `extra`: further tokens per tile, such as a class token.
+    """
     tiles, _, height, width = pixels.shape
     tokens = (height // patch) * (width // patch) + extra
     return Extent(tiles * tokens, tiles * tokens * tokens)
 
 
 def prompt(inputs: Mapping[str, torch.Tensor]) -> Extent:
-    """Tokens and pairs of the padded prompts: every row attends to its whole length."""
+    """Tokens and pairs of the padded prompts; every row attends over its full length."""
     rows, length = inputs["input_ids"].shape
     return Extent(rows * length, rows * length * length)

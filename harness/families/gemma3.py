@@ -1,4 +1,4 @@
-"""Gemma 3 (4B and larger): a SigLIP tower, pooling, and a language model most of whose layers attend to a window.
+"""Gemma 3 (4B and larger): a SigLIP tower, pooling, and a language model with mostly sliding-window attention.
 
 from harness.families import load; load("google/gemma-3-4b-it").blocks
 """
@@ -15,7 +15,10 @@ from harness.types import Block, Component, Extent
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules; the norms of queries and keys are per head and stay."""
+    """The blocks at their current sizes, read from the modules.
+
+    The norms of queries and keys are per head, so they do not change.
+    """
     return (
         *_parts.encoder(model, "model.vision_tower.encoder.layers"),
         *_parts.decoder(model, "model.language_model.layers"),
@@ -25,7 +28,8 @@ def blocks(model: Any) -> tuple[Block, ...]:
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
     """Tokens and (query, key) pairs of one encoded batch.
 
-    A layer with a window masks what is outside it; the products are made all the same, and so they count.
+    A layer with a sliding window masks the pairs outside the window but still computes their products, so all pairs
+    count.
     """
     return {
         "vision": _parts.pictures(inputs["pixel_values"], model.config.vision_config.patch_size),
@@ -34,11 +38,14 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart: see `_parts.stages`. In a prompt, the tokens of an image see each other."""
+    """The calls that are timed and counted separately; see `_parts.stages`.
+
+    In a prompt, the tokens of an image attend to each other.
+    """
     with torch.no_grad():
         embedded = model.get_input_embeddings()(inputs["input_ids"])
     masks = model.create_masks_for_generate(
         model.config, embedded, inputs["attention_mask"], None, None, token_type_ids=inputs["token_type_ids"]
     )
-    given = {"attention_mask": masks}
-    return _parts.stages(model, inputs, model.model.language_model, prefill=given, traced=given)
+    arguments = {"attention_mask": masks}
+    return _parts.stages(model, inputs, model.model.language_model, prefill=arguments, traced=arguments)

@@ -1,4 +1,4 @@
-"""Idefics3, and the first SmolVLM: a SigLIP tower over tiles, pixel shuffle, and a Llama language model.
+"""Idefics3 and the first SmolVLM: a SigLIP tower over tiles, pixel shuffle, and a Llama language model.
 
 from harness.families import load; load("HuggingFaceTB/SmolVLM-256M-Instruct").blocks
 """
@@ -15,7 +15,7 @@ from harness.types import Block, Component, Extent
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules."""
+    """The blocks at their current sizes, read from the modules."""
     return (
         *_parts.encoder(model, "model.vision_model.encoder.layers"),
         *_parts.decoder(model, "model.text_model.layers"),
@@ -23,7 +23,10 @@ def blocks(model: Any) -> tuple[Block, ...]:
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
-    """Tokens and (query, key) pairs of one encoded batch: the patches of a tile attend; padding tiles are dropped."""
+    """Tokens and (query, key) pairs of one encoded batch.
+
+    Patches attend within their tile; padding tiles do not count, because the model drops them.
+    """
     tiles = inputs["pixel_values"].flatten(0, 1)
     real = tiles[(tiles != 0).flatten(1).any(1)]
     return {
@@ -33,5 +36,5 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart: see `_parts.stages`."""
+    """The calls that are timed and counted separately; see `_parts.stages`."""
     return _parts.stages(model, inputs, model.model.text_model)

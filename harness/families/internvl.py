@@ -17,13 +17,13 @@ VISION = "model.vision_tower.encoder.layer"
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules.
+    """The blocks at their current sizes, read from the modules.
 
-    Raises InputError for the 6B tower: it normalises the queries and keys of all heads together.
+    Raises InputError for the 6B tower, which normalises the queries and keys of all heads together.
     """
     vision = []
     for i, path, layer in _parts.layers(model, VISION, model.config.vision_feature_layer):
-        # Its forward pass reshapes to embed_dim, the width of all heads.
+        # The forward pass reshapes to embed_dim, so that has to change with the number of heads.
         heads = _parts.attention(f"{path}.attention", layer.attention, "projection_layer", "embed_dim")
         ffn = _parts.mlp(f"{path}.mlp", layer.mlp, "fc1", "fc2", "activation_fn")
         vision.append(_parts.block("vision", i, path, heads, ffn))
@@ -31,7 +31,10 @@ def blocks(model: Any) -> tuple[Block, ...]:
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
-    """Tokens and (query, key) pairs of one encoded batch: the patches of a tile and its class token attend."""
+    """Tokens and (query, key) pairs of one encoded batch.
+
+    Patches and the class token attend within their tile.
+    """
     return {
         "vision": _parts.pictures(inputs["pixel_values"], model.config.vision_config.patch_size[0], extra=1),
         "language": _parts.prompt(inputs),
@@ -39,6 +42,6 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart: see `_parts.stages`."""
+    """The calls that are timed and counted separately; see `_parts.stages`."""
     read = len(_parts.layers(model, VISION, model.config.vision_feature_layer))
     return _parts.stages(model, inputs, model.model.language_model, unread=model.get_submodule(VISION)[read:])

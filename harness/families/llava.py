@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a CLIP tower, of which all but the last layer is read, a projector, and a Llama-like language model.
+"""LLaVA 1.5: a CLIP tower without its last layer, a projector, and a Llama-like language model.
 
 from harness.families import load; load("llava-hf/llava-1.5-7b-hf").blocks
 """
@@ -17,9 +17,10 @@ VISION = "model.vision_tower.encoder.layers"
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules.
+    """The blocks at their current sizes, read from the modules.
 
-    The tower's layers behind the one that the projector reads run for nothing and are not among them: a fixed cost.
+    The projector reads a layer before the tower's last one. The layers behind it run without effect, so they are not
+    among the blocks; they count as a fixed cost.
     """
     return (
         *_parts.encoder(model, VISION, model.config.vision_feature_layer),
@@ -28,7 +29,10 @@ def blocks(model: Any) -> tuple[Block, ...]:
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
-    """Tokens and (query, key) pairs of one encoded batch: the patches of an image, and a class token, if any."""
+    """Tokens and (query, key) pairs of one encoded batch.
+
+    Patches attend within their image, together with a class token if the tower has one.
+    """
     extra = int(hasattr(model.model.vision_tower.embeddings, "class_embedding"))
     return {
         "vision": _parts.pictures(inputs["pixel_values"], model.config.vision_config.patch_size, extra),
@@ -37,6 +41,6 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart: see `_parts.stages`."""
+    """The calls that are timed and counted separately; see `_parts.stages`."""
     read = len(_parts.layers(model, VISION, model.config.vision_feature_layer))
     return _parts.stages(model, inputs, model.model.language_model, unread=model.get_submodule(VISION)[read:])

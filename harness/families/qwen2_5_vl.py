@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: a ViT with fused qkv, SwiGLU and windowed attention in all but a few blocks, a Qwen2 language model.
+"""Qwen2.5-VL: a ViT with fused qkv, SwiGLU and mostly windowed attention, and a Qwen2 language model.
 
 from harness.families import load; load("Qwen/Qwen2.5-VL-3B-Instruct").blocks
 """
@@ -19,7 +19,7 @@ VISION, LANGUAGE = qwen2_vl.VISION, qwen2_vl.LANGUAGE
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules; all but a few of the tower's have windowed heads."""
+    """The blocks at their current sizes, read from the modules. Most vision blocks have windowed heads."""
     tower = model.model.visual
     vision = []
     for i, path, layer in _parts.layers(model, VISION):
@@ -30,7 +30,7 @@ def blocks(model: Any) -> tuple[Block, ...]:
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
-    """Tokens and (query, key) pairs of one encoded batch, of whole images and of the windows that the tower makes."""
+    """Tokens and (query, key) pairs of one encoded batch, over whole images and within the tower's windows."""
     grid, tower = inputs["image_grid_thw"], model.model.visual
     frames = _parts.frames(grid)
     _, ends = get_vision_window_index(
@@ -46,5 +46,5 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart, as for Qwen2-VL."""
+    """The calls that are timed and counted separately, as for Qwen2-VL."""
     return qwen2_vl.stages(model, inputs)

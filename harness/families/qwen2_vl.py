@@ -1,4 +1,4 @@
-"""Qwen2-VL: a ViT with fused qkv and a plain two-layer MLP, a merger, a Qwen2 language model with grouped queries.
+"""Qwen2-VL: a ViT with fused qkv and a plain two-layer MLP, a merger, and a Qwen2 language model (grouped queries).
 
 from harness.families import load; load("Qwen/Qwen2-VL-2B-Instruct").blocks
 """
@@ -17,7 +17,7 @@ VISION, LANGUAGE = "model.visual.blocks", "model.language_model.layers"
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are: read from the modules, so that a pruned model is described as well as a dense one."""
+    """The blocks at their current sizes, read from the modules, so a pruned model is described like a dense one."""
     vision = []
     for i, path, layer in _parts.layers(model, VISION):
         heads = _parts.fused_attention(f"{path}.attn", layer.attn)
@@ -26,13 +26,16 @@ def blocks(model: Any) -> tuple[Block, ...]:
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:
-    """Tokens and (query, key) pairs of one encoded batch: patches attend within their image, text to its sequence."""
+    """Tokens and (query, key) pairs of one encoded batch.
+
+    Patches attend within their image, text tokens within their sequence.
+    """
     frames = _parts.frames(inputs["image_grid_thw"])
     return {"vision": Extent(sum(frames), sum(n * n for n in frames)), "language": _parts.prompt(inputs)}
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart: see `_parts.stages`."""
+    """The calls that are timed and counted separately; see `_parts.stages`."""
     core = model.model
     return _parts.stages(
         model,

@@ -1,4 +1,4 @@
-"""Qwen3-VL: a ViT with fused qkv whose features enter the language model at several depths, and a Qwen3 language model.
+"""Qwen3-VL: a ViT with fused qkv, and a Qwen3 language model that reads its features at several depths.
 
 from harness.families import load; load("Qwen/Qwen3-VL-2B-Instruct").blocks
 """
@@ -17,7 +17,10 @@ VISION, LANGUAGE = qwen2_vl.VISION, qwen2_vl.LANGUAGE
 
 
 def blocks(model: Any) -> tuple[Block, ...]:
-    """The blocks as they now are, read from the modules; the norms of queries and keys are per head and stay."""
+    """The blocks at their current sizes, read from the modules.
+
+    The norms of queries and keys are per head, so they do not change.
+    """
     vision = []
     for i, path, layer in _parts.layers(model, VISION):
         heads = _parts.fused_attention(f"{path}.attn", layer.attn)
@@ -32,19 +35,22 @@ def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, E
 
 
 def stages(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What is timed and counted apart: see `_parts.stages`. The language model gets zeros as its deeper features."""
-    core, seen = model.model, inputs["input_ids"] == model.config.image_token_id
-    empty = core.get_input_embeddings().weight.new_zeros(int(seen.sum()), model.config.text_config.hidden_size)
-    given = _parts.places(core, inputs)
-    given["prefill"] |= {
-        "visual_pos_masks": seen,
-        "deepstack_visual_embeds": [empty] * len(core.visual.deepstack_merger_list),
+    """The calls that are timed and counted separately; see `_parts.stages`.
+
+    The deeper features of the language model are zeros.
+    """
+    core, image_places = model.model, inputs["input_ids"] == model.config.image_token_id
+    zeros = core.get_input_embeddings().weight.new_zeros(int(image_places.sum()), model.config.text_config.hidden_size)
+    arguments = _parts.places(core, inputs)
+    arguments["prefill"] |= {
+        "visual_pos_masks": image_places,
+        "deepstack_visual_embeds": [zeros] * len(core.visual.deepstack_merger_list),
     }
     return _parts.stages(
         model,
         inputs,
         core.language_model,
         vision=lambda: core.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output,
-        unread=core.visual.deepstack_merger_list,  # of what the vision stage returns, no part
-        **given,
+        unread=core.visual.deepstack_merger_list,  # the result of the vision stage does not include them
+        **arguments,
     )

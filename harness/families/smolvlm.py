@@ -1,4 +1,4 @@
-"""SmolVLM2: built as Idefics3, with another processor.
+"""SmolVLM2: the architecture of Idefics3 with another processor.
 
 from harness.families import load; load("HuggingFaceTB/SmolVLM2-256M-Video-Instruct").blocks
 """

@@ -1,4 +1,4 @@
-"""What needs no seeing: the majority answer, and the same model with its images blanked or exchanged for others.
+"""Scores without sight: the majority answer, and the same model with blank or shuffled images.
 
 result = measure(pruned, dense, trial, context)  # {"blank": {"mean": 0.42, ...}, "gain_over_blind": {"mean": 0.5, ...}}
 """
@@ -8,25 +8,32 @@ from __future__ import annotations
 from typing import Any
 
 from harness import tasks
-from harness.metrics.accuracy import answers, label
-from harness.types import VLM, Trial
+from harness.metrics.accuracy import answers_of, label
+from harness.types import VLM, Column, MetricContext, Trial, at
+
+COLUMNS = (
+    Column("blank_accuracy", read=at("blank", "mean")),
+    Column(
+        "gain_over_blind", "over blind", unit="points", form="{:.1f}", scale=100, read=at("gain_over_blind", "mean")
+    ),
+)
 
 
-def measure(pruned: VLM, dense: VLM, trial: Trial, context: Any) -> dict[str, Any]:
-    """The same figures as `accuracy`, on the same questions, of four kinds.
+def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> dict[str, Any]:
+    """The figures of `accuracy` on the same questions, for four variants.
 
-    majority: every question of a task gets its most common answer. blank: every image is grey, of the same size.
-    shuffled: every image is another one of the task; left out where a task has one image only. gain_over_blind: the
-    accuracy minus that with blank images, paired per question.
+    majority: every question of a task gets the task's most common answer. blank: a grey image of the same size
+    replaces every image. shuffled: another image of the task replaces every image; absent if a task has only one
+    image. gain_over_blind: accuracy minus accuracy with blank images, paired per question.
     """
-    questions = (trial.tasks, trial.split, trial.limit)
-    seeing = answers(pruned, trial, context)
+    questions = trial.questions
+    seeing = answers_of(pruned, trial, context)
     context.progress("blank floor")
-    result, blank = tasks.evaluate(pruned, *questions, images="blank", label=label(trial))
-    found = {"majority": tasks.summary(tasks.majority(*questions)), "blank": result}
-    if all(own["images"] > 1 for own in result["tasks"].values()):
+    blank, table = tasks.evaluate(pruned, questions, images="blank", label=label(trial))
+    floors = {"majority": tasks.summary(tasks.majority(questions)), "blank": blank}
+    if all(task["images"] > 1 for task in blank["tasks"].values()):
         context.progress("shuffled floor")
-        found["shuffled"], _ = tasks.evaluate(pruned, *questions, images="shuffled", label=label(trial))
-    gain = seeing.table["score"].to_numpy() - blank["score"].to_numpy()
-    found["gain_over_blind"] = tasks.mean(blank, gain)
-    return found
+        floors["shuffled"], _ = tasks.evaluate(pruned, questions, images="shuffled", label=label(trial))
+    gain = seeing.table["score"].to_numpy() - table["score"].to_numpy()
+    floors["gain_over_blind"] = tasks.mean(table, gain)
+    return floors

@@ -1,9 +1,9 @@
-"""Attention for training on packed questions, plugged into transformers through its registry of attention functions.
+"""Attention for training on packed questions, added through transformers' registry of attention functions.
 
-    enable(model)   # from here on language masks are `Layout`s and all images of a batch are attended to at once
+    enable(model)   # afterwards, language masks are `Layout`s, and one call computes all images of a batch
 
-Softmax attention as ever, computed without the pairs that the packing forbids: a question looks at the shared start of
-its sequence and at itself. The stock kernels compute the whole square and were two thirds of the training time on CPU.
+This is ordinary softmax attention, but it skips the pairs that packing forbids: a question attends to the shared start
+of its sequence and to itself. The stock kernels compute all pairs and took two thirds of the training time on CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ NAME = "packed_flash"  # the vision tower passes all images in one call to imple
 
 @dataclass(frozen=True)
 class Layout:
-    """A row is `start` shared tokens, of which `valid` (n, start) are real, then `count` questions of `size` tokens."""
+    """A row: `start` shared tokens, then `count` questions of `size` tokens each.
+
+    `valid` (n, start) marks the shared tokens that are not padding.
+    """
 
     start: int
     count: int
@@ -32,7 +35,7 @@ def _only(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
 
 
 def _questions(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """q (scaled), k, v: (n, heads, start + count * size, head width)."""
+    """Attention of packed questions; q (scaled), k, v: (n, heads, start + count * size, head width)."""
     start, shape = layout.start, (layout.count, layout.size)
     valid = layout.valid[:, None, None, :]
     first, shared, values = q[:, :, :start], k[:, :, :start].transpose(-1, -2), v[:, :, :start]
@@ -40,17 +43,20 @@ def _questions(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
     opening = _only(first @ shared, causal & valid).softmax(-1) @ values
     if not layout.count:
         return opening
-    rest, own, mine = (t[:, :, start:].unflatten(2, shape) for t in (q, k, v))
+    question_queries, own_keys, own_values = (t[:, :, start:].unflatten(2, shape) for t in (q, k, v))
     causal = torch.ones(layout.size, layout.size, dtype=torch.bool, device=q.device).tril()
-    back = _only(rest.flatten(2, 3) @ shared, valid).unflatten(2, shape)
-    inside = _only(rest @ own.transpose(-1, -2), causal)
+    back = _only(question_queries.flatten(2, 3) @ shared, valid).unflatten(2, shape)
+    inside = _only(question_queries @ own_keys.transpose(-1, -2), causal)
     weights = torch.cat([back, inside], -1).softmax(-1)
-    picked = (weights[..., :start].flatten(2, 3) @ values).unflatten(2, shape) + weights[..., start:] @ mine
-    return torch.cat([opening, picked.flatten(2, 3)], 2)
+    attended = (weights[..., :start].flatten(2, 3) @ values).unflatten(2, shape) + weights[..., start:] @ own_values
+    return torch.cat([opening, attended.flatten(2, 3)], 2)
 
 
 def _images(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """q (scaled), k, v: (1, heads, patches of all images, head width); images of one size are computed as one batch."""
+    """Attention within each image; q (scaled), k, v: (1, heads, patches of all images, head width).
+
+    Images of the same size are computed as one batch.
+    """
     lengths = ends.diff().tolist()
     if len(set(lengths)) == 1:
         q, k, v = (t[0].unflatten(1, (len(lengths), lengths[0])).transpose(0, 1) for t in (q, k, v))
@@ -68,7 +74,7 @@ def _attend(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    q, k = (q * scaling).to(v.dtype), k.to(v.dtype)  # the rotation leaves them in float32
+    q, k = (q * scaling).to(v.dtype), k.to(v.dtype)  # the rotary embedding gives float32
     if attention_mask is None:
         out = _images(q, k, v, kwargs["cu_seq_lens_q"])
     else:
@@ -78,7 +84,7 @@ def _attend(
 
 
 def enable(model: Any) -> None:
-    """Switch a Qwen2-VL model to packed attention (training only; a saved checkpoint does not remember it)."""
+    """Switch a Qwen2-VL model to packed attention, for training only; a saved checkpoint does not store it."""
     AttentionInterface.register(NAME, _attend)
     for part in (model.model.visual, model.model.language_model):
         part.config._attn_implementation = NAME

@@ -1,79 +1,81 @@
-"""`infoprune reference check`: every bar the embedded model has to meet, measured by the harness itself.
+"""`infoprune reference check`: measures every bar that the embedded model has to meet, with the harness itself.
 
     for bar in check(limit=150): print(bar.name, bar.ratio, bar.holds)
 
-An exam that everyone passes ranks nobody: besides being good, and blind without its images, the model must lose
-accuracy when it is pruned at random, and methods must come out apart. The trials are two shipped boards.
+A model on which every method scores the same cannot rank methods. So the model must be accurate, and inaccurate with
+blank images; random pruning must cost accuracy; and methods must differ. The trials come from two shipped boards.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from rich.console import Console
 
-from harness import registry, spec
-from harness.bars import Bar
+from harness import registry
+from harness.bench.bar import Bar
 from harness.progress import progress_bar
-from harness.types import Trial
+from harness.records.record import Record
+from harness.trials import spec
 
-CONTROL = "random"  # what every bar on discrimination is about
+CONTROL = "random"  # the method of the bars on lost points
 BOARDS = ("reference-check", "reference-check-heads")
 MEGABYTES = 16
 
 
 def check(*, limit: int | None = None, device: str = "cpu", console: Console | None = None) -> list[Bar]:
-    """Run the boards and hold the figures against the bars.
+    """Run the boards and compare the figures with the bars.
 
-    Raises RuntimeError when a trial fails.
+    Raises RuntimeError if a trial fails.
     """
-    from harness.runner import Worker
+    from harness.trials.worker import Worker
 
     boards = [spec.read(name, **({"limit": limit} if limit else {})) for name in BOARDS]
     trials = [
         trial for place, board in enumerate(boards) for trial in board.trials() if trial.method != "none" or place == 0
     ]
     worker = Worker(device)
-    results: list[tuple[Trial, dict[str, Any]]] = []
+    records: list[Record] = []
     with progress_bar(console) as bar:
         task = bar.add_task("", total=len(trials))
         for trial in trials:
-            bar.update(task, description=f"{trial.method} {trial.scope} {trial.budget:g}")
-            made, _ = worker.run(trial)
-            if made["status"] != "ok":
-                raise RuntimeError(f"{trial.method} {trial.scope} {trial.budget:g}: {made['error']['message']}")
-            results.append((trial, made["metrics"]))
+            bar.update(task, description=str(trial))
+            record, _ = worker.run(trial)
+            if record.error is not None:
+                raise RuntimeError(f"{trial}: {record.error.message}")
+            records.append(record)
             bar.advance(task)
-    return bars(results, Path(registry.model(boards[0].model)))
+    return bars(records, Path(registry.model(boards[0].model)))
 
 
-def bars(results: list[tuple[Trial, dict[str, Any]]], model: Path) -> list[Bar]:
+def bars(records: Sequence[Record], model: Path) -> list[Bar]:
     """The bars from each trial's metrics; accuracies as fractions, losses in points, weights in MB."""
-    dense = next(metrics for trial, metrics in results if trial.method == "none")
+    dense = next(record.metrics for record in records if record.trial.method == "none")
     scores: dict[tuple[str, str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for trial, metrics in results:
+    for record in records:
+        trial = record.trial
         if trial.method != "none":
-            scores[trial.units, trial.scope, trial.budget][trial.method].append(metrics["accuracy"]["mean"])
-    found = [Bar(f"accuracy, {name}", 0.90, own["accuracy"]) for name, own in dense["accuracy"]["tasks"].items()]
-    for name, own in dense["floors"]["blank"]["tasks"].items():
-        found.append(Bar(f"accuracy with the image blanked, {name}", 0.50, own["accuracy"], at_most=True))
+            scores[trial.units, trial.scope, trial.budget][trial.method].append(record.metrics["accuracy"]["mean"])
+    bars = [Bar(f"accuracy, {name}", 0.90, task["accuracy"]) for name, task in dense["accuracy"]["tasks"].items()]
+    for name, task in dense["floors"]["blank"]["tasks"].items():
+        bars.append(Bar(f"accuracy with the image blanked, {name}", 0.50, task["accuracy"], at_most=True))
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
-    found.append(Bar("weights, MB", MEGABYTES, weights, at_most=True))
+    bars.append(Bar("weights, MB", MEGABYTES, weights, at_most=True))
 
     def loss(units: str, scope: str, budget: float) -> float:
         return 100 * (dense["accuracy"]["mean"] - mean(scores[units, scope, budget][CONTROL]))
 
     for scope in ("vision", "language"):
-        found.append(Bar(f"points lost, {CONTROL} at 0.5 of {scope}", 5, loss("both", scope, 0.5)))
-        found.append(Bar(f"points lost, {CONTROL} at 0.3125 of {scope}", 15, loss("both", scope, 0.3125)))
+        bars.append(Bar(f"points lost, {CONTROL} at 0.5 of {scope}", 5, loss("both", scope, 0.5)))
+        bars.append(Bar(f"points lost, {CONTROL} at 0.3125 of {scope}", 15, loss("both", scope, 0.3125)))
         spread = [
             max(means) - min(means)
-            for (units, own, _), methods in scores.items()
-            if units == "both" and own == scope and (means := [mean(values) for values in methods.values()])
+            for (units, component, _), methods in scores.items()
+            if units == "both" and component == scope and (means := [mean(values) for values in methods.values()])
         ]
-        found.append(Bar(f"points between best and worst method, {scope}", 15, 100 * max(spread)))
-    lost = loss("heads", "vision", 0.25)
-    return [*found, Bar(f"points lost, {CONTROL} at a quarter of the heads, vision", 5, lost)]
+        bars.append(Bar(f"points between best and worst method, {scope}", 15, 100 * max(spread)))
+    heads_loss = loss("heads", "vision", 0.25)
+    return [*bars, Bar(f"points lost, {CONTROL} at a quarter of the heads, vision", 5, heads_loss)]

@@ -1,13 +1,13 @@
-"""Published sizes without their weights: folders of config, processor and the embedded model's small tokenizer.
+"""Model folders with published sizes but no weights: config, processor, and the embedded model's small tokenizer.
 
     python -m harness.reference.geometry          # writes harness/geometries/ anew
     families.load(registry.model("qwen2-vl-7b-geometry"), random_weights=True, dtype="bfloat16", device="cuda")
 
-Speed, memory and compression time depend on the sizes of the matrices, not on what stands in them; so these load
-offline and are timed with weights drawn at random. Token ids are the small tokenizer's, the vocabulary's width is the
-published one. `mini-geometry` is two layers of each component of Qwen2-VL-2B: its shapes, for a machine without a GPU.
+Speed, memory and compression time depend on the sizes of the matrices, not on their values. So these models load
+offline and are timed with random weights. Token ids come from the small tokenizer; the vocabulary size is the published
+one. `mini-geometry` has two layers of each component of Qwen2-VL-2B, for a machine without a GPU.
 
-Sizes: the checkpoints' config.json on the hub, Qwen/Qwen2-VL-{2B,7B}-Instruct and llava-hf/llava-1.5-7b-hf.
+Sizes: the config.json files on the hub of Qwen/Qwen2-VL-{2B,7B}-Instruct and llava-hf/llava-1.5-7b-hf.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ VICUNA = {
 
 
 def qwen2_vl(text: dict[str, Any], *, tied: bool, depth: int = 32) -> tuple[Any, Any]:
-    """Config and processor of a Qwen2-VL with a language model of these sizes."""
-    words = tokenizer()
+    """Config and processor of a Qwen2-VL whose language model has these sizes."""
+    small_tokenizer = tokenizer()
     sizes: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
-    made = config(words, {**TOWER, "depth": depth}, {**text, "rope_parameters": rope})
-    made.tie_word_embeddings = tied
-    return made, Qwen2VLProcessor(
+    model_config = config(small_tokenizer, {**TOWER, "depth": depth}, {**text, "rope_parameters": rope})
+    model_config.tie_word_embeddings = tied
+    return model_config, Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=PIXELS, **sizes),
-        tokenizer=words,
+        tokenizer=small_tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=PIXELS, **sizes),
         chat_template=CHAT_TEMPLATE,
     )
@@ -87,24 +87,28 @@ def qwen2_vl(text: dict[str, Any], *, tied: bool, depth: int = 32) -> tuple[Any,
 
 def llava() -> tuple[Any, Any]:
     """Config and processor of LLaVA-1.5-7B."""
-    words = tokenizer()
-    mark = "<|image_pad|>"
+    small_tokenizer = tokenizer()
+    image_token = "<|image_pad|>"
     side = {"height": 336, "width": 336}
-    made = LlavaProcessor(
+    processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=side),
-        tokenizer=words,
+        tokenizer=small_tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        image_token=mark,
-        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", mark),
+        image_token=image_token,
+        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", image_token),
     )
     return AutoConfig.for_model(
         "llava",
         vision_config=CLIP,
-        text_config={**VICUNA, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id},
-        image_token_index=words.convert_tokens_to_ids(mark),
-    ), made
+        text_config={
+            **VICUNA,
+            "eos_token_id": small_tokenizer.eos_token_id,
+            "pad_token_id": small_tokenizer.pad_token_id,
+        },
+        image_token_index=small_tokenizer.convert_tokens_to_ids(image_token),
+    ), processor
 
 
 MADE: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -117,12 +121,12 @@ MADE: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 def write(name: str, folder: Path) -> Path:
     """Write the folder of one geometry, a checkpoint without weights, and return it."""
-    made, processor = MADE[name]()
-    made.save_pretrained(folder)
+    model_config, processor = MADE[name]()
+    model_config.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 if __name__ == "__main__":
-    for each in MADE:
-        print(write(each, GEOMETRIES / each))
+    for geometry in MADE:
+        print(write(geometry, GEOMETRIES / geometry))

@@ -1,4 +1,4 @@
-"""An untrained checkpoint folder of the embedded model: sizes, tokenizer, processor, chat template, first weights.
+"""An untrained checkpoint folder of the embedded model: sizes, tokenizer, processor, chat template, initial weights.
 
     from harness.reference.model import build; build(Path("untrained"))
 
@@ -33,7 +33,7 @@ SPECIAL = (
 SUFFIX = "\nAnswer the question using a single word or phrase."
 PATCH, MERGE = 8, 2
 
-# One turn a message, images where they stand in its content, no system turn. A trained prompt is a short prompt.
+# One turn per message, images at their place in its content, and no system turn, which keeps prompts short.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -56,7 +56,7 @@ SIZES: dict[str, Any] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the questions' own words, one token a word; any other text as bytes. Digits stand alone."""
+    """A byte-level BPE with one token per word of the questions; other text becomes bytes, digits stay single."""
     core = Tokenizer(models.BPE())
     pattern = Regex(r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,7 +91,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def processor(side: int = SIDE) -> Qwen2VLProcessor:
-    """Qwen2-VL's own processor at patches of 8 pixels; images are scaled to about `side` x `side` pixels at most."""
+    """Qwen2-VL's own processor with patches of 8 pixels; images are scaled to about `side` x `side` pixels at most."""
     sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     pixels = {"shortest_edge": (4 * PATCH) ** 2, "longest_edge": side * side}
     return Qwen2VLProcessor(
@@ -103,7 +103,7 @@ def processor(side: int = SIDE) -> Qwen2VLProcessor:
 
 
 def config(vocabulary: PreTrainedTokenizerFast, vision: dict[str, Any], text: dict[str, Any]) -> Qwen2VLConfig:
-    """The configuration of these sizes, special tokens taken from the tokenizer."""
+    """The configuration for these sizes, with the special tokens of the tokenizer."""
     ids: dict[str, Any] = {token: vocabulary.convert_tokens_to_ids(token) for token in SPECIAL}
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     section = [half - 2 * (half // 3), half // 3, half // 3]  # frequencies for time, height, width
@@ -117,7 +117,10 @@ def config(vocabulary: PreTrainedTokenizerFast, vision: dict[str, Any], text: di
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "hidden_size": text["hidden_size"],
-            "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},  # a dozen patches a side, not thousands
+            "rope_parameters": {
+                "rope_type": "axial",
+                "rope_theta": 100.0,
+            },  # an image has about a dozen patches per side, not thousands
             **vision,
         },
         text_config={
@@ -137,7 +140,10 @@ def config(vocabulary: PreTrainedTokenizerFast, vision: dict[str, Any], text: di
 
 
 def initialise(model: torch.nn.Module, seed: int) -> None:
-    """Xavier for every Linear and for the patches: at these widths a fixed 0.02 starts too small to learn from."""
+    """Xavier initialisation of every Linear and of the patch embedding.
+
+    At these widths, the usual fixed 0.02 is too small for training to start.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv3d):
@@ -158,14 +164,17 @@ def build(
     side: int = SIDE,
 ) -> Path:
     """Write an untrained checkpoint of these sizes (default: the embedded model's) to `folder` and return it."""
-    made = processor(side)
+    new_processor = processor(side)
     sizes = {"vision": vision or SIZES["vision"], "text": text or SIZES["text"]}
-    model = Qwen2VLForConditionalGeneration(config(made.tokenizer, **sizes))
+    model = Qwen2VLForConditionalGeneration(config(new_processor.tokenizer, **sizes))
     initialise(model, seed)
     generation = model.generation_config
     if generation is not None:
-        generation.eos_token_id, generation.pad_token_id = made.tokenizer.eos_token_id, made.tokenizer.pad_token_id
-    logging.disable_progress_bar()  # over the files of a model: it is one
+        generation.eos_token_id, generation.pad_token_id = (
+            new_processor.tokenizer.eos_token_id,
+            new_processor.tokenizer.pad_token_id,
+        )
+    logging.disable_progress_bar()  # no bar over a model's files: it is a single file
     model.save_pretrained(folder)
-    made.save_pretrained(folder)
+    new_processor.save_pretrained(folder)
     return folder

@@ -1,7 +1,7 @@
-"""Training batches: one image with all its questions packed into one sequence that is encoded once.
+"""Training batches: one image and all its questions in one sequence, so that the image is encoded once.
 
-Every question sees the image and itself, never another question: positions restart after the image and attention is
-confined (attention.py), so a packed question is computed exactly as if it were asked alone.
+Every question attends to the image and to itself, never to another question: positions restart after the image, and
+attention is restricted (attention.py). So a packed question gives exactly the result of the same question alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg,
 
 IGNORED = -100
 WRITING = 0.4  # share of batches with signs
-EASY = 0.3  # share of training batches with two or three things only: equality is learned there first
-# What the trainer's own read-outs are asked about every merged patch: what is centred in it, and where it is.
+EASY = 0.3  # share of training batches with only two or three things; the model learns equality there first
+# What the read-outs predict for every merged patch: the thing centred in it, and the patch's place.
 CELL_CLASSES = {
     "shape": len(SHAPES) + 2,
     "colour": len(COLOURS) + 1,
@@ -34,12 +34,12 @@ CELL_CLASSES = {
     "row": 12,
     "column": 12,
 }
-CONTENT = list(CELL_CLASSES).index("row")  # the questions before it are about what is there, the others about where
+CONTENT = list(CELL_CLASSES).index("row")  # the columns before it describe the thing, the others the place
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its questions (form, text, answer), and the scene it was drawn from where there is one."""
+    """One image with its questions (form, text, answer), and its scene if the image was generated."""
 
     image: Image.Image
     questions: tuple[tuple[str, str, str], ...]
@@ -47,7 +47,10 @@ class Example:
 
 
 def draw_example(seed: str, writing: bool, difficulty: float = 1.0, number: int = 10) -> Example:
-    """The example of a seed: signs if `writing`, else shapes (two sets). `difficulty`, 0 to 1, crowds the scene."""
+    """The example of a seed: a scene of signs if `writing`, otherwise of shapes (two sets of questions).
+
+    `difficulty`, 0 to 1: the number of things in the scene.
+    """
     rng = random.Random(seed)
     if writing:
         scene = text_scene(rng, signs=1 + round(2 * difficulty), distractors=round(2 * difficulty))
@@ -60,7 +63,7 @@ def draw_example(seed: str, writing: bool, difficulty: float = 1.0, number: int 
 
 
 def _cells(scene: Scene | None, rows: int, columns: int) -> torch.Tensor:
-    """Targets of the read-outs, (rows * columns, len(CELL_CLASSES)); IGNORED throughout without a scene."""
+    """Targets of the read-outs, (rows * columns, len(CELL_CLASSES)); all IGNORED without a scene."""
     if scene is None:
         return torch.full((rows * columns, len(CELL_CLASSES)), IGNORED)
     cells = torch.zeros(rows, columns, len(CELL_CLASSES), dtype=torch.long)
@@ -122,8 +125,8 @@ class Packer:
                 [(self._cached(q + end), self._cached(a + tokenizer.eos_token)) for _, q, a in example.questions]
             )
         start = max(len(ids) for ids, _ in starts)
-        count = max(len(own) for own in replies)
-        size = max((len(prompt) + len(reply) for own in replies for prompt, reply in own), default=0)
+        count = max(len(pairs) for pairs in replies)
+        size = max((len(prompt) + len(reply) for pairs in replies for prompt, reply in pairs), default=0)
         shape = (len(examples), start + count * size)
         batch: dict[str, Any] = {
             "ids": torch.full(shape, tokenizer.pad_token_id),
@@ -136,12 +139,12 @@ class Packer:
             "shape": (start, count, size),
             "forms": [[form for form, *_ in example.questions] for example in examples],
         }
-        for row, ((ids, positions), own) in enumerate(zip(starts, replies, strict=True)):
+        for row, ((ids, positions), pairs) in enumerate(zip(starts, replies, strict=True)):
             batch["ids"][row, : len(ids)] = torch.tensor(ids)
             batch["positions"][:, row, : len(ids)] = positions
             batch["valid"][row, : len(ids)] = True
             resume = int(positions[0, -1]) + 1
-            for number, (prompt, reply) in enumerate(own):
+            for number, (prompt, reply) in enumerate(pairs):
                 at = start + number * size
                 end = at + len(prompt) + len(reply)
                 batch["ids"][row, at:end] = torch.tensor(prompt + reply)
@@ -153,7 +156,8 @@ class Packer:
 class SceneBatches(Dataset):
     """Batch i of the endless stream of a seed; difficulty grows over the first `ramp` images.
 
-    A batch is all shapes or all signs, with the short-answer instruction throughout or nowhere: little padding.
+    To save padding, a batch is all shapes or all signs, and all or none of its questions carry the short-answer
+    instruction.
     """
 
     def __init__(

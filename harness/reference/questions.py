@@ -1,9 +1,9 @@
-"""Questions about a scene, computed from its graph: every form is a small functional program with one right answer.
+"""Questions about a scene, computed from its scene graph; each form is a small program with exactly one right answer.
 
     for q in ask(scene, "mini_gqa", random.Random(0)): print(q.form, q.text, q.answer)
 
-A reference ("the small red star") always singles out one thing. Forms propose candidates for every answer they can
-truthfully give and one is drawn per answer first, so that inside a form no answer can be guessed blind.
+A reference ("the small red star") always fits exactly one thing. A form proposes questions for every answer that is
+possible in the scene; the answer is then drawn first, so that no answer of a form can be guessed without the image.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
-GAP = 9.0  # pixels that two centres differ by before a relation is asked about
+GAP = 9.0  # pixels; a relation is asked only if two centres differ by more
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its answer, and the form (template) it came from."""
+    """A question, its answer, and its form (template)."""
 
     form: str
     text: str
@@ -41,8 +42,8 @@ def _a(colour: str) -> str:
 
 
 def _references(things: tuple[Thing, ...], hide: str = "") -> list[tuple[str, Thing]]:
-    """Shortest descriptions that fit exactly one thing, `hide` (an attribute) not mentioned."""
-    found = []
+    """The shortest descriptions that fit exactly one thing and do not mention the attribute `hide`."""
+    references = []
     patterns = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour"))
     for pattern in patterns:
         if hide in pattern:
@@ -51,18 +52,28 @@ def _references(things: tuple[Thing, ...], hide: str = "") -> list[tuple[str, Th
         for t in things:
             if counts[tuple(getattr(t, a) for a in pattern)] == 1:
                 words = [getattr(t, a) for a in pattern]
-                found.append((" ".join([*words, "object"] if "shape" not in pattern else words), t))
-    return found
+                references.append((" ".join([*words, "object"] if "shape" not in pattern else words), t))
+    return references
 
 
-def _side(a: Thing, b: Thing) -> list[str]:
-    """The relations in which a clearly stands to b."""
-    sides = []
-    if abs(a.x - b.x) > GAP:
-        sides.append("left of" if a.x < b.x else "right of")
-    if abs(a.y - b.y) > GAP:
-        sides.append("above" if a.y < b.y else "below")
-    return sides
+class Placed(Protocol):
+    """What has a centre, in pixels."""
+
+    @property
+    def x(self) -> float: ...
+
+    @property
+    def y(self) -> float: ...
+
+
+def sides(a: Placed, b: Placed, gap: float = GAP) -> list[str]:
+    """The relations of a to b that are clear: their centres differ by more than `gap` pixels."""
+    clear = []
+    if abs(a.x - b.x) > gap:
+        clear.append("left of" if a.x < b.x else "right of")
+    if abs(a.y - b.y) > gap:
+        clear.append("above" if a.y < b.y else "below")
+    return clear
 
 
 Proposals = Iterator[tuple[str, str]]  # (text, answer)
@@ -96,7 +107,10 @@ def _count(scene: Scene, rng: random.Random) -> Proposals:
 
 
 def _exists(scene: Scene, rng: random.Random) -> Proposals:
-    """The wrong pairs are made of a colour and a shape that are both there: each has to be bound to the other."""
+    """Yes and no questions about a colour with a shape.
+
+    The colour and the shape of a "no" question both occur in the scene, so the model has to combine them.
+    """
     pairs = {(t.colour, t.shape) for t in scene.things}
     colours, shapes = sorted({c for c, _ in pairs}), sorted({s for _, s in pairs})
     for colour in colours:
@@ -113,7 +127,7 @@ def _relation(scene: Scene, rng: random.Random) -> Proposals:
     for (words_a, a), (words_b, b) in itertools.pairwise(references):
         if a is b:
             continue
-        for side in _side(a, b):
+        for side in sides(a, b):
             opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[side]
             yield f"Is the {words_a} {side} the {words_b}?", "yes"
             yield f"Is the {words_a} {opposite} the {words_b}?", "no"
@@ -125,7 +139,10 @@ def _logic(scene: Scene, rng: random.Random) -> Proposals:
     options = [(c, s) for c in colours for s in shapes]
     present, absent = [o for o in options if o in pairs], [o for o in options if o not in pairs]
     for word in ("and", "or"):
-        for truth in (True, False):  # both answers equally often for both words: neither gives the answer away
+        for truth in (
+            True,
+            False,
+        ):  # both answers are equally frequent for both words, so a word does not reveal the answer
             mixed = rng.choice([(True, False), (False, True)])
             flags = rng.choice([(True, True), mixed]) if word == "or" else (True, True)
             if not truth:
@@ -158,18 +175,19 @@ def _same(scene: Scene, rng: random.Random) -> Proposals:
 
 
 def _two_hop(scene: Scene, rng: random.Random) -> Proposals:
-    """One of several like things, singled out by where it stands to another; each stands clearly on a side."""
+    """The colour of one of several things of the same shape, identified by its clear relation to another thing."""
     for words, anchor in _references(scene.things):
         for shape in sorted({t.shape for t in scene.things}):
-            like = [t for t in scene.things if t.shape == shape and t is not anchor]
+            candidates = [t for t in scene.things if t.shape == shape and t is not anchor]
             for side in ("left of", "right of", "above", "below"):
-                there = [t for t in like if side in _side(t, anchor)]
-                unclear = [t for t in like if not set(_side(t, anchor)) & _axis(side)]
-                if len(there) == 1 and len(like) > 1 and not unclear:
-                    yield f"What color is the {shape} {side} the {words}?", there[0].colour
+                matches = [t for t in candidates if side in sides(t, anchor)]
+                unclear = [t for t in candidates if not set(sides(t, anchor)) & along(side)]
+                if len(matches) == 1 and len(candidates) > 1 and not unclear:
+                    yield f"What color is the {shape} {side} the {words}?", matches[0].colour
 
 
-def _axis(side: str) -> set[str]:
+def along(side: str) -> set[str]:
+    """A relation and its opposite."""
     return {"left of", "right of"} if side in ("left of", "right of") else {"above", "below"}
 
 
@@ -226,17 +244,17 @@ FORMS: dict[str, dict[str, Form]] = {
 
 def propose(scene: Scene, task: str, form: str, rng: random.Random) -> list[Question]:
     """All questions of one form that the scene answers, shuffled."""
-    found = [Question(form, text, answer) for text, answer in FORMS[task][form](scene, rng)]
-    rng.shuffle(found)
-    return found
+    questions = [Question(form, text, answer) for text, answer in FORMS[task][form](scene, rng)]
+    rng.shuffle(questions)
+    return questions
 
 
-# Forms that are learned last are asked more often in training: shares of a turn, 1 for the others.
+# Forms that the model learns last are asked more often in training: turns per round; other forms have 1.
 SLOW = {"count": 2, "relation": 2, "compare": 2, "read": 2, "same": 4}
 
 
 def ask(scene: Scene, task: str, rng: random.Random, number: int) -> list[Question]:
-    """Up to `number` questions on a scene, spread over the forms of a task and over the answers within each form."""
+    """Up to `number` questions about a scene, spread over the forms of a task and over the answers of each form."""
     queues = {}
     for form in FORMS[task]:
         seen: Counter[str] = Counter()

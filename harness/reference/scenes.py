@@ -1,9 +1,9 @@
-"""Made-up pictures with a known scene graph: coloured shapes and lettered signs on varied, unevenly lit backgrounds.
+"""Generated pictures with a known scene graph: coloured shapes and lettered signs on varied, unevenly lit backgrounds.
 
     scene = objects_scene(random.Random(0), most=7); picture = render(scene)   # PIL, 96 x 96
 
-Every background is lit from one side and from above (warm light from the left, brighter towards the top). Photographs
-have such cues too, and a vision tower without absolute position embeddings needs one to tell left from right.
+The light comes from one side and from above: warm from the left, brighter towards the top. Photographs have such cues
+too, and a vision tower without absolute position embeddings needs one to tell left from right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 96  # pixels
-OVERSAMPLE = 2  # drawn larger, then reduced: antialiasing
+OVERSAMPLE = 2  # pictures are drawn larger and then reduced, for antialiasing
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -42,7 +42,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bo
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: a plain shape, or (with `text`) something that carries writing. Centre and half extent in pixels."""
+    """One object: a plain shape or, with `text`, a shape or sign with writing. Centre and half extent are in pixels."""
 
     shape: str
     colour: str
@@ -57,7 +57,7 @@ class Thing:
 
     @property
     def half(self) -> tuple[float, float]:
-        """Half width and half height of what it covers."""
+        """Half width and half height of the covered area, in pixels."""
         if self.shape == "sign":
             return (4.0 + 0.33 * self.points * max(2, len(self.text)), 3.5 + 0.5 * self.points)
         return (self.radius, self.radius)
@@ -65,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in the picture, back to front, and the seed of its background."""
+    """The things in a picture, from back to front, and the seed of its background."""
 
     things: tuple[Thing, ...]
     backdrop: int
@@ -75,7 +75,10 @@ class Scene:
 def _place(
     rng: random.Random, things: list[Thing], half: tuple[float, float], overlap: float
 ) -> tuple[float, float] | None:
-    """A free centre for a box of this half extent; neighbours may cover `overlap` of the distance at most."""
+    """A free centre for a box with this half extent; None if none is found.
+
+    `overlap`: how far boxes may overlap, as a share of their distance.
+    """
     for _ in range(40):
         x = rng.uniform(half[0] + 1, SIDE - half[0] - 1)
         y = rng.uniform(half[1] + 1, SIDE - half[1] - 1)
@@ -97,7 +100,7 @@ def _shape(rng: random.Random, things: list[Thing], colours: list[str], shapes: 
 
 
 def objects_scene(rng: random.Random, least: int = 3, most: int = 8) -> Scene:
-    """A scene of plain shapes. A few colours and shapes are favoured, so that counts and references are not trivial."""
+    """A scene of plain shapes. It favours a few colours and shapes, so that counts and references are not trivial."""
     number = rng.randint(least, most)
     colours = rng.sample(list(COLOURS), rng.randint(2, 5)) if rng.random() < 0.7 else list(COLOURS)
     shapes = rng.sample(SHAPES, rng.randint(2, 4)) if rng.random() < 0.7 else list(SHAPES)
@@ -109,7 +112,7 @@ def objects_scene(rng: random.Random, least: int = 3, most: int = 8) -> Scene:
 
 
 def text_scene(rng: random.Random, signs: int = 3, distractors: int = 2) -> Scene:
-    """One to `signs` lettered signs (or shapes that carry a number) of different colours, among a few plain shapes."""
+    """One to `signs` signs (or shapes with a number) of different colours, among a few plain shapes."""
     things: list[Thing] = []
     number = rng.randint(1, signs)
     colours = rng.sample(list(COLOURS), len(COLOURS))
@@ -143,7 +146,7 @@ def text_scene(rng: random.Random, signs: int = 3, distractors: int = 2) -> Scen
 
 @functools.cache
 def _font(name: str, points: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its wheel carries the fonts
+    import matplotlib  # its package contains the fonts
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), points)
 
@@ -155,7 +158,7 @@ def _axes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(seed: int) -> np.ndarray:
-    """Muted plain, striped, checked or mottled ground under the light described above: (SIDE, SIDE, 3) float32."""
+    """A muted plain, striped, checked or mottled background with the light described above: (SIDE, SIDE, 3) float32."""
     rng = np.random.default_rng(seed)
     x, y = _axes()
     base = rng.uniform(105, 165) + rng.uniform(-18, 18, 3)
@@ -183,7 +186,7 @@ def _background(seed: int) -> np.ndarray:
 
 
 def _outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
-    """Corners of a shape around the origin, unturned."""
+    """Corners of a shape around the origin, not rotated; raises ValueError for a shape without corners."""
     r = thing.radius * scale
     if thing.shape == "square":
         corners = [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
@@ -256,7 +259,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The picture as it is stored, and as the model is trained on it."""
+    """The picture as JPEG bytes; this is how it is stored and how the model sees it in training."""
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=88, subsampling=0)
     return sink.getvalue()

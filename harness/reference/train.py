@@ -1,11 +1,11 @@
-"""The recipe of the embedded model: trains a checkpoint folder on generated scenes, or on anybody's parquet file.
+"""The recipe of the embedded model: trains a checkpoint folder on generated scenes or on a parquet file.
 
     infoprune reference train --out runs/reference --images 300000
     infoprune reference train --data mine.parquet --out runs/mine
 
-Beside the answers, linear read-outs on the projected image tokens are asked what stands in each merged patch and where
-it is; they teach the tower to see long before the answers could, and are thrown away. Stopped at any time, the same
-command goes on from the last save: weights in `OUT/`, optimiser state and curve in `OUT/state/`.
+Besides the answers, linear read-outs of the projected image tokens learn which thing is in each merged patch, and where
+it is. They train the vision tower long before the answers could, and are dropped at the end. After an interruption, the
+same command continues from the last save: weights in `OUT/`, optimiser state and curve in `OUT/state/`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from harness.files import public, put
 from harness.reference.attention import Layout, enable
 from harness.reference.model import build
 from harness.reference.packing import CELL_CLASSES, CONTENT, IGNORED, Example, ExampleBatches, Packer, SceneBatches
@@ -32,23 +33,24 @@ from harness.reference.packing import CELL_CLASSES, CONTENT, IGNORED, Example, E
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the training run, counted in images. `images` may be raised later: the run goes on."""
+    """All numbers of the training run, counted in images. You may raise `images` later to continue a run."""
 
-    look: int = 192_000  # first the tower alone, on the read-outs: four times as many images a second
-    images: int = 406_400  # all in all
+    look: int = 192_000  # images on which only the tower and the read-outs train: four times as many images per second
+    images: int = 406_400  # in total
     look_batch: int = 64
     batch: int = 32
     rate: float = 3e-3
     warmup: int = 4_000
-    decay: float = 0.4  # share of the questions' phase over which the rate falls linearly to zero, at its end
-    ramp: int = 20_000  # over which the questions' scenes grow to full difficulty
+    decay: float = 0.4  # final share of the questions' phase, over which the rate falls linearly to zero
+    ramp: int = 20_000  # images until the questions' scenes reach full difficulty
     suffix: float = 0.2  # share of batches whose questions carry the short-answer instruction
-    cells: float = 0.5  # weight of the read-outs beside the answers
+    cells: float = 0.5  # weight of the read-outs' loss; that of the answers is 1
     weight_decay: float = 0.02
     seed: str = "train"
     every: int = 12_800  # between saves and measurements
 
     def rate_at(self, done: int) -> float:
+        """The learning rate after `done` images."""
         begun = done - (self.look if done >= self.look else 0)
         rise = min(1.0, (begun + self.batch) / self.warmup)
         fall = min(1.0, (self.images - done) / max(1.0, self.decay * (self.images - self.look)))
@@ -60,37 +62,37 @@ def look(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     return model.model.visual(batch["patches"], grid_thw=batch["grid"]).pooler_output
 
 
-def answer(model: Any, batch: dict[str, Any], seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits at the places that predict an answer token, and those tokens."""
+def answer(model: Any, batch: dict[str, Any], image_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the positions that predict an answer token, and these tokens."""
     core = model.model
     embedded = core.get_input_embeddings()(batch["ids"])
     places = (batch["ids"] == model.config.image_token_id)[..., None]
-    embedded = embedded.masked_scatter(places, seen.to(embedded.dtype))
+    embedded = embedded.masked_scatter(places, image_tokens.to(embedded.dtype))
     start, count, size = batch["shape"]
     layout = {"full_attention": Layout(start, count, size, batch["valid"])}
     hidden = core.language_model(
         inputs_embeds=embedded, attention_mask=layout, position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
-    wanted = batch["labels"][:, 1:] != IGNORED
-    return model.lm_head(hidden[:, :-1][wanted]), batch["labels"][:, 1:][wanted]
+    is_answer = batch["labels"][:, 1:] != IGNORED
+    return model.lm_head(hidden[:, :-1][is_answer]), batch["labels"][:, 1:][is_answer]
 
 
 class Readouts(torch.nn.Module):
-    """One linear classifier per question about a merged patch; only used while training."""
+    """One linear classifier per property of a merged patch; used only in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = torch.nn.ModuleList(torch.nn.Linear(width, classes) for classes in CELL_CLASSES.values())
 
     def accuracy(self, seen: torch.Tensor, cells: torch.Tensor) -> dict[str, float]:
-        """Share of filled cells read right, per question about them."""
+        """Share of filled cells that are classified right, per property."""
         seen = functional.layer_norm(seen, seen.shape[-1:])
-        found = {}
+        accuracies = {}
         for column, (name, head) in enumerate(zip(CELL_CLASSES, self.heads, strict=True)):
             filled = cells[:, column] > (0 if column < CONTENT else IGNORED)
             if bool(filled.any()):
-                found[name] = float((head(seen[filled]).argmax(-1) == cells[filled, column]).float().mean())
-        return found
+                accuracies[name] = float((head(seen[filled]).argmax(-1) == cells[filled, column]).float().mean())
+        return accuracies
 
     def loss(self, seen: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         seen = functional.layer_norm(seen, seen.shape[-1:])
@@ -101,13 +103,13 @@ class Readouts(torch.nn.Module):
                 continue
             each = functional.cross_entropy(head(seen).float(), target, reduction="none", ignore_index=IGNORED)
             filled = (target > 0).float() if column < CONTENT else torch.ones_like(each)
-            # Most cells are empty: let the filled ones carry half of the weight.
+            # Most cells are empty, so the filled ones get half of the weight.
             terms.append((each * filled).sum() / filled.sum().clamp(min=1) + (each * (1 - filled)).mean())
         return torch.stack(terms).mean() if terms else seen.sum() * 0
 
 
 def optimisers(model: Any, readouts: Readouts, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks and projector, AdamW for embeddings, patches, norms, biases and read-outs."""
+    """Muon for the matrices inside blocks and projector; AdamW for embeddings, patches, norms, biases and read-outs."""
     inner, outer = [], list(readouts.parameters())
     for name, parameter in model.named_parameters():
         (inner if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name else outer).append(parameter)
@@ -138,7 +140,10 @@ def _restore(opts: Sequence[torch.optim.Optimizer], flat: dict[str, torch.Tensor
 def measure(
     model: Any, readouts: Readouts, batches: Sequence[dict[str, Any]], device: str
 ) -> dict[str, dict[str, float]]:
-    """Accuracy of the read-outs and, per question form, of the answers (teacher forced, every token must be right)."""
+    """Accuracy of the read-outs and, per question form, of the answers.
+
+    Answers are teacher-forced, and every token must be right.
+    """
     right: dict[str, list[bool]] = defaultdict(list)
     cells: dict[str, list[float]] = defaultdict(list)
     for batch in (_to(batch, device) for batch in batches):
@@ -149,11 +154,11 @@ def measure(
         hits = (logits.argmax(-1) == targets).tolist()
         rows, places = (t.tolist() for t in (batch["labels"][:, 1:] != IGNORED).nonzero(as_tuple=True))
         start, _, size = batch["shape"]
-        whole: dict[tuple[int, int], bool] = {}
+        all_right: dict[tuple[int, int], bool] = {}
         for row, place, hit in zip(rows, places, hits, strict=True):
             question = (row, (place + 1 - start) // size)
-            whole[question] = whole.get(question, True) and hit
-        for (row, number), hit in whole.items():
+            all_right[question] = all_right.get(question, True) and hit
+        for (row, number), hit in all_right.items():
             right[batch["forms"][row][number]].append(hit)
     return {
         "accuracy": {form: round(sum(hits) / len(hits), 3) for form, hits in sorted(right.items())},
@@ -176,11 +181,11 @@ def train(
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Train until `recipe.images`, saving to `out` as it goes; returns `out`.
+    """Train until `recipe.images`, saving to `out` regularly; returns `out`.
 
-    `start` is a checkpoint folder to begin from (default: freshly built). `examples` replaces the generated scenes,
-    `held_out` what the curve is measured on. `report` is called with each row of the curve,
-    `progress` with the images done after each step.
+    `start`: the checkpoint folder to begin with (default: a new one). `examples` replace the generated scenes;
+    `held_out` are the examples for the curve. `report` gets each row of the curve, `progress` the number of images
+    after each step. Raises FloatingPointError if the loss becomes infinite or NaN.
     """
     state = out / "state"
     done, curve = 0, []
@@ -196,7 +201,7 @@ def train(
     loader: Any = AutoModelForImageTextToText  # its decorators hide the signature
     model: Any = loader.from_pretrained(source, dtype=torch.float32).to(device).train()
     enable(model)
-    torch.manual_seed(0)  # the read-outs' first weights
+    torch.manual_seed(0)  # initial weights of the read-outs
     readouts = Readouts(model.config.text_config.hidden_size).to(device)
     opts = optimisers(model, readouts, recipe)
     if done:
@@ -207,18 +212,19 @@ def train(
         _restore(opts, saved)
 
     packer = Packer(processor)
-    judged = _judged(packer, recipe, held_out or examples)
+    held_out_batches = _judged(packer, recipe, held_out or examples)
 
     def save() -> None:
         model.save_pretrained(out)
         processor.save_pretrained(out)
         tensors = {**_state(opts), **{f"readouts.{k}": v for k, v in readouts.state_dict().items()}}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, state / "optimiser.safetensors")
+        public(out)
+        whole = {k: v.contiguous() for k, v in tensors.items()}
+        put(state / "optimiser.safetensors", lambda temporary: save_file(whole, temporary))
         text = json.dumps({"images": done, "recipe": asdict(recipe), "curve": curve}, indent=1)
-        (state / "progress.json.part").write_text(text)
-        (state / "progress.json.part").replace(state / "progress.json")
+        put(state / "progress.json", lambda temporary: temporary.write_text(text))
 
-    clock, losses, last = time.perf_counter(), [], done
+    clock, losses, last_done = time.perf_counter(), [], done
     for batch, size in _batches(packer, recipe, done, examples):
         for group in (group for opt in opts for group in opt.param_groups):
             group["lr"] = recipe.rate_at(done)
@@ -227,31 +233,31 @@ def train(
             seen = look(model, batch)
             answers = answer(model, batch, seen) if done >= recipe.look else None
         cells = readouts.loss(seen.float(), batch["cells"])
-        asked = functional.cross_entropy(answers[0].float(), answers[1]) if answers else torch.zeros(())
-        (asked + recipe.cells * cells).backward()
+        answer_loss = functional.cross_entropy(answers[0].float(), answers[1]) if answers else torch.zeros(())
+        (answer_loss + recipe.cells * cells).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        losses.append((asked.item(), cells.item()))
+        losses.append((answer_loss.item(), cells.item()))
         if not math.isfinite(sum(losses[-1])):
-            raise FloatingPointError(f"the loss is no longer finite after {done} images")
+            raise FloatingPointError(f"the loss is not finite after {done} images")
         done += size
         progress(done)
         if done // recipe.every != (done - size) // recipe.every or done >= recipe.images:
             row = {
                 "images": done,
-                "images_per_s": round((done - last) / (time.perf_counter() - clock), 1),
+                "images_per_s": round((done - last_done) / (time.perf_counter() - clock), 1),
                 "loss": round(sum(a for a, _ in losses) / len(losses), 4),
                 "cells_loss": round(sum(c for _, c in losses) / len(losses), 4),
                 "rate": recipe.rate_at(done),
-                **measure(model.eval(), readouts, judged, device),
+                **measure(model.eval(), readouts, held_out_batches, device),
             }
             model.train()
             curve.append(row)
             save()
             report(row)
-            clock, losses, last = time.perf_counter(), [], done
+            clock, losses, last_done = time.perf_counter(), [], done
     return out
 
 
@@ -267,7 +273,7 @@ def _judged(packer: Packer, recipe: Recipe, examples: Sequence[Example] | None) 
 def _batches(
     packer: Packer, recipe: Recipe, done: int, examples: Sequence[Example] | None
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Training batches with their sizes, from where the run stands: the tower's phase, then the questions'."""
+    """Training batches with their sizes, from the current state on: first for the tower alone, then with questions."""
     if examples is not None:
         questions: Any = ExampleBatches(packer, recipe.batch, recipe.seed, examples)
     else:

@@ -1,6 +1,6 @@
-"""A board as every page of it shows it: what was measured and how it went, its trials, its panels.
+"""The content that all pages of a board share: its facts, trials and panels.
 
-    python -c "from harness.record import load; from harness.report.board import Board; \
+    python -c "from harness.records.record import load; from harness.report.board import Board; \
                print(Board.of('demo', load('results/demo')[0]).facts)"
 """
 
@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.report import resources, tables, totals
+from harness.records.comparison import regime
+from harness.records.record import Record, dig
+from harness.report import tables, totals
 from harness.report.reported import Figure, figures
 from harness.report.samples import Samples
 from harness.report.totals import Total
@@ -23,36 +25,42 @@ from harness.text import plain
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
 
 
+class Described(NamedTuple):
+    """The description of a method on a board."""
+
+    method: str
+    title: str
+    role: str
+    regime: str
+
+
 @dataclass(frozen=True)
 class Board:
-    """All text in it is plain: whoever shows it has to escape it."""
+    """The content of a board's pages. Its text is plain; a page must escape it."""
 
     name: str
-    facts: list[tuple[str, str]]  # (name, what)
-    currency: str  # FLOPs, or what else its budgets are shares of
-    notes: str  # how its trials went
-    methods: list[tuple[str, str, str, str, str]]  # method, title, role, regime, tuning
+    facts: list[tuple[str, str]]  # (name, text)
+    currency: str  # the quantity that its budgets are shares of, such as FLOPs
+    notes: str  # number and state of its trials
+    methods: list[Described]
     frame: pd.DataFrame
     panels: list[tables.Panel]
     totals: list[list[Total]]  # of each panel
 
     @classmethod
-    def of(
-        cls, name: str, records: Sequence[Mapping[str, Any]], unreadable: int = 0, samples: Samples | None = None
-    ) -> Board:
-        """The board of these records; `unreadable` counts the files beside them that are none."""
+    def of(cls, name: str, records: Sequence[Record], unreadable: int = 0, samples: Samples | None = None) -> Board:
+        """The board of these records. `unreadable` counts files beside them that are no records."""
         frame = tables.board_frame(records)
         panels = tables.panels(frame)
-        found = totals.find(panels, samples or Samples(Path()), records)
         return cls(
             name,
-            _measured(records),
-            _currency(records),
-            _notes(records, unreadable),
-            _methods(records),
-            frame,
-            panels,
-            found,
+            facts=_measured(records),
+            currency=_currency(records),
+            notes=_notes(records, unreadable),
+            methods=_methods(records),
+            frame=frame,
+            panels=panels,
+            totals=totals.find(panels, samples or Samples(Path()), records),
         )
 
     @cached_property
@@ -60,45 +68,48 @@ class Board:
         return tables.columns(self.frame)
 
     @property
-    def resources(self) -> str:
-        """What the columns of memory and roofline are; empty where there are none."""
-        return resources.legend(set(self.frame.columns))
+    def accurate(self) -> bool:
+        """Whether accuracy is what the board is about. Boards of random weights show speed instead."""
+        rows = self.frame.to_dict("records")
+        return bool(tables.values(rows, "accuracy") or not tables.values(rows, "latency_speedup"))
+
+    @property
+    def legend(self) -> str:
+        """The explanation of columns in the table of trials; empty if none needs one."""
+        return tables.legend(self.frame)
 
     @property
     def reported(self) -> list[Figure]:
-        """What papers report for the methods on this board."""
-        return figures({method for method, *_ in self.methods})
+        """Figures that papers report for the methods of this board."""
+        return figures({described.method for described in self.methods})
 
 
-def _measured(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    trials = [record["trial"] for record in records]
-    tunings = {trial["tuning"] for trial in trials if trial["method"] != "none"}
-    found = [
-        ("Model", sorted({trial["model"] for trial in trials})),
-        ("Tasks", [_task(task, records) for task in sorted({task for trial in trials for task in trial["tasks"]})]),
-        ("Split", sorted({trial["split"] for trial in trials})),
-        ("Precision", sorted({trial["dtype"] for trial in trials})),
-        ("Machine", sorted({_machine(record["env"]) for record in records})),
+def _measured(records: Sequence[Record]) -> list[tuple[str, str]]:
+    trials = [record.trial for record in records]
+    tasks = sorted({task for trial in trials for task in trial.questions.tasks})
+    facts = [
+        ("Model", sorted({trial.model for trial in trials})),
+        ("Tasks", [_task(task, records) for task in tasks]),
+        ("Split", sorted({trial.questions.split for trial in trials})),
+        ("Precision", sorted({trial.dtype for trial in trials})),
+        ("Machine", sorted({_machine(record.env) for record in records})),
     ]
-    if len(tunings) == 1 and tunings != {"none"}:  # what all have in common is not repeated in their names
-        found.append(("Tuning", sorted(tunings)))
-    return [(name, plain(", ".join(values))) for name, values in found]
+    return [(name, plain(", ".join(values))) for name, values in facts]
 
 
-def _currency(records: Sequence[Mapping[str, Any]]) -> str:
-    cut = [record["trial"] for record in records if record["trial"]["method"] != "none"]
-    found = sorted({str(trial.get("currency", "flops")) for trial in cut}) or ["flops"]
-    return plain(" or ".join(tables.CURRENCIES.get(name, name) for name in found))
+def _currency(records: Sequence[Record]) -> str:
+    currencies = {record.trial.currency for record in records if record.trial.method != "none"} or {"flops"}
+    return " or ".join(tables.CURRENCIES[name] for name in sorted(currencies))
 
 
-def _task(task: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """The task's name with how many questions and images it was measured on."""
-    accuracies = [(record.get("metrics") or {}).get("accuracy", {}) for record in records if record["status"] == "ok"]
-    found = [accuracy["tasks"][task] for accuracy in accuracies if task in accuracy.get("tasks", {})]
+def _task(task: str, records: Sequence[Record]) -> str:
+    """The task's name with its numbers of questions and images."""
+    results = [dig(record.metrics, "accuracy", "tasks", task) for record in records if record.error is None]
+    measured = [result for result in results if result is not None]
     counts = [
-        f"{_span({entry[key] for entry in found if key in entry})} {noun}"
+        f"{_span({result[key] for result in measured if key in result})} {noun}"
         for key, noun in (("n", "questions"), ("images", "images"))
-        if any(key in entry for entry in found)
+        if any(key in result for result in measured)
     ]
     return f"{task} ({', '.join(counts)})" if counts else task
 
@@ -112,15 +123,15 @@ def _machine(env: Mapping[str, Any]) -> str:
     return plain("; ".join(dict.fromkeys(names))) or "not named"
 
 
-def _notes(records: Sequence[Mapping[str, Any]], unreadable: int) -> str:
-    failed = sum(record["status"] == "failed" for record in records)
+def _notes(records: Sequence[Record], unreadable: int) -> str:
+    failed = sum(record.status == "failed" for record in records)
     text = f"{len(records)} trials, {failed} failed" + (": shown as failed, never counted as 0." if failed else ".")
     if unreadable:
         files = "file" if unreadable == 1 else "files"
-        text += f" {unreadable} {files} beside them could not be read as records: left out."
+        text += f" {unreadable} {files} beside them could not be read as records and are left out."
     return text
 
 
-def _methods(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
-    trials = [record["trial"] for record in records]
-    return sorted({(t["method"], t["title"], t["role"], t["regime"], t["tuning"]) for t in trials})
+def _methods(records: Sequence[Record]) -> list[Described]:
+    described = {Described(r.trial.method, r.contestant.title, r.contestant.role, regime(r)) for r in records}
+    return sorted(described, key=lambda entry: (entry.method, tables.regime_order(entry.regime), entry))

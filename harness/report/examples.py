@@ -1,11 +1,11 @@
-"""Questions on which a pruned model and the dense one differ, from the samples beside the records.
+"""Questions on which a pruned model and the dense model differ, from the samples beside the records.
 
-    python -c "from pathlib import Path; from harness.record import load; from harness.report import examples; \
+    python -c "from pathlib import Path; from harness.records.record import load; from harness.report import examples; \
                from harness.report.samples import Samples; \
                print(examples.find(Samples(Path('results/demo')), load('results/demo')[0]).flips)"
 
-Samples hold ids and answers. Question, truth and image are looked up where the task is a local file that is still what
-the record was measured on (its hash says so); otherwise the ids have to do.
+Samples hold only ids and answers. Question, truth and image come from the task's local file if its hash is still that
+of the record; otherwise the page shows the ids.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from harness import tasks
-from harness.record import setting
+from harness.records.comparison import terms
+from harness.records.record import Record
 from harness.report.samples import Samples
 from harness.tasks import data
+from harness.tasks.catalogue import ParquetSet
 from harness.text import plain, shorten
 from harness.types import InputError
 
 log = logging.getLogger(__name__)
 
-LOST, GAINED = 4, 2  # examples of a trial
-TEXT = 200  # characters of a question or an answer
-SIDE, WHOLE = 128, 6 << 10  # an image of at most so many bytes is shown as it is, a larger one at so many pixels
-IMAGES = 1_500_000  # characters of all images of a page together
-SETS = 256 << 20  # bytes of question sets that are read for their images
+LOST, GAINED = 4, 2  # maximal examples per trial
+TEXT = 200  # maximal characters of a question or an answer
+SIDE, WHOLE = 128, 6 << 10  # pixels per side of a shrunken image; bytes up to which an image stays as it is
+IMAGES = 1_500_000  # maximal characters of all images of a page together
+SETS = 256 << 20  # maximal bytes of a question file that is read for its images
 COLUMNS = ("question_id", "answer", "score")
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 @dataclass(frozen=True)
 class Flips:
-    """What a trial lost and gained against dense, and examples: (question, whether lost, dense answer, answer)."""
+    """A trial's lost and gained questions against dense, and examples: (question, lost, dense answer, answer)."""
 
     questions: int
     lost: int
@@ -54,16 +54,25 @@ class Flips:
 
 @dataclass
 class Examples:
-    """The flips of a board's trials by id; the questions they name; the images, as data URIs, that those name."""
+    """The flips of a board's trials by id, the questions in them, and the images of these as data URIs."""
 
     flips: dict[str, Flips] = field(default_factory=dict)
     questions: list[dict[str, Any]] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
 
 
+class _Used(NamedTuple):
+    """A shown question: the number of trials that flip it, the dense record, its task and id."""
+
+    trials: int
+    dense: Record
+    task: str
+    id: str
+
+
 @dataclass(frozen=True)
 class _Answers:
-    """A trial's samples: whether each answer counts as right, and which of the distinct answers it is."""
+    """A trial's samples: whether each answer is right, and its index among the distinct answers."""
 
     right: np.ndarray
     codes: np.ndarray
@@ -73,68 +82,68 @@ class _Answers:
         return _text(self.distinct[int(self.codes[row])].as_py())
 
 
-def find(samples: Samples, records: Sequence[Mapping[str, Any]]) -> Examples:
-    """Compare every finished trial with the dense one of its setting and data; a question is right from score 0.5 on.
+def find(samples: Samples, records: Sequence[Record]) -> Examples:
+    """Compare every finished trial with the dense trial of its setting and data. An answer is right from score 0.5 on.
 
-    The questions that flip in most trials are shown first, so that trials can be compared. A trial whose samples are
-    missing, damaged, or about other questions has no flips.
+    Questions that flip in most trials come first, so that trials can be compared. A trial has no flips if its samples
+    are missing, damaged, or about other questions.
     """
-    found, groups = Examples(), {}
+    examples, groups = Examples(), {}
     for record in records:
-        if record["status"] == "ok":
-            key = json.dumps([setting(record["trial"]), record["hashes"].get("data")])
+        if record.error is None:
+            key = (str(terms(record.trial).setting), str(record.hashes.get("data")))
             groups.setdefault(key, []).append(record)
-    used: list[tuple[int, Mapping[str, Any], str, str]] = []  # (trials, record, task, question id) of found.questions
+    used: list[_Used] = []  # one entry per question of the examples
     for _, group in sorted(groups.items()):
-        dense = next((record for record in group if record["trial"]["method"] == "none"), None)
+        dense = next((record for record in group if record.trial.method == "none"), None)
         if dense is None or (table := samples.read(dense, [*COLUMNS, "task"])) is None:
             continue
         names = list(zip(table["task"].to_pylist(), table["question_id"].to_pylist(), strict=True))
         trials = {}
         for record in group:
-            if record is not dense and (own := samples.read(record, COLUMNS)) is not None:
-                if own["question_id"].equals(table["question_id"]):
-                    trials[record["id"]] = _answers(own)
+            if record is not dense and (trial_table := samples.read(record, COLUMNS)) is not None:
+                if trial_table["question_id"].equals(table["question_id"]):
+                    trials[record.id] = _answers(trial_table)
                 else:
                     samples.leave_out(record, "asks other questions than the dense trial")
-        _compare(found, used, dense, _answers(table), names, trials)
-    _illustrate(found, used)
-    return found
+        _compare(examples, used, dense, _answers(table), names, trials)
+    _illustrate(examples, used)
+    return examples
 
 
 def _compare(
-    found: Examples,
-    used: list[tuple[int, Mapping[str, Any], str, str]],
-    dense: Mapping[str, Any],
+    examples: Examples,
+    used: list[_Used],
+    dense: Record,
     base: _Answers,
     names: list[tuple[str, str]],
     trials: Mapping[str, _Answers],
 ) -> None:
-    """Add the flips of one setting's trials to what was found."""
+    """Add the flips of one setting's trials to the examples."""
     often = np.zeros(len(names), dtype=int)
-    for own in trials.values():
-        often += own.right != base.right
+    for answers in trials.values():
+        often += answers.right != base.right
     order = np.array(sorted(range(len(names)), key=lambda i: (-often[i], names[i])), dtype=int)
-    places: dict[int, int] = {}  # row of the samples -> place in found.questions
-    for trial, own in trials.items():
-        lost = order[(base.right & ~own.right)[order]]
-        gained = order[(~base.right & own.right)[order]]
+    places: dict[int, int] = {}  # row of the samples -> place in examples.questions
+    for trial, answers in trials.items():
+        lost = order[(base.right & ~answers.right)[order]]
+        gained = order[(~base.right & answers.right)[order]]
         shown = []
         for i in map(int, (*lost[:LOST], *gained[:GAINED])):
             if i not in places:
-                places[i] = len(found.questions)
-                found.questions.append({"task": plain(names[i][0]), "id": plain(names[i][1])})
-                used.append((int(often[i]), dense, *names[i]))
-            shown.append((places[i], bool(base.right[i]), base.text(i), own.text(i)))
-        found.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
+                places[i] = len(examples.questions)
+                examples.questions.append({"task": plain(names[i][0]), "id": plain(names[i][1])})
+                used.append(_Used(int(often[i]), dense, *names[i]))
+            shown.append((places[i], bool(base.right[i]), base.text(i), answers.text(i)))
+        examples.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
 
 
 def _answers(table: pa.Table) -> _Answers:
     answers = table["answer"].chunk(0)
     codes = (answers.indices.fill_null(0) if answers.null_count else answers.indices).to_numpy()
-    # Narrow, since the samples of a whole board are held at once.
+    # A narrow type, because memory holds the samples of a whole board.
     codes = codes.astype(np.uint16 if len(answers.dictionary) < 1 << 16 else np.int64)
-    # A chunk's to_numpy takes microseconds, the whole column's a quarter of a millisecond.
+    # to_numpy takes microseconds for a chunk, but a quarter of a millisecond for the column.
     score = table["score"].chunk(0).to_numpy(zero_copy_only=False)
     return _Answers(score >= 0.5, codes, answers.dictionary)
 
@@ -146,62 +155,61 @@ def _text(value: Any) -> str:
 # --- questions and images ---------------------------------------------------------------------------------------
 
 
-def _illustrate(found: Examples, used: Sequence[tuple[int, Mapping[str, Any], str, str]]) -> None:
-    """Give the questions their text, truth and image, those that flip most often first, as far as there is room."""
-    wanted: dict[str, list[int]] = {}
-    records: dict[str, Mapping[str, Any]] = {}
-    for place, (_, record, _, _) in enumerate(used):
-        wanted.setdefault(record["id"], []).append(place)
-        records[record["id"]] = record
+def _illustrate(examples: Examples, used: Sequence[_Used]) -> None:
+    """Add text, truth and image to the questions. The questions that flip most often get images first, up to IMAGES."""
+    places_of: dict[str, list[int]] = {}
+    records: dict[str, Record] = {}
+    for place, question in enumerate(used):
+        places_of.setdefault(question.dense.id, []).append(place)
+        records[question.dense.id] = question.dense
     pictures: dict[int, bytes] = {}
-    for id, places in sorted(wanted.items()):
-        rows = {(used[place][2], used[place][3]): place for place in places}
+    for id, places in sorted(places_of.items()):
+        rows = {(used[place].task, used[place].id): place for place in places}
         for key, question, truth, picture in _rows(records[id], set(rows)):
             place = rows[key]
-            found.questions[place] |= {"text": _text(question), "truth": [_text(answer) for answer in truth]}
+            examples.questions[place] |= {"text": _text(question), "truth": [_text(answer) for answer in truth]}
             pictures[place] = picture
-    room, known = IMAGES, {}
-    for place in sorted(pictures, key=lambda place: (-used[place][0], used[place][2:])):
+    room, image_places = IMAGES, {}
+    for place in sorted(pictures, key=lambda place: (-used[place].trials, used[place].task, used[place].id)):
         digest = hashlib.sha256(pictures[place]).digest()
-        if digest not in known:
+        if digest not in image_places:
             uri = _thumbnail(pictures[place])
             if uri is None or len(uri) > room:
                 continue
             room -= len(uri)
-            known[digest] = len(found.images)
-            found.images.append(uri)
-        found.questions[place]["image"] = known[digest]
+            image_places[digest] = len(examples.images)
+            examples.images.append(uri)
+        examples.questions[place]["image"] = image_places[digest]
 
 
-def _rows(
-    record: Mapping[str, Any], keys: set[tuple[str, str]]
-) -> Iterable[tuple[tuple[str, str], str, list[str], bytes]]:
-    """The questions of these (task, id) with their answers, the commonest first, and encoded image, where they are
-    to be had from local files that are what the record was measured on."""
-    trial, paths = record["trial"], {}
-    for task in trial["tasks"]:
-        path = data.REFERENCE / task if task in tasks.names() else Path(task)
-        paths[task] = path
-        file = path / f"{trial['split']}.parquet" if path.is_dir() else path
-        if file.suffix != ".parquet" or not file.is_file() or file.stat().st_size > SETS:
-            return
+def _rows(record: Record, keys: set[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str, list[str], bytes]]:
+    """The questions with these (task, id) keys, their answers, most common first, and their encoded image.
+
+    Yields nothing if the files are not local, too large, or changed since the record.
+    """
+    questions = record.trial.questions
     try:
-        if tasks.data_hash(trial["tasks"], trial["split"], trial["limit"])[:16] != record["hashes"].get("data"):
+        sets = [tasks.question_set(name) for name in questions.tasks]
+        local = [question_set for question_set in sets if isinstance(question_set, ParquetSet)]
+        files = [file for question_set in local for file in question_set.files(questions.split)]
+        if len(local) < len(sets) or any(not file.is_file() or file.stat().st_size > SETS for file in files):
             return
-        for task, path in paths.items():
-            table = data.source(task, path, trial["split"], trial["limit"]).read()
+        if tasks.data_hash(questions)[:16] != record.hashes.get("data"):
+            return
+        for question_set in local:
+            table = question_set.source(questions.split, questions.limit).read()
             for row, id in enumerate(table["question_id"].to_pylist()):
-                if (task, id) in keys:
+                if (question_set.name, id) in keys:
                     doc = table.slice(row, 1).to_pylist()[0]
                     truth = data.texts(doc)
                     truth = sorted(set(truth), key=lambda answer: (-truth.count(answer), answer))
-                    yield (task, id), doc["question"], truth[:3], doc["image"]["bytes"]
+                    yield (question_set.name, id), doc["question"], truth[:3], doc["image"]["bytes"]
     except InputError as error:
         log.warning(f"no example questions: {error}")
 
 
 def _thumbnail(content: bytes) -> str | None:
-    """An image as a data URI, as it is if it is small; None if it is none."""
+    """An image as a data URI, unchanged if it is small; None if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             kind = str(image.format).lower()

@@ -1,9 +1,9 @@
 r"""A board's tables for a paper: methods x budgets, one booktabs table for every scope.
 
-    python -c "from harness.record import load; from harness.report import board, latex; \
+    python -c "from harness.records.record import load; from harness.report import board, latex; \
                print(latex.document(board.Board.of('demo', load('results/demo')[0])))"
 
-The file is to be \input; it needs \usepackage{booktabs}.
+Include the file with \input; it needs \usepackage{booktabs}.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ SPECIAL = {
     "×": r"\ensuremath{\times}",
     tables.STUDIED: r"\ensuremath{\diamond}",
     tables.NOTHING: r"\textendash{}",
-    **{char: f"{{{char}}}" for char in "[*-'`,?!"},  # not an argument of the line before, no ligature with the next
+    **{
+        char: f"{{{char}}}" for char in "[*-'`,?!"
+    },  # no argument of the line before, no ligature with the next character
 }
 
 
 def document(board: Board) -> str:
-    """Every panel of a board as a table in LaTeX; paper-reported figures stand below the measured ones, marked."""
+    """Every panel of a board as a LaTeX table. Marked figures from papers follow the measured ones."""
     blocks = [f"% Made by infoprune report. Needs \\usepackage{{booktabs}}.\n% {totals.LEGEND}"]
-    for panel, found in zip(board.panels, board.totals, strict=True):
-        blocks += [_table(panel), _totals(panel, found)]
+    for panel, curve_totals in zip(board.panels, board.totals, strict=True):
+        blocks += [_table(panel), _totals(panel, curve_totals)]
     if board.reported:
         rows = [list(map(escape, figure.cells)) for figure in board.reported]
         blocks.append(_tabular("Reported by papers, not measured here.", "lrrl", reported.HEADS, rows))
@@ -42,7 +44,7 @@ def document(board: Board) -> str:
 
 
 def escape(text: str) -> str:
-    """Text of a record as literal LaTeX; a character outside Latin-1 that has no command becomes a question mark."""
+    """Text of a record as literal LaTeX. A non-Latin-1 character without a command becomes a question mark."""
     return "".join(SPECIAL.get(char, char if ord(char) < 256 else "?") for char in plain(text))
 
 
@@ -57,8 +59,8 @@ def _table(panel: tables.Panel) -> str:
     return _tabular(caption, "l" + "r" * len(columns), ["method", *columns], rows)
 
 
-def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
-    heads, rows = totals.shown(found)
+def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
+    heads, rows = totals.shown(curve_totals)
     body = [[escape(panel.shown(curve)), *map(escape, row)] for curve, row in rows.items()]
     return _tabular(escape(f"{panel.title}. Each curve as a whole."), "l" + "r" * len(heads), ["method", *heads], body)
 

@@ -1,10 +1,10 @@
-"""The interactive page of a board, whole in one file: the table, the Pareto plot, and a part for every trial.
+"""The interactive page of a board in one file: the table, the Pareto plot, and the details of every trial.
 
     infoprune report && xdg-open leaderboards/index.html
 
-The table and the figures at equal FLOPs are plain HTML and need no script. The rest is drawn by `page.js` and
-`trial.js` from one JSON value. Text of records is escaped here and set as text there; besides, the page forbids itself
-every request, and every script but its own.
+The table and the figures at equal FLOPs are plain HTML and need no script. `page.js` and `trial.js` draw the rest from
+one JSON value. This module escapes text of records, and the scripts set it as text. The page's policy forbids every
+request and every script except its own.
 """
 
 from __future__ import annotations
@@ -24,26 +24,25 @@ from harness.report import reported, tables, totals
 from harness.report.board import Board
 from harness.text import plain
 
-# What is most looked for comes first: a narrow screen shows the first columns only.
+# The most important columns come first, because a narrow screen shows only the first ones.
 LEADING = ("method", "variant", "budget", "accuracy", "latency_speedup", "flops_kept", "scope", "seed", "trial")
 
 
 def board(shown: Board, data: Mapping[str, Any]) -> str:
-    """The page of a board, with the `data` that `details` makes for it; the same arguments give the same bytes."""
+    """The page of a board, with the `data` from `details`. Equal arguments give equal bytes."""
     from plotly.offline import get_plotlyjs
 
     parts = {
         "title": escape(shown.name),
         "facts": _facts(shown),
-        "notes": escape(f"{shown.notes} {shown.resources}".strip()),
-        "legend": escape(totals.LEGEND),
-        "currency": escape(shown.currency),
-        "summary": "".join(map(_summary, shown.panels, shown.totals)),
+        "notes": escape(f"{shown.notes} {shown.legend}".strip()),
+        "subject": "Accuracy" if shown.accurate else "Speed",
+        "standings": _standings(shown) if shown.accurate else "",
         "table": _table(shown),
         "methods": _methods(shown),
         "data": _json(data),
     }
-    return _fill(parts, get_plotlyjs(), _file("page.js"), _file("trial.js"))
+    return _fill(parts, get_plotlyjs(), _small(_file("page.js")), _small(_file("trial.js")))
 
 
 def card(shown: Board) -> str:
@@ -55,23 +54,31 @@ def card(shown: Board) -> str:
 
 
 def index(cards: Iterable[str]) -> str:
-    """The page over all boards."""
+    """The page of all boards."""
     return _fill({"boards": "\n".join(cards)})
 
 
 def _fill(parts: Mapping[str, str], *scripts: str) -> str:
-    """The template of a board or of the index with its parts, its style and its scripts."""
+    """The template of a board or of the index, filled with parts, style and scripts."""
     policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     if scripts:
         digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
         policy += "; script-src " + " ".join(f"'sha256-{digest}'" for digest in digests)
     common = {
         "policy": policy,
-        "style": _file("page.css"),
+        "style": _small(_file("page.css")),
         "scripts": "".join(f"<script>{s}</script>\n" for s in scripts),
     }
-    template = _file("page.html" if scripts else "boards.html")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: {**parts, **common}[match[1]], template)
+    return _template("page.html" if scripts else "boards.html", {**parts, **common})
+
+
+def _template(name: str, parts: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file(name))
+
+
+def _small(code: str) -> str:
+    """Code of ours without indents and lines of comment: every page carries it."""
+    return re.sub(r"(?m)^\s*(//|/\*).*\n|^\s+", "", code)
 
 
 @cache
@@ -86,41 +93,54 @@ def _facts(shown: Board) -> str:
     return f'<dl class="facts">{"".join(f"<dt>{escape(key)}<dd>{escape(value)}" for key, value in shown.facts)}</dl>'
 
 
-def _summary(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
+def _standings(shown: Board) -> str:
+    parts = {
+        "currency": escape(shown.currency),
+        "legend": escape(totals.LEGEND),
+        "summary": "".join(map(_summary, shown.panels, shown.totals)),
+    }
+    return _template("standings.html", parts)
+
+
+def _summary(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
     columns, curves = tables.standings(panel)
-    heads = "".join(f'<th scope="col">{escape(column)}' for column in columns)
+    heads = "".join(f"<th scope=col>{escape(column)}" for column in columns)
     rows = []
     for curve, cells in curves.items():
         shown = "".join(f"<td>{f'<strong>{escape(text)}</strong>' if best else escape(text)}" for text, best in cells)
-        rows.append(f'<tr><th scope="row">{escape(panel.shown(curve))}{shown}')
+        rows.append(f"<tr><th scope=row>{_name(panel, curve)}{shown}")
     levels = " · ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
     return (
         f'<h3>{escape(panel.title)}</h3><p class="quiet">{escape(levels)}</p><div class="scroll" tabindex="0">'
-        f'<table class="summary"><thead><tr><th scope="col">method{heads}<tbody>{"".join(rows)}</table></div>'
-        f"{_totals(panel, found)}"
+        f'<table class="summary"><thead><tr><th scope=col>method{heads}<tbody>{"".join(rows)}</table></div>'
+        f"{_totals(panel, curve_totals)}"
     )
 
 
-def _totals(panel: tables.Panel, found: Sequence[totals.Total]) -> str:
-    heads, curves = totals.shown(found)
+def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
+    heads, curves = totals.shown(curve_totals)
     rows = []
     for curve, cells in curves.items():
-        rows.append(
-            f'<tr><th scope="row">{escape(panel.shown(curve))}{"".join(f"<td>{escape(cell)}" for cell in cells)}'
-        )
-    columns = "".join(f'<th scope="col">{escape(head)}' for head in heads)
+        rows.append(f"<tr><th scope=row>{_name(panel, curve)}{''.join(f'<td>{escape(cell)}' for cell in cells)}")
+    columns = "".join(f"<th scope=col>{escape(head)}" for head in heads)
     return (
-        f'<div class="scroll" tabindex="0"><table class="summary"><thead><tr><th scope="col">method{columns}'
+        f'<div class="scroll" tabindex="0"><table class="summary"><thead><tr><th scope=col>method{columns}'
         f"<tbody>{''.join(rows)}</table></div>"
     )
 
 
+def _name(panel: tables.Panel, curve: str) -> str:
+    """A curve's name, which a narrow column breaks behind a comma."""
+    return escape(panel.shown(curve)).replace(",", ",<wbr>")
+
+
 def _table(shown: Board) -> str:
-    """Every trial, and below them what papers report; the script finds a row's data by its place."""
+    """Every trial, and below them the figures from papers. The script finds a row's data by its position."""
     order = {key: place for place, key in enumerate(LEADING)}
     columns = sorted(shown.columns, key=lambda column: order.get(column.key, len(order)))
     heads = "".join(
-        f'<th scope="col" data-key="{escape(column.key)}"{_align(column)}>{escape(column.head)}' for column in columns
+        f'<th scope=col data-key="{escape(column.key)}"{"" if column.text else " class=n"}>{escape(column.head)}'
+        for column in columns
     )
     cells = zip(*(column.cells for column in columns), strict=True)
     rows = [f"<tr>{''.join(map(_cell, columns, texts))}" for texts in cells]
@@ -130,18 +150,14 @@ def _table(shown: Board) -> str:
 
 def _cell(column: tables.Column, text: str) -> str:
     if column.key == "method":
-        return f'<th scope="row">{_safe(text)}'
+        return f"<th scope=row>{_safe(text)}"
     if column.key == "trial":
-        return f'<td><a href="#trial={text}">{text}</a>'
+        return f"<td class=t><a href=#trial={text}>{text}</a>"
     if column.key == "status" and text != "ok":
-        return f'<td class="failed">{_safe(text)}'
+        return f'<td class="t failed">{_safe(text)}'
     if column.key == "collapse":
-        return f'<td><span class="badge">{_safe(text)}</span>' if text else "<td>"
-    return f"<td{_align(column)}>{_safe(text)}"
-
-
-def _align(column: tables.Column) -> str:
-    return "" if column.text else " class=n"
+        return f'<td class=t><span class="badge">{_safe(text)}</span>' if text else "<td>"
+    return f"<td{' class=t' if column.text and text else ''}>{_safe(text)}"  # most cells are numbers and need no class
 
 
 def _reported_row(figure: reported.Figure, columns: Sequence[tables.Column]) -> str:
@@ -155,17 +171,17 @@ def _reported_row(figure: reported.Figure, columns: Sequence[tables.Column]) -> 
     for column in columns:
         text = escape(known.get(column.key, tables.NOTHING))
         cells.append(
-            f'<th scope="row">{text} <span class="badge">reported</span>'
+            f'<th scope=row>{text} <span class="badge">reported</span>'
             if column.key == "method"
-            else f"<td{_align(column)}>{text}"
+            else f"<td{' class=t' if column.text else ''}>{text}"
         )
     return f'<tr class="reported">{"".join(cells)}'
 
 
 def _methods(shown: Board) -> str:
-    found = dict.fromkeys(entry[:3] for entry in shown.methods)
+    described = dict.fromkeys((entry.method, entry.title, entry.role) for entry in shown.methods)
     return "".join(
-        f"<dt>{_safe(tables.marked(method, role == 'studied'))}<dd>{_safe(title)}" for method, title, role in found
+        f"<dt>{_safe(tables.marked(method, role == 'studied'))}<dd>{_safe(title)}" for method, title, role in described
     )
 
 
@@ -175,6 +191,6 @@ def _safe(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot close the script element around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")

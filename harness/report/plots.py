@@ -1,35 +1,39 @@
-"""The Pareto plot of a board: accuracy over FLOPs kept and over measured speedup, a row of panels for every scope.
+"""The Pareto plot of a board: accuracy against FLOPs kept and measured speedup, a panel per scope and regime.
 
-A board without accuracy (random weights) shows its measured speedup over FLOPs kept.
+A board without accuracy (random weights) shows measured speedup against FLOPs kept.
 
-    python -c "from pathlib import Path; from harness.record import load; from harness.report import plots, tables; \
+    python -c "from pathlib import Path; from harness.records.record import load; \
+               from harness.report import plots, tables; \
                plots.save(tables.board_frame(load('results/demo')[0]), Path('.'))"
 
-In both columns the dense model stands at the left and pruning goes to the right, so up and right is better.
+In every panel the dense model is at the left and pruning moves to the right, so up and right are better. Strong lines
+are the method under study and its best rivals: every method that leads the others at some budget. Only these have
+their names beside them, where there is room. The legend names all.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from scipy.optimize import isotonic_regression
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from harness.report.tables import Panel, panels, values
-from harness.text import shorten
+from harness.report.looks import STUDIED, Look, curve_looks
+from harness.report.tables import TERMS, Panel, panels, regime_order, values
 
-# Text as outlines and a fixed salt: the picture is the same bytes each time and looks the same everywhere.
+# Text as outlines and a fixed salt give the same bytes each time and the same look everywhere.
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
@@ -47,23 +51,22 @@ STYLE: Any = {
     "svg.hashsalt": "infoprune-bench",
     "text.parse_math": False,
 }
-# Okabe and Ito's palette, safe for colour-blind eyes; vermilion is kept for the studied method.
-STUDIED = "#D55E00"
-PALETTE = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A7A7A")
-MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)))
 INK, FRONT = "#222222", "#9c9c9c"
-FACTORS = (1, 1.25, 1.6, 2, 3.2, 5, 10)
 
-# Inches.
-WIDTH, LEFT, BETWEEN = 12.0, 0.75, 0.75
-HEIGHT, NAME, HEAD, ROW_HEAD, FOOT = 3.5, 0.24, 0.3, 0.85, 0.65
+# Inches: the figure, and beside, above and below a panel. LETTER is the width of a letter, LINE the height of a line.
+WIDTH, NARROW, HEIGHT = 12.0, 7.0, 2.3
+LEFT, TITLE, FOOT, GAP, LETTER, LINE = 0.6, 0.2, 0.7, 0.15, 0.07, 0.195
+GUTTER = 0.3  # share of a panel's width for names of curves
+SMALL = 8  # points
+KEY: Any = {"loc": "upper left", "borderpad": 0, "borderaxespad": 0, "labelspacing": 0.4, "handlelength": 3.2}
+COLUMNS = 3  # panels beside each other
+FEW = 6  # a panel with at most this many curves needs no emphasis
 DPI = 150
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A horizontal axis: its column, its name, and the sign that makes more of it better."""
+    """A horizontal axis: its column, its label, and its sign: 1 if larger is better, else -1."""
 
     column: str
     label: str
@@ -71,29 +74,30 @@ class Axis:
 
 
 AXES = (
-    Axis("flops_kept", "FLOPs kept in the scope (fraction)", -1),
+    Axis("flops_kept", "FLOPs kept in the scope (fraction, reduction)", -1),
     Axis("latency_speedup", "measured speedup of the scope (factor)", 1),
 )
 
 
 @dataclass(frozen=True)
 class Upright:
-    """The vertical axis: its column, its factor, its name, and the least span and greatest end shown."""
+    """The vertical axis: its column, the ends of its interval, scale factor, label, minimal span and maximal end."""
 
     column: str
+    interval: tuple[str, str]
     scale: float
     label: str
     span: float
     end: float
 
 
-ACCURACY = Upright("accuracy", 100, "accuracy (points, mean over tasks)", 10, 101)
-SPEEDUP = Upright("latency_speedup", 1, "measured speedup of the scope (factor)", 0.5, math.inf)
+ACCURACY = Upright("accuracy", ("accuracy_lo", "accuracy_hi"), 100, "accuracy (points)", 10, 101)
+SPEEDUP = Upright("latency_speedup", ("speedup_lo", "speedup_hi"), 1, "measured speedup (factor)", 0.5, math.inf)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method at one budget: mean over seeds, and the least and greatest of the vertical axis."""
+    """A curve at one budget: means over seeds, and the hull of the seeds' intervals on the vertical axis."""
 
     x: float
     y: float
@@ -101,25 +105,53 @@ class Point:
     high: float
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a curve is drawn, the same in every panel."""
+class Cell(NamedTuple):
+    """A panel to draw over an axis, with the points of every curve, larger budgets first."""
 
-    color: str
-    marker: str
-    dash: Any
-    studied: bool
+    panel: Panel
+    axis: Axis
+    curves: dict[str, list[Point]]
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+
+def draw(frame: pd.DataFrame) -> Picture:
+    """The plot of a frame of one board, or of several, one below the other."""
+    boards = list(dict.fromkeys(frame["board"]))
+    rows = []
+    for board in boards:
+        part = frame.loc[frame["board"] == board]
+        if TERMS in part and not part[TERMS].count():  # a column of another board only
+            part = part.drop(columns=TERMS)
+        rows += [
+            replace(panel, title=f"{board}: {panel.title}") if len(boards) > 1 else panel for panel in panels(part)
+        ]
+    with _style():
+        return _draw(rows, curve_looks(rows))
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's own style is
+        matplotlib.rcParams.update(STYLE | {"font.size": 8.5, "axes.titlesize": 9})
+        yield
 
 
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw a board's frame into `pareto.svg` and `pareto.png` in the folder.
 
-    A point is the mean over seeds, a band their least and greatest; failed trials have no point.
+    A point is the mean over seeds, a bar the hull of their 95 % intervals. Failed trials have no point.
     """
     paths = [folder / "pareto.svg", folder / "pareto.png"]
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own style is
-        matplotlib.rcParams.update(STYLE)
+    with _style():
         rows = panels(frame)
         figure = _draw(rows, curve_looks(rows))
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
@@ -127,75 +159,130 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     return paths
 
 
-def _draw(rows: Sequence[Panel], looks: dict[str, Look]) -> Figure:
-    accurate = any(_curves(panel, AXES[0], ACCURACY) for panel in rows)
-    up = ACCURACY if accurate else SPEEDUP
-    axes = [axis for axis in AXES if axis.column != up.column and any(_curves(panel, axis, up) for panel in rows)]
-    if not axes:
-        figure = Figure(figsize=(WIDTH, 1.5))
+def _draw(rows: Sequence[Panel], looks: dict[str, Look]) -> Picture:
+    up = ACCURACY if any(values(group, "accuracy") for panel in rows for group in panel.groups.values()) else SPEEDUP
+    lines = _grid(rows, up)
+    if not lines:
+        figure = Picture(figsize=(WIDTH, 1.5))
         figure.text(0.5, 0.5, "no finished trial to draw", ha="center", va="center")
         return figure
-    gutter = 0.5 + 0.085 * max(len(_label(curve)) for curve in looks)
-    tall = max(HEIGHT, NAME * len(looks))
-    height = HEAD + len(rows) * (ROW_HEAD + tall + FOOT)
-    width = (WIDTH - LEFT - (len(axes) - 1) * BETWEEN) / len(axes) - gutter
-    figure = Figure(figsize=(WIDTH, height))
-    for row, panel in enumerate(rows):
-        bottom = height - HEAD - (row + 1) * (ROW_HEAD + tall) - row * FOOT
-        for column, axis in enumerate(axes):
-            left = LEFT + column * (width + gutter + BETWEEN)
-            box = (left / WIDTH, bottom / height, width / WIDTH, tall / height)
-            ax = figure.add_axes(box)
-            _panel(ax, panel, axis, up, looks)
-            if column == 0:
-                ax.set_title(_safe(panel.title, 110), pad=34 if axis.sign < 0 else 8)
-    _legend(figure, rows, up, height)
+    columns = max(map(len, lines))
+    width = WIDTH if columns > 1 else NARROW
+    pitch = width / columns
+    gutter = GUTTER * pitch
+    letters = int((pitch - 0.3) / (1.1 * LETTER))  # in a line of a title, which is bold
+    heads = [TITLE * max(_title(cell.panel, letters).count("\n") + 1 for cell in line if cell) for line in lines]
+    keys = _keys(rows, up)
+    drawn = {curve for line in lines for cell in line if cell for curve in cell.curves}
+    names = [_key(look) for curve, look in looks.items() if curve in drawn]
+    longest = max(len(look.label) for curve, look in looks.items() if curve in drawn)
+    counts = [min(len(keys), int(width / 2.3)), max(1, int(width / (0.6 + LETTER * longest)))]
+    tops = [LINE * math.ceil(len(handles) / count) for handles, count in zip((keys, names), counts, strict=True)]
+    height = sum(tops) + 2 * GAP + sum(heads) + len(lines) * (HEIGHT + FOOT)
+    figure = Picture(figsize=(width, height))
+    for handles, count, above in zip((keys, names), counts, (GAP / 2, GAP + tops[0]), strict=True):
+        figure.legend(handles=handles, ncols=count, bbox_to_anchor=(0.2 / width, 1 - above / height), **KEY)
+    bottom = height - sum(tops) - 2 * GAP
+    for line, head in zip(lines, heads, strict=True):
+        bottom -= head + HEIGHT
+        for column, cell in enumerate(line):
+            if cell:
+                left, wide = column * pitch + LEFT, pitch - LEFT - gutter
+                ax = figure.add_axes((left / width, bottom / height, wide / width, HEIGHT / height))
+                ax.set_title(_title(cell.panel, letters), x=-0.45 / wide)
+                _panel(ax, cell, up, looks)
+                _names(ax, cell, up, looks, int((gutter - 0.2) / LETTER))
+        bottom -= FOOT
     return figure
 
 
-def _panel(ax: Axes, panel: Panel, axis: Axis, up: Upright, looks: dict[str, Look]) -> None:
-    dense, blank = _level(panel, up, up.column), _level(panel, up, "blank_accuracy")
-    curves = _curves(panel, axis, up)
-    points = [point for curve in curves.values() for point in curve]
-    _limits(ax, axis, up, points, [level for level in (dense, blank) if level is not None])
-    if up is ACCURACY:
-        _front(ax, axis, points, dense)
-    if dense is not None:
-        ax.axhline(dense, color=INK, linestyle="--", linewidth=1.2, zorder=2)
-        ax.plot(1, dense, marker="o", color=INK, markersize=8, zorder=6, clip_on=False)
-    if blank is not None:
-        ax.axhline(blank, color=INK, linestyle=":", linewidth=1.6, zorder=2)
-    for name, curve in curves.items():
-        look = looks[name]
-        x = [point.x for point in curve]
-        low, high = [point.low for point in curve], [point.high for point in curve]
-        if low != high:
-            ax.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0, zorder=3)
-        ax.plot(
-            x,
-            [point.y for point in curve],
-            color=look.color,
-            linestyle=look.dash,
-            linewidth=3 if look.studied else 1.7,
-            marker=look.marker,
-            markersize=8.5 if look.studied else 6.5,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=5 if look.studied else 4,
-        )
-    _names(ax, {name: curve[-1] for name, curve in curves.items()}, looks)
+def _grid(rows: Sequence[Panel], up: Upright) -> list[list[Cell | None]]:
+    """The lines of the figure: one per axis and scope, a column per regime. With one regime, a column per axis."""
+    axes = [axis for axis in AXES if axis.column != up.column]
+    cells = {
+        (axis, *_place(panel)): Cell(panel, axis, curves)
+        for panel in rows
+        for axis in axes
+        if (curves := _curves(panel, axis, up))
+    }
+    axes = [axis for axis in axes if any(axis is drawn for drawn, *_ in cells)]
+    regimes = sorted({regime for *_, regime in cells}, key=regime_order)
+    places = dict.fromkeys(place for _, place, _ in cells)
+    lines: list[list[Cell | None]]
+    if len(regimes) > 1:
+        lines = [[cells.get((axis, place, regime)) for regime in regimes] for axis in axes for place in places]
+    else:
+        lines = [[cells.get((axis, place, regime)) for axis in axes for regime in regimes] for place in places]
+    if max(map(len, lines), default=0) > COLUMNS:  # too many to align
+        lines = [[cell for cell in line if cell] for line in lines]
+    if all(len(line) == 1 for line in lines):
+        lines = [[cell for line in lines for cell in line]]
+    lines = [part for line in lines for part in _even(line)]
+    return [line for line in lines if any(line)]
+
+
+def _even(line: list[Cell | None]) -> list[list[Cell | None]]:
+    """A line in parts of at most COLUMNS panels, as even as can be."""
+    size = -(-len(line) // -(-len(line) // COLUMNS)) if line else 1
+    return [line[start : start + size] for start in range(0, len(line), size)]
+
+
+def _place(panel: Panel) -> tuple[tuple[str, ...], str]:
+    """What a panel is of but its regime, and its regime."""
+    row = next(iter(panel.groups.values()))[0]
+    return (row["board"], row["setting"], row["scope"], row["units"], row.get(TERMS, "")), row["regime"]
 
 
 def _curves(panel: Panel, axis: Axis, up: Upright) -> dict[str, list[Point]]:
-    """The points of every curve, larger budgets first; a trial without both measurements has none."""
+    """The points of every curve. A trial needs both measurements to count."""
     curves: dict[str, list[Point]] = {}
     for (curve, _), rows in panel.groups.items():
-        pairs = [(row[axis.column], up.scale * row[up.column]) for row in rows]
-        pairs = [pair for pair in pairs if not math.isnan(sum(pair))]
-        if pairs:
-            x, y = zip(*pairs, strict=True)
-            curves.setdefault(curve, []).append(Point(fmean(x), fmean(y), min(y), max(y)))
+        measured = [row for row in rows if not math.isnan(row[axis.column] + row[up.column])]
+        if measured:
+            x, y = (fmean(row[column] for row in measured) for column in (axis.column, up.column))
+            low, high = (values(measured, up.column) + values(measured, end) for end in up.interval)
+            point = Point(x, *(up.scale * value for value in (y, min(low), max(high))))
+            curves.setdefault(curve, []).append(point)
     return curves
+
+
+def _strong(cell: Cell, up: Upright) -> set[str]:
+    """The curves to look at: the method under study, and every rival that is the best of the rivals at some budget."""
+    if len(cell.curves) <= FEW:
+        return set(cell.curves)
+    best: dict[float, tuple[float, str]] = {}
+    for (curve, budget), rows in cell.panel.groups.items():
+        if curve not in cell.panel.studied and (measured := values(rows, up.column)):
+            best[budget] = max(best.get(budget, (-math.inf, "")), (fmean(measured), curve))
+    return set(cell.curves) & (cell.panel.studied | {curve for _, curve in best.values()})
+
+
+def _panel(ax: Axes, cell: Cell, up: Upright, looks: dict[str, Look]) -> None:
+    dense, blank = _level(cell.panel, up, up.column), _level(cell.panel, up, "blank_accuracy")
+    points = [point for curve in cell.curves.values() for point in curve]
+    _limits(ax, cell.axis, up, points, [level for level in (dense, blank) if level is not None])
+    if up is ACCURACY and any(len(curve) > 1 for curve in cell.curves.values()):  # else the steps look like a curve
+        _front(ax, cell.axis, points, dense)
+    if dense is not None:
+        ax.axhline(dense, color=INK, linestyle="--", linewidth=1, zorder=2)
+        ax.plot(1, dense, marker="o", color=INK, markersize=6, zorder=6, clip_on=False)
+    if blank is not None:
+        ax.axhline(blank, color=INK, linestyle=":", linewidth=1.3, zorder=2)
+    strong = _strong(cell, up)
+    for name, curve in cell.curves.items():
+        look = looks[name]
+        x, y = [point.x for point in curve], [point.y for point in curve]
+        bars = [[point.y - point.low for point in curve], [point.high - point.y for point in curve]]
+        layer = {"zorder": 5 if look.studied else 4 if name in strong else 3, "alpha": 1 if name in strong else 0.4}
+        ax.errorbar(x, y, bars, fmt="none", ecolor=look.color, elinewidth=1, **layer)
+        wide = 2.4 if look.studied and not look.variant else 1.6 if name in strong else 1
+        ax.plot(x, y, **_line(look), linewidth=wide, markersize=6.5 if look.studied else 5, **layer)
+
+
+def _line(look: Look) -> dict[str, Any]:
+    edge = {"markerfacecolor": "white", "markeredgewidth": 1.2} if look.hollow else {"markeredgewidth": 0}
+    dash: Any = (0, tuple(length / 2 for length in look.dash)) if look.dash else "-"
+    return {"color": look.color, "marker": look.marker, "linestyle": dash, **edge}
 
 
 def _limits(ax: Axes, axis: Axis, up: Upright, points: list[Point], levels: list[float]) -> None:
@@ -206,21 +293,20 @@ def _limits(ax: Axes, axis: Axis, up: Upright, points: list[Point], levels: list
     ax.set_ylabel(up.label)
     ax.set_xlabel(axis.label)
     ends = [1.0, *(point.x for point in points)]
-    pad = 0.03 * max(max(ends) - min(ends), 0.1)
+    pad = 0.04 * max(max(ends) - min(ends), 0.1)
     low, high = min(ends) - pad, max(ends) + pad
     if axis.sign > 0:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set_xlim(low, high)
         ax.xaxis.set_major_formatter("{x:g}×")
-        return
-    ax.set_xlim(high, max(low, 0))
-    top = ax.secondary_xaxis("top")
-    factors = [factor for factor in FACTORS if 1 / factor >= low]
-    top.set_xticks([1 / factor for factor in factors], [f"{factor:g}×" for factor in factors], fontsize=9.5)
-    top.set_xlabel("FLOPs reduction (factor)", fontsize=9.5)
+    else:
+        ax.set_xlim(high, max(low, 0))
+        ax.xaxis.set_major_locator(MultipleLocator(0.2 if low < 0.7 else 0.1))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}\n{1 / x:.3g}×" if x > 0 else "0")
 
 
 def _front(ax: Axes, axis: Axis, points: list[Point], dense: float | None) -> None:
-    """The staircase that nothing on the board lies beyond, and a pale floor under what it dominates."""
+    """The Pareto front of the panel's one regime as a staircase, and a pale area under it."""
     places = [(point.x, point.y) for point in points] + ([] if dense is None else [(1.0, dense)])
     front: list[tuple[float, float]] = []
     for x, y in sorted(places, key=lambda place: (axis.sign * place[0], place[1]), reverse=True):
@@ -228,70 +314,63 @@ def _front(ax: Axes, axis: Axis, points: list[Point], dense: float | None) -> No
             front.append((x, y))
     if front:
         x, y = zip(*front, strict=True)
-        ax.plot(x, y, color=FRONT, linewidth=1.3, drawstyle="steps-post", zorder=1.5)
+        ax.plot(x, y, color=FRONT, linewidth=1.1, drawstyle="steps-post", zorder=1.5)
         ax.fill_between(x, y, ax.get_ylim()[0], step="post", color="#f7f7f7", linewidth=0, zorder=0)
 
 
-def _names(ax: Axes, ends: dict[str, Point], looks: dict[str, Look]) -> None:
-    """Name the curves at the right edge, as near to the height of their last points as they can stand apart."""
-    if not ends:
-        return
+def _names(ax: Axes, cell: Cell, up: Upright, looks: dict[str, Look], letters: int) -> None:
+    """Write names beside the last points of strong curves, the studied first, where they fit and touch no other."""
     low, high = ax.get_ylim()
-    width, tall = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi  # inches
-    names = sorted(ends, key=lambda name: (ends[name].y, name))
-    gap = NAME / tall
-    steps = gap * np.arange(len(names))
-    heights = np.array([(ends[name].y - low) / (high - low) for name in names])
-    places = np.clip(isotonic_regression(heights - steps).x, gap / 2, 1 - gap / 2 - steps[-1]) + steps
-    for name, place in zip(names, places, strict=True):
-        look, end = looks[name], (ends[name].x, ends[name].y)
-        mark, text = 1 + 0.22 / width, 1 + 0.34 / width
-        line = {"arrowstyle": "-", "color": look.color, "alpha": 0.45, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
-        where = {"xycoords": "data", "textcoords": "axes fraction", "annotation_clip": False}
-        ax.annotate("", xy=end, xytext=(mark, float(place)), arrowprops=line, **where)
-        ax.plot(mark, place, look.marker, color=look.color, markersize=6, transform=ax.transAxes, clip_on=False)
-        weight = "bold" if look.studied else "normal"
-        ax.text(text, place, _label(name), transform=ax.transAxes, va="center", color=look.color, fontweight=weight)
+    wide = ax.bbox.width / ax.figure.dpi  # inches
+    ends = {name: (cell.curves[name][-1].y - low) / (high - low) * HEIGHT for name in _strong(cell, up)}
+    taken: list[tuple[float, float]] = []
+    for name in sorted(ends, key=lambda name: (not looks[name].studied, -ends[name], name)):
+        look = looks[name]
+        text = textwrap.wrap(_safe(look.label), letters, break_long_words=False, break_on_hyphens=False)
+        half = 0.075 * len(text)
+        for nudge in (0, 0.09, -0.09, 0.18, -0.18):
+            middle = ends[name] + nudge
+            free = all(middle + half <= bottom or middle - half >= top for bottom, top in taken)
+            if free and len(text) <= 2 and max(map(len, text)) <= letters and 0 <= middle <= HEIGHT:
+                taken.append((middle - half, middle + half))
+                where = {"transform": ax.transAxes, "clip_on": False}
+                weight = "bold" if look.studied else "normal"
+                line = _line(look) | {"linestyle": ""}
+                ax.plot(1 + 0.09 / wide, middle / HEIGHT, markersize=5, **line, **where)
+                style = {"va": "center", "fontsize": SMALL, "fontweight": weight, "linespacing": 1.0}
+                ax.text(1 + 0.18 / wide, middle / HEIGHT, "\n".join(text), **style, **where)
+                break
 
 
-def _legend(figure: Figure, rows: Sequence[Panel], up: Upright, height: float) -> None:
+def _key(look: Look) -> Line2D:
+    """A curve in the legend."""
+    wide = 2.4 if look.studied and not look.variant else 1.6
+    label = f" {_safe(look.label)}"  # matplotlib leaves out labels that begin with an underscore
+    return Line2D([], [], **_line(look), linewidth=wide, markersize=6, label=label)
+
+
+def _keys(rows: Sequence[Panel], up: Upright) -> list[Any]:
+    """The legend of what is not a curve."""
     handles: list[Any] = []
     if up is ACCURACY:
-        handles.append(Line2D([], [], color=FRONT, linewidth=1.6, label="Pareto front"))
+        handles.append(Line2D([], [], color=FRONT, linewidth=1.6, label="Pareto front of the panel"))
     if any(panel.level(up.column) is not None for panel in rows):
-        handles.append(
-            Line2D([], [], color=INK, linestyle="--", marker="o", markersize=7, linewidth=1.2, label="dense")
-        )
+        handles.append(Line2D([], [], color=INK, linestyle="--", marker="o", markersize=6, linewidth=1, label="dense"))
     if any(panel.level("blank_accuracy") is not None for panel in rows):
-        handles.append(Line2D([], [], color=INK, linestyle=":", linewidth=1.6, label="blind floor (image blanked)"))
-    if any(len(values(group, up.column)) > 1 for panel in rows for group in panel.groups.values()):
-        handles.append(Patch(color="#999999", alpha=0.35, label="least to greatest over seeds"))
+        handles.append(Line2D([], [], color=INK, linestyle=":", linewidth=1.3, label="blind floor (image blanked)"))
+    handles.append(Line2D([], [], color="#777777", marker="|", markersize=10, linestyle="", label="95 % interval"))
     if any(panel.studied for panel in rows):
-        handles.append(Line2D([], [], color=STUDIED, linewidth=3, marker="o", markersize=8, label="method under study"))
-    place = (LEFT / WIDTH, 1 - 0.05 / height)
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), borderpad=0, borderaxespad=0
-    )
+        handles.append(Line2D([], [], color=STUDIED, linewidth=2.4, label="method under study"))
+    return handles
 
 
-def curve_looks(rows: Sequence[Panel]) -> dict[str, Look]:
-    """A look for every curve of the board, by name, so that it is the same in every panel."""
-    studied = sorted({curve for panel in rows for curve in panel.studied})
-    others = sorted({curve for panel in rows for curve, _ in panel.groups} - set(studied))
-    looks = {name: Look(STUDIED, "o", DASHES[i % len(DASHES)], True) for i, name in enumerate(studied)}
-    for i, name in enumerate(others):
-        dash = DASHES[i // len(PALETTE) % len(DASHES)]
-        looks[name] = Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], dash, False)
-    return looks
+def _title(panel: Panel, letters: int) -> str:
+    return "\n".join(textwrap.wrap(_safe(panel.title), letters, break_on_hyphens=False)[:5])
 
 
-def _label(curve: str) -> str:
-    return _safe(curve, 24)
-
-
-def _safe(text: str, limit: int) -> str:
-    """Text of a record with only the characters that the font is sure to have."""
-    return shorten(text.encode("latin-1", "replace").decode("latin-1"), limit, "...")
+def _safe(text: str) -> str:
+    """Text of a record, restricted to characters that the font has."""
+    return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def _level(panel: Panel, up: Upright, column: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What papers report for their own methods (`reported.yaml`): shown beside the measured rows, always marked.
+"""Figures that papers report for their own methods (`reported.yaml`). Pages show them beside measured rows, marked.
 
 python -c "from harness.report.reported import figures; print(figures({'infoprune'}))"
 """
@@ -18,7 +18,7 @@ HEADS = ("method", "FLOPs reduction", "speedup", "source")
 
 @dataclass(frozen=True)
 class Figure:
-    """A paper's own figures for its method: factors against its dense model."""
+    """A paper's own figures for its method, as factors against its dense model."""
 
     method: str
     flops_reduction: float

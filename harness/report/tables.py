@@ -1,12 +1,11 @@
-"""Records as one table per board, and that table as Markdown for people.
+"""One table of records per board, and its Markdown form.
 
-    python -c "from harness.record import load; from harness.report.tables import board_frame; \
+    python -c "from harness.records.record import load; from harness.report.tables import board_frame; \
                print(board_frame(load('results/demo')[0]))"
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,46 +16,43 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import dig, setting, terms
-from harness.report import resources
+from harness import registry
+from harness.records.comparison import pairs, regime, terms
+from harness.records.record import Record, dig
 from harness.text import plain, shorten
-from harness.types import SCOPES, UNIT_KINDS
+from harness.types import REGIMES, SCOPES, UNIT_KINDS
+from harness.types import Column as Figure
 
-# Column -> where it stands in a record's metrics.
-MEASURED = {
-    "flops_kept": ("flops", "kept"),
-    "flops_reduction": ("flops", "reduction"),
-    "params_kept": ("flops", "params", "kept"),
-    "latency_speedup": ("latency", "speedup"),
-    "speedup_lo": ("latency", "speedup_lo"),
-    "speedup_hi": ("latency", "speedup_hi"),
-    "accuracy": ("accuracy", "mean"),
-    "accuracy_lo": ("accuracy", "lo"),
-    "accuracy_hi": ("accuracy", "hi"),
-    "total_flops_kept": ("flops", "total", "kept"),
-    "blank_accuracy": ("floors", "blank", "mean"),
-    "gain_over_blind": ("floors", "gain_over_blind", "mean"),
-    "flips": ("fidelity", "flips"),
-    "kl_first_token": ("fidelity", "kl_first_token"),
-}
-IDENTITY = ("board", "model", "method", "variant", "role", "regime", "tuning", "units", "scope", "budget", "seed")
+IDENTITY = ("board", "model", "method", "variant", "role", "regime", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
-LAST = ("gain_over_blind", "flips", "kl_first_token", "collapse")
-TERMS = "budget_terms"  # a column of boards whose budgets are meant in several ways
-COLUMNS = (*IDENTITY, *MEASURED, *CLOSING, *LAST, TERMS, *resources.COLUMNS)  # every other column is a task's accuracy
+TASKS = "<tasks>"  # place of the tasks' accuracies, sorted by task
+# The order of a board's data. These columns always exist and come first. Other columns of metrics follow if a trial of
+# the board has measured them.
+ORDER = (
+    *IDENTITY,
+    *("flops_kept", "flops_reduction", "params_kept", "latency_speedup", "speedup_lo", "speedup_hi"),
+    *("accuracy", "accuracy_lo", "accuracy_hi", TASKS, "total_flops_kept", "blank_accuracy"),
+    *CLOSING,
+    *("gain_over_blind", "flips", "kl_first_token", "collapse"),
+)
+TERMS = "budget_terms"  # column of boards whose trials differ in budget terms
+REST = "<rest>"  # place of columns that ORDER does not name
+# The order of the figures in the table of trials.
+SHOWN = (
+    *("flops_kept", "total_flops_kept", "params_kept", "latency_speedup"),
+    *(REST, "accuracy", TASKS, "gain_over_blind", "flips"),
+)
 
 UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
-CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # what a budget is a share of
+CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # the quantity that a budget is a share of
 STUDIED = "◆"
 NOTHING = "–"
-
-
 Row = Mapping[Any, Any]  # a row of the frame
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What shares a pair of axes: the trials of one setting, scope, units and terms, and their dense model."""
+    """The trials that compete: equal setting, scope, units, budget terms and regime; and their dense model."""
 
     title: str
     dense: list[Row]
@@ -71,124 +67,119 @@ class Panel:
         """A curve's name, marked if it is the studied method's."""
         return marked(curve, curve in self.studied)
 
-    def regime(self, curve: str) -> str:
-        """What a curve is ranked within: its regime, or once tuned, when all weights have changed alike, its tuning."""
-        row = next(rows[0] for (name, _), rows in self.groups.items() if name == curve)
-        return row["regime"] if row["tuning"] == "none" else f"tuned {row['tuning']}"
-
     def level(self, column: str) -> float | None:
-        """The mean of this column over the dense model's trials; None where it was not measured."""
-        found = values(self.dense, column)
-        return fmean(found) if found else None
+        """The mean of this column over the dense model's trials; None if it was not measured."""
+        measured = values(self.dense, column)
+        return fmean(measured) if measured else None
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of all trials: the frame's column it is sorted by, and its cells as they are shown."""
+    """A column of the table of all trials: its head, its key in the frame, and its cells as text."""
 
     head: str
     key: str
-    text: bool  # free text, perhaps of a record; else a number or an interval
+    text: bool  # free text; else a number or an interval
     cells: list[str]
 
 
-def board_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per trial, in an order that depends on the trials alone.
+def declared() -> dict[str, tuple[str, Figure]]:
+    """The metric and the column for every column name that a metric declares."""
+    return {column.name: (metric, column) for metric, columns in registry.columns().items() for column in columns}
+
+
+def board_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per trial, in an order that depends only on the trials.
 
     Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
-    the reason as its `status` and no metric. `curve` names what differs only in budget and seed, `setting` what
-    may be compared at all, `collapse` what a trial's answers have collapsed to. The columns of `resources` are there if
-    a trial measured them. A tuning, and budget terms, that every pruned model had stand in no curve's name.
+    its error as `status` and no metrics. `curve` is equal for trials that differ only in budget and seed, `setting` for
+    trials that may be compared; `collapse` lists signs of collapsed answers. Columns outside ORDER exist if a trial
+    measured them. A curve's name omits budget terms that all pruned models share.
     """
-    calibrations: dict[str, set[str]] = {}
+    calibrations: dict[str, set[Any]] = {}
     for record in records:
-        trial = record["trial"]
-        calibrations.setdefault(trial["method"], set()).add(_pairs(trial["calibration"]))
-    tasks = sorted({task for record in records for task in record["trial"]["tasks"]})
-    names = {task: _task_column(task) for task in tasks}
-    pruned = [record["trial"] for record in records if record["trial"]["method"] != "none"]
-    several_tunings = len({trial["tuning"] for trial in pruned}) > 1
-    several_terms = len({_pairs(terms(trial)) for trial in pruned}) > 1
-    rows = [
-        _row(record, names, several_tunings, len(calibrations[record["trial"]["method"]]) > 1, several_terms)
-        for record in records
-    ]
-    first = [name for name in MEASURED if name not in ("total_flops_kept", "blank_accuracy", *LAST)]
-    more = [name for name in resources.COLUMNS if any(name in row for row in rows)]
-    columns = [*IDENTITY, *first, *names.values(), "total_flops_kept", "blank_accuracy", *CLOSING, *LAST, *more]
-    columns += [TERMS] if several_terms else []
+        calibrations.setdefault(record.trial.method, set()).add(record.trial.calibration)
+    known = declared()
+    tasks = sorted({task for record in records for task in record.trial.questions.tasks})
+    names = {task: _task_column(task, known) for task in tasks}
+    pruned = [record.trial for record in records if record.trial.method != "none"]
+    several_terms = len({terms(trial).budget for trial in pruned}) > 1
+    rows = []
+    for record in records:
+        several_calibrations = len(calibrations[record.trial.method]) > 1
+        rows.append(_row(record, known, names, several_calibrations, several_terms))
+    rest = [name for name in known if name not in ORDER and any(name in row for row in rows)]
+    columns = [name for key in ORDER for name in (names.values() if key == TASKS else (key,))]
+    columns += [*rest, *([TERMS] if several_terms else [])]
     frame = pd.DataFrame(sorted(rows, key=_order), columns=pd.Index(columns))
-    measured = [*MEASURED, *names.values(), "ranking_s", "budget", *more]
-    return frame.astype(dict.fromkeys(measured, "float64"))
+    numbers = [name for name in columns if name in known or name in names.values() or name in ("ranking_s", "budget")]
+    frame.attrs["tasks"] = list(names.values())
+    return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
 def task_columns(frame: pd.DataFrame) -> list[str]:
     """The columns that hold a task's accuracy, in the frame's order."""
-    return [str(column) for column in frame.columns if column not in COLUMNS]
+    return list(frame.attrs["tasks"])
 
 
 def panels(frame: pd.DataFrame) -> list[Panel]:
-    """The panels of a board, in the frame's order; dense (method `none`) counts for every scope of its setting."""
-    found: dict[tuple[str, ...], Panel] = {}
+    """The panels of a board, in the frame's order. Dense (method `none`) belongs to every panel of its setting."""
+    panel_by_key: dict[tuple[str, ...], Panel] = {}
     dense: dict[str, list[Row]] = {}
     several = len(set(frame["setting"])) > 1
     for row in frame.to_dict("records"):
-        same = dense.setdefault(row["setting"], [])
+        dense_rows = dense.setdefault(row["setting"], [])
         if row["method"] == "none":
-            same.append(row)
+            dense_rows.append(row)
             continue
-        key = (row["setting"], row["scope"], row["units"], row.get(TERMS, ""))
-        title = f"Scope {row['scope']}, {UNITS[row['units']]}" + (f" ({row['setting']})" if several else "")
+        key = (row["setting"], row["scope"], row["units"], row.get(TERMS, ""), row["regime"])
+        title = f"Scope {row['scope']}, {UNITS[row['units']]}, regime {row['regime']}"
+        title += f" ({row['setting']})" if several else ""
         title += f" ({row[TERMS]})" if TERMS in row else ""
-        panel = found.setdefault(key, Panel(title, same, {}))
+        panel = panel_by_key.setdefault(key, Panel(title, dense_rows, {}))
         panel.groups.setdefault((row["curve"], row["budget"]), []).append(row)
-    return list(found.values())
+    return list(panel_by_key.values())
 
 
 def values(rows: Iterable[Row], column: str) -> list[float]:
-    """What the rows have measured in this column."""
+    """The measured values of this column."""
     return [row[column] for row in rows if not math.isnan(row[column])]
 
 
 def places(panel: Panel) -> dict[tuple[str, float], int]:
-    """The place of every (curve, budget) that was measured among those of its budget and regime, by accuracy as shown,
-    so that what looks like a tie is one."""
+    """The rank of every measured (curve, budget) within its budget, by the accuracy as shown."""
     points = {
-        key: round(100 * fmean(found), 1) for key, rows in panel.groups.items() if (found := values(rows, "accuracy"))
+        key: round(100 * fmean(seeds), 1) for key, rows in panel.groups.items() if (seeds := values(rows, "accuracy"))
     }
-    regimes = {curve: panel.regime(curve) for curve, _ in points}
-    found = {}
-    for curve, budget in points:
-        rivals = [points[key] for key in points if key[1] == budget and regimes[key[0]] == regimes[curve]]
-        found[curve, budget] = 1 + sum(value > points[curve, budget] for value in rivals)
-    return found
+    return {
+        (curve, budget): 1 + sum(other > value for (_, at), other in points.items() if at == budget)
+        for (curve, budget), value in points.items()
+    }
 
 
 def ranked(panel: Panel, standing: Mapping[tuple[str, float], int]) -> list[str]:
-    """The curves, regime by regime, best mean rank first; what was not measured stands last."""
+    """The curves, sorted by mean rank. Curves that miss a budget come after the others, those without any last."""
 
-    def key(curve: str) -> tuple[str, float, str]:
-        own = [place for (name, _), place in standing.items() if name == curve]
-        return panel.regime(curve), fmean(own) if own else math.inf, curve
+    def key(curve: str) -> tuple[int, float, str]:
+        ranks = [place for (name, _), place in standing.items() if name == curve]
+        return -len(ranks), fmean(ranks) if ranks else math.inf, curve
 
     return sorted({curve for curve, _ in panel.groups}, key=key)
 
 
 def standings(panel: Panel) -> tuple[list[str], dict[str, list[tuple[str, bool]]]]:
-    """The heads of the columns, and each curve's cells below them: accuracy in points, and whether it is the best of
-    its budget and regime. Where there are several regimes, the first column names them.
-    """
+    """The heads of the columns, and each curve's cells: accuracy in points, and whether it is best among several."""
     budgets = sorted({budget for _, budget in panel.groups}, reverse=True)
-    found = places(panel)
+    ranks = places(panel)
+    several = len({curve for curve, _ in ranks}) > 1
     curves = {
-        curve: [(_cell(panel.groups.get((curve, budget), [])), found.get((curve, budget)) == 1) for budget in budgets]
-        for curve in ranked(panel, found)
+        curve: [
+            (_cell(panel.groups.get((curve, budget), [])), several and ranks.get((curve, budget)) == 1)
+            for budget in budgets
+        ]
+        for curve in ranked(panel, ranks)
     }
-    heads = [budget_text(budget) for budget in budgets]
-    if len({panel.regime(curve) for curve in curves}) > 1:
-        heads.insert(0, "regime")
-        curves = {curve: [(panel.regime(curve), False), *cells] for curve, cells in curves.items()}
-    return heads, curves
+    return [budget_text(budget) for budget in budgets], curves
 
 
 def summary(panel: Panel) -> str:
@@ -211,7 +202,7 @@ def trials(shown: Sequence[Column]) -> str:
 
 
 def columns(frame: pd.DataFrame) -> list[Column]:
-    """The columns of the table of all trials; one that says nothing on this board is left out."""
+    """The columns of the table of all trials, without columns that are empty or hold only a default value."""
     if frame.empty:
         return []
     rows = frame.to_dict("records")
@@ -223,54 +214,58 @@ def columns(frame: pd.DataFrame) -> list[Column]:
     def number(head: str, key: str, form: str, scale: float = 1) -> Column:
         return Column(head, key, False, [_number(scale * row[key], form) for row in rows])
 
-    def interval(key: str, head: str, form: str, scale: float = 1) -> Column:
-        return Column(head, key, False, [_interval(row, key, head, form, scale) for row in rows])
+    def interval(head: str, key: str, bounds: tuple[str, str], form: str, scale: float) -> Column:
+        return Column(head, key, False, [_interval(row, key, bounds, form, scale) for row in rows])
 
-    found = [
-        Column(
-            "method",
-            "method",
-            True,
-            [marked(row["method"], row["role"] == "studied") for row in rows],
-        ),
+    known = declared()
+    rest = [name for name in frame.columns if name in known and name not in ORDER]
+    tasks = task_columns(frame)
+
+    def figure(name: str) -> Column | None:
+        column = known[name][1]
+        if column.interval:
+            return interval(column.title, name, column.interval, column.form, column.scale)
+        return number(column.title, name, column.form, column.scale) if column.title else None
+
+    figures: list[Column | None] = []
+    for name in SHOWN:
+        if name == TASKS:
+            figures += [number(task, task, "{:.1f}", 100) for task in tasks]
+        else:
+            figures += map(figure, rest if name == REST else [name])
+    shown = [
+        Column("method", "method", True, [marked(row["method"], row["role"] == "studied") for row in rows]),
         text("variant", "variant"),
         text("regime", "regime"),
-        text("tuning", "tuning", "none"),
         text("scope", "scope"),
         text("units", "units"),
         number("budget", "budget", "{:g}"),
         *([text("budget terms", TERMS)] if TERMS in frame.columns else []),
         number("seed", "seed", "{:d}"),
-        number("FLOPs kept", "flops_kept", "{:.4f}"),
-        number("end to end", "total_flops_kept", "{:.4f}"),
-        number("params kept", "params_kept", "{:.3f}"),
-        interval("latency_speedup", "speedup", "{:.2f}"),
-        *(
-            number(head, key, form, scale)
-            for key, (head, form, scale) in resources.COLUMNS.items()
-            if head and key in frame.columns
-        ),
-        interval("accuracy", "accuracy", "{:.1f}", 100),
-        *(number(task, task, "{:.1f}", 100) for task in task_columns(frame)),
-        number("over blind", "gain_over_blind", "{:.1f}", 100),
-        number("flips", "flips", "{:.3f}"),
+        *(column for column in figures if column),
         text("collapse", "collapse"),
         number("ranking s", "ranking_s", "{:.3g}"),
         text("setting", "setting", rows[0]["setting"]),
         text("trial", "trial"),
         Column("status", "status", True, [shorten(row["status"], 120) for row in rows]),
     ]
-    return [column for column in found if set(column.cells) - {NOTHING}]
+    return [column for column in shown if set(column.cells) - {NOTHING}]
+
+
+def legend(frame: pd.DataFrame) -> str:
+    """The explanations of a table's columns."""
+    shown = (column for name, (_, column) in declared().items() if name in frame.columns)
+    return " ".join(column.legend for column in shown if column.legend)
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
-    """A Markdown table of cells that are escaped already: the first column to the left, the others to `others`."""
+    """A Markdown table of escaped cells. The first column aligns left, the others to `others`."""
     align = ("left", *(others,) * (len(headers) - 1))
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def marked(name: str, studied: bool) -> str:
-    """A method's or curve's name as every page shows it."""
+    """A method's or curve's name, with the mark of the method under study."""
     return f"{STUDIED} {name}" if studied else name
 
 
@@ -284,27 +279,45 @@ def escape(text: object) -> str:
 
 
 def _row(
-    record: Mapping[str, Any], tasks: Mapping[str, str], name_tuning: bool, name_calibration: bool, name_terms: bool
+    record: Record,
+    known: Mapping[str, tuple[str, Figure]],
+    tasks: Mapping[str, str],
+    name_calibration: bool,
+    name_terms: bool,
 ) -> dict[str, Any]:
-    trial, ok = record["trial"], record["status"] == "ok"
-    metrics = (record.get("metrics") or {}) if ok else {}  # a failed trial measured nothing, whatever it left behind
-    row = {key: plain(trial[key]) if isinstance(trial[key], str) else trial[key] for key in IDENTITY}
-    row |= {column: dig(metrics, *path) for column, path in MEASURED.items()}
+    trial, about, ok = record.trial, record.contestant, record.error is None
+    metrics = record.metrics if ok else {}  # a failed trial counts as not measured
+    row: dict[str, Any] = {
+        "board": plain(trial.board),
+        "model": plain(trial.model),
+        "method": plain(trial.method),
+        "variant": plain(about.variant),
+        "role": about.role,
+        "regime": plain(regime(record)),
+        "units": trial.units,
+        "scope": trial.scope,
+        "budget": trial.budget,
+        "seed": trial.seed,
+    }
+    for name, (metric, column) in known.items():
+        value = column.value(metrics[metric], trial) if isinstance(metrics.get(metric), Mapping) else None
+        if value is not None:
+            row[name] = value
     row |= {column: dig(metrics, "accuracy", "tasks", task, "accuracy") for task, column in tasks.items()}
-    row |= resources.figures(record) if ok else {}
-    row["ranking_s"] = dig(record, "cost", "ranking_s")
-    parts = [trial["method"], trial["variant"], trial["tuning"] if name_tuning and trial["tuning"] != "none" else ""]
+    row["ranking_s"] = record.cost.ranking_s
+    parts = [trial.method, about.variant]
     if name_calibration:
-        parts.append(_pairs(trial["calibration"]))
+        parts.append(pairs(vars(trial.calibration)))
     if name_terms:
-        row[TERMS] = _pairs(terms(trial)) if trial["method"] != "none" else ""
+        row[TERMS] = str(terms(trial).budget) if trial.method != "none" else ""
         parts.append(row[TERMS])
     row["curve"] = plain(" ".join(filter(None, parts)))
-    row["setting"] = plain(_pairs(setting(trial)))
-    row["trial"] = record["id"]
-    error = record["error"] or {}
-    row["status"] = "ok" if ok else plain(f"failed: {error['type']}: {error['message']}")
-    signs = ["not finite"] if error.get("type") == "FloatingPointError" else dig(metrics, "accuracy", "collapse")
+    row["setting"] = plain(str(terms(trial).setting))
+    row["trial"] = record.id
+    error = record.error
+    row["status"] = "ok" if error is None else plain(f"failed: {error.type}: {error.message}")
+    not_finite = error is not None and error.type == "FloatingPointError"
+    signs = ["not finite"] if not_finite else dig(metrics, "accuracy", "collapse")
     row["collapse"] = plain(", ".join(signs or []))
     return row
 
@@ -317,6 +330,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         SCOPES.index(row["scope"]),
         UNIT_KINDS.index(row["units"]),
         row.get(TERMS, ""),
+        regime_order(row["regime"]),
         row["role"] != "studied",
         row["curve"],
         -row["budget"],
@@ -325,29 +339,22 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _pairs(mapping: Mapping[str, Any]) -> str:
-    """A mapping as short text: {"samples": 128, "tasks": ["a", "b"]} -> samples=128 tasks=a+b."""
-    texts = {
-        key: "+".join(map(str, value))
-        if isinstance(value, list)
-        else value
-        if isinstance(value, str)
-        else json.dumps(value)
-        for key, value in mapping.items()
-    }
-    return " ".join(f"{key}={text}" for key, text in sorted(texts.items()))
+def regime_order(regime: str) -> tuple[int, str]:
+    """Sort key of regimes: from untouched weights to tuned ones, unknown regimes of old records last."""
+    known = [place for place, name in enumerate(REGIMES) if regime == name or regime.startswith(f"{name} ")]
+    return max(known, default=len(REGIMES)), regime
 
 
-def _task_column(task: str) -> str:
+def _task_column(task: str, known: Mapping[str, Any]) -> str:
     name = plain(task)
-    return f"task {name}" if name in COLUMNS else name
+    return f"task {name}" if name in ORDER or name in known or name == TERMS else name
 
 
 # --- cells --------------------------------------------------------------------------------------------------
 
 
 def _cell(rows: Sequence[Row]) -> str:
-    """Mean over seeds in points, with half their range where there are several; what failed is said, never averaged."""
+    """Mean over seeds in points, with half their range for several seeds, and the number of failed trials."""
     points, failed = values(rows, "accuracy"), sum(row["status"] != "ok" for row in rows)
     if not points:
         return "failed" if failed else NOTHING
@@ -358,7 +365,7 @@ def _cell(rows: Sequence[Row]) -> str:
 
 
 def level_texts(panel: Panel) -> list[tuple[str, str]]:
-    """What a panel's figures are to be held against, as (name, figure); the name is empty where the text is whole."""
+    """The reference figures of a panel as (name, figure). An empty name means that the figure is a full text."""
     dense, blank = panel.level("accuracy"), panel.level("blank_accuracy")
     parts = [("Dense", f"{100 * dense:.1f}") if dense is not None else ("", "Dense: not measured")]
     if blank is not None:
@@ -379,7 +386,7 @@ def _number(value: float, form: str) -> str:
     return NOTHING if math.isnan(value) else form.format(value)
 
 
-def _interval(row: Row, key: str, stem: str, form: str, scale: float) -> str:
-    lo, hi = row[f"{stem}_lo"], row[f"{stem}_hi"]
+def _interval(row: Row, key: str, bounds: tuple[str, str], form: str, scale: float) -> str:
+    lo, hi = (row.get(bound, math.nan) for bound in bounds)  # a board that measured none has no such columns
     text = _number(scale * row[key], form)
     return text if math.isnan(lo + hi) else f"{text} [{form.format(scale * lo)}, {form.format(scale * hi)}]"

@@ -1,12 +1,12 @@
-"""A method's curve in few numbers: hypervolume, area under the curve, mean rank, and what it cost to get there.
+"""Summary figures of a method's curve: hypervolume, area under the curve, mean rank, and costs.
 
-    python -c "from pathlib import Path; from harness.record import load; from harness.report import tables, totals; \
-               from harness.report.samples import Samples; \
+    python -c "from pathlib import Path; from harness.records.record import load; \
+               from harness.report import tables, totals; from harness.report.samples import Samples; \
                records = load('results/demo')[0]; panels = tables.panels(tables.board_frame(records)); \
                print(totals.find(panels, Samples(Path('results/demo')), records))"
 
-The hypervolume's interval is a bootstrap over images of the stored scores; those of several seeds are averaged first,
-so that it holds for these seeds.
+The hypervolume's interval is a bootstrap over images of the stored scores. Scores of several seeds are averaged first,
+so the interval holds only for these seeds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from harness.hypervolume import hypervolume, hypervolume_intervals
+from harness.records.record import Cost, Record
 from harness.report.samples import Samples
 from harness.report.tables import NOTHING, Panel, places, ranked, values
+from harness.stats.hypervolume import hypervolume, hypervolume_intervals
 
 RESAMPLES = 2000
 HEADS = (
@@ -38,23 +39,23 @@ LEGEND = (
     "The second table has each curve as a whole. Hypervolume: the area between the front of (FLOPs kept, accuracy) and "
     "the corner of all FLOPs and the blind floor (0 where that was not measured), times 100, with its 95 % interval "
     "from a bootstrap over images (seeds averaged first). Area under the curve: accuracy in points, averaged over the "
-    "range of budgets. Both only where every budget was measured. Scoring, tuning: seconds, medians over the trials; "
-    "one scoring serves all budgets, and the passes over the calibration set that it uses count in full (in records of "
-    "versions that did not bill them, a pass counts for the method that asked for it first). "
-    "Samples: drawn for calibration, whether or not a method looks at them. Peak memory: the largest of the trials' "
-    "figures, of scoring, cutting and tuning, the model included (in records of versions that did not tell trials "
-    "apart, of all that their process had run)."
+    "range of budgets. These and the mean of the ranks only where every budget was measured. Scoring, tuning: seconds, "
+    "medians over the trials; one scoring serves all budgets, or one where a method ranks for each, and the passes "
+    "over the calibration set that it uses count in full (in records of versions that did not bill them, a pass "
+    "counts for the method that asked for it first). Samples: drawn for calibration, whether or not a method looks at "
+    "them. Peak memory: the largest of the trials' figures, of scoring, cutting and tuning, the model included (in "
+    "records of versions that did not tell trials apart, of all that their process had run)."
 )
 
 
 @dataclass(frozen=True)
 class Total:
-    """Of one curve of a panel; None where it was not measured, or not at every budget of the panel.
+    """The summary of one curve of a panel. None: not measured, or not at every budget of the panel.
 
-    hypervolume: of the (FLOPs kept, accuracy) front up to the whole scope and down to the blind floor (0 if that was
-    not measured), both fractions, with its interval; area: mean accuracy over the range of budgets, a fraction
-    (trapezoids); ranking_s, tuning_s: medians over the trials; drawn (samples, for calibration), memory_bytes: the
-    largest of the trials' figures.
+    hypervolume: area between the (FLOPs kept, accuracy) front and the corner of the whole scope and the blind floor (0
+    if that was not measured), both fractions; lo, hi: its interval. area: mean accuracy over the range of budgets, a
+    fraction (trapezoids). ranking_s, tuning_s: medians over the trials. drawn (calibration samples), memory_bytes:
+    maxima over the trials.
     """
 
     curve: str
@@ -70,20 +71,20 @@ class Total:
 
 
 class _Scores(NamedTuple):
-    ids: pa.ChunkedArray  # of the questions
+    ids: pa.ChunkedArray  # ids of the questions
     questions: list[tuple[str, str]]  # (task, question)
     images: list[tuple[str, str]]
     score: np.ndarray
 
 
-def find(panels: Sequence[Panel], samples: Samples, records: Sequence[Mapping[str, Any]]) -> list[list[Total]]:
-    """The totals of every panel's curves, in the order of the table that they stand below."""
-    known = {record["id"]: record for record in records}
+def find(panels: Sequence[Panel], samples: Samples, records: Sequence[Record]) -> list[list[Total]]:
+    """The totals of every panel's curves, in the order of the panel's table."""
+    known = {record.id: record for record in records}
     return [_panel(panel, samples, known) for panel in panels]
 
 
 def cells(total: Total) -> list[str]:
-    """A total as it is shown under HEADS, accuracies in points."""
+    """The cells of a total under HEADS, with accuracies in points."""
     volume = _text(total.hypervolume, "{:.1f}", 100)
     if total.lo is not None and total.hi is not None:
         volume += f" [{100 * total.lo:.1f}, {100 * total.hi:.1f}]"
@@ -99,44 +100,44 @@ def cells(total: Total) -> list[str]:
 
 
 def shown(totals: Sequence[Total]) -> tuple[list[str], dict[str, list[str]]]:
-    """The heads that have something under them, and each curve's cells."""
+    """The heads of non-empty columns, and each curve's cells in them."""
     rows = {total.curve: cells(total) for total in totals}
-    kept = [place for place in range(len(HEADS)) if any(row[place] != NOTHING for row in rows.values())]
-    return [HEADS[place] for place in kept], {curve: [row[place] for place in kept] for curve, row in rows.items()}
+    filled = [place for place in range(len(HEADS)) if any(row[place] != NOTHING for row in rows.values())]
+    return [HEADS[place] for place in filled], {curve: [row[place] for place in filled] for curve, row in rows.items()}
 
 
 def _text(value: float | None, form: str, scale: float = 1) -> str:
     return NOTHING if value is None else form.format(scale * value)
 
 
-def _panel(panel: Panel, samples: Samples, records: Mapping[str, Mapping[str, Any]]) -> list[Total]:
+def _panel(panel: Panel, samples: Samples, records: Mapping[str, Record]) -> list[Total]:
     budgets = sorted({budget for _, budget in panel.groups})
     standing = places(panel)
     curves = dict.fromkeys(curve for curve, _ in panel.groups)
     ranks = {curve: [place for (name, _), place in standing.items() if name == curve] for curve in curves}
-    whole = [curve for curve in curves if len(ranks[curve]) == len(budgets)]
+    complete = [curve for curve in curves if len(ranks[curve]) == len(budgets)]
     floor = (1.0, panel.level("blank_accuracy") or 0.0)
-    fronts = {curve: _front(panel, curve, budgets) for curve in whole}
+    fronts = {curve: _front(panel, curve, budgets) for curve in complete}
     intervals = _intervals(panel, fronts, budgets, floor, samples, records)
-    found = []
+    totals = []
     for curve in ranked(panel, standing):
         rows = [row for (name, _), group in panel.groups.items() if name == curve for row in group]
-        costs = [records[row["trial"]].get("cost") or {} for row in rows if row["status"] == "ok"]
+        costs = [records[row["trial"]].cost for row in rows if row["status"] == "ok"]
         volume = area = None
         if curve in fronts:
             flops, accuracy = fronts[curve]
             volume = float(hypervolume(flops, accuracy, floor))
             area = _area(budgets, accuracy) if len(budgets) > 1 else None
         lo, hi = intervals.get(curve, (None, None))
-        rank = fmean(ranks[curve]) if ranks[curve] else None
+        rank = fmean(ranks[curve]) if curve in complete else None
         ranking, tuning = (_middle(costs, key) for key in ("ranking_s", "tuning_s"))
         drawn, memory = (_largest(costs, key) for key in ("calibration_samples", "peak_memory_bytes"))
-        found.append(Total(curve, volume, lo, hi, area, rank, ranking, tuning, drawn, memory))
-    return found
+        totals.append(Total(curve, volume, lo, hi, area, rank, ranking, tuning, drawn, memory))
+    return totals
 
 
 def _front(panel: Panel, curve: str, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """FLOPs kept and accuracy at these budgets, means over seeds; what a plan keeps is the budget if nobody counted."""
+    """FLOPs kept and accuracy at these budgets, means over seeds. Without a FLOP count, the budget replaces it."""
     groups = [panel.groups[curve, budget] for budget in budgets]
     flops = [fmean(values(group, "flops_kept") or [budget]) for group, budget in zip(groups, budgets, strict=True)]
     return np.array(flops), np.array([fmean(values(group, "accuracy")) for group in groups])
@@ -146,13 +147,13 @@ def _area(budgets: Sequence[float], accuracy: np.ndarray) -> float:
     return float(np.trapezoid(accuracy, budgets) / (budgets[-1] - budgets[0]))
 
 
-def _middle(costs: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    found = [cost[key] for cost in costs if cost.get(key) is not None]
-    return median(found) if found else None
+def _middle(costs: Sequence[Cost], name: str) -> float | None:
+    known = [value for cost in costs if (value := getattr(cost, name)) is not None]
+    return median(known) if known else None
 
 
-def _largest(costs: Sequence[Mapping[str, Any]], key: str) -> Any:
-    return max((cost[key] for cost in costs if cost.get(key)), default=None)
+def _largest(costs: Sequence[Cost], name: str) -> Any:
+    return max((value for cost in costs if (value := getattr(cost, name))), default=None)
 
 
 # --- the interval -------------------------------------------------------------------------------------------
@@ -164,52 +165,52 @@ def _intervals(
     budgets: Sequence[float],
     floor: tuple[float, float],
     samples: Samples,
-    records: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, Record],
 ) -> dict[str, tuple[float, float]]:
-    """Of every front whose trials all have their samples, of the same questions: one bootstrap for all of them."""
-    asked: _Scores | None = None
+    """The intervals of all fronts whose trials have samples of the same questions, from one common bootstrap."""
+    reference: _Scores | None = None
     columns: dict[str, list[np.ndarray]] = {}
     for curve in fronts:
-        own = []
+        budget_scores = []
         for budget in budgets:
             trials = [row["trial"] for row in panel.groups[curve, budget] if not math.isnan(row["accuracy"])]
-            read = [_read(samples, records[trial], asked) for trial in trials]
-            asked = asked or next(filter(None, read), None)
+            read = [_read(samples, records[trial], reference) for trial in trials]
+            reference = reference or next(filter(None, read), None)
             if None in read:
                 break
-            own.append(np.mean([scores.score for scores in read if scores is not None], axis=0))
+            budget_scores.append(np.mean([scores.score for scores in read if scores is not None], axis=0))
         else:
-            columns[curve] = own
-    if asked is None or not columns:
+            columns[curve] = budget_scores
+    if reference is None or not columns:
         return {}
-    table = np.column_stack([column for own in columns.values() for column in own])
-    strata = [task for task, _ in asked.questions]
+    table = np.column_stack([column for budget_scores in columns.values() for column in budget_scores])
+    strata = [task for task, _ in reference.questions]
     points = [fronts[curve][0] for curve in columns]
-    found = hypervolume_intervals(points, table, asked.images, strata, floor, resamples=RESAMPLES)
+    volumes = hypervolume_intervals(points, table, reference.images, strata, floor, resamples=RESAMPLES)
     return {
         curve: (volume.lo, volume.hi)
-        for curve, volume in zip(columns, found, strict=True)
+        for curve, volume in zip(columns, volumes, strict=True)
         if math.isfinite(volume.lo) and math.isfinite(volume.hi)
     }
 
 
-def _read(samples: Samples, record: Mapping[str, Any], asked: _Scores | None) -> _Scores | None:
-    """The stored scores of a trial; None if there are none that can be used, or they answer other questions."""
-    # Text that nobody looks at takes most of the time.
-    ids = ("question_id",) if asked else ("task", "question_id", "image_id")
+def _read(samples: Samples, record: Record, reference: _Scores | None) -> _Scores | None:
+    """The stored scores of a trial; None if they are unusable or answer other questions."""
+    # Most of the time would go into text columns, so read only the needed ones.
+    ids = ("question_id",) if reference else ("task", "question_id", "image_id")
     table = samples.read(record, (*ids, "score"))
     if table is None:
         return None
-    # A whole column's to_numpy would take longer than reading it.
+    # to_numpy of the column would take longer than reading it.
     score = table["score"].chunk(0).to_numpy(zero_copy_only=False).astype(np.float64)
     if not np.isfinite(score).all():
         samples.leave_out(record, "a score is not finite")
-    elif asked is None:
+    elif reference is None:
         task, question, image = (table[name].to_pylist() for name in ids)
-        own = list(zip(task, question, strict=True)), list(zip(task, image, strict=True))
-        return _Scores(table["question_id"], *own, score)
-    elif not table["question_id"].equals(asked.ids):
+        keys = list(zip(task, question, strict=True)), list(zip(task, image, strict=True))
+        return _Scores(table["question_id"], *keys, score)
+    elif not table["question_id"].equals(reference.ids):
         samples.leave_out(record, "asks other questions than trials of the same panel")
     else:
-        return asked._replace(score=score)
+        return reference._replace(score=score)
     return None

@@ -1,5 +1,5 @@
 "use strict";
-// The part of a board's page about one trial, shown when the address ends in #trial=<id>; and what starts the page.
+// The details of one trial, shown at the address #trial=<id>, and the start of the page.
 
 function table(heads, lines) {
   const box = make("div", null, { className: "scroll", tabIndex: 0 });
@@ -22,16 +22,16 @@ function facts(pairs) {
   return list;
 }
 
-const KEPT = "Filled squares are heads (or groups of heads) that stay. The stronger a cell's colour, the more of the block is kept: "
-  + "of the largest count or rank that any plan on this board has.";
+const KEPT = "Filled squares are kept heads (or groups of heads). A stronger colour means that more of the block is kept, "
+  + "relative to the largest count or rank in any plan on this board.";
 
-// The share of a part that is kept; null where the plan does not say it in numbers.
+// The kept share of a part; null if the plan gives no number.
 const ranks = {};
 function share(part, component, kind) {
   if (part === null) return 1;
   if (Array.isArray(part)) return part[0] / data.sizes[component][kind];
-  const found = part.match(/\d+|dense/g);
-  return found && mean(found.map((word) => (word === "dense" ? 1 : Number(word) / ranks[component])));
+  const words = part.match(/\d+|dense/g);
+  return words && mean(words.map((word) => (word === "dense" ? 1 : Number(word) / ranks[component])));
 }
 for (const trial of data.trials) {
   (trial.plan || []).forEach((parts, i) => {
@@ -78,12 +78,12 @@ function plan(trial) {
 
 function examples([questions, lost, gained, shown]) {
   const box = make("div");
-  box.append(make("p", `Of ${questions} questions, ${lost} that dense has right were lost and ${gained} were gained.`));
-  for (const [title, want] of [["Lost", true], ["Gained", false]]) {
-    const own = shown.filter((example) => example[1] === want);
-    if (!own.length) continue;
+  box.append(make("p", `Of ${questions} questions, ${lost} that the dense model answers right were lost, and ${gained} were gained.`));
+  for (const [title, isLost] of [["Lost", true], ["Gained", false]]) {
+    const group = shown.filter((example) => example[1] === isLost);
+    if (!group.length) continue;
     const list = make("ul", null, { className: "examples" });
-    for (const [place, , before, after] of own) {
+    for (const [place, , before, after] of group) {
       const question = data.questions[place];
       const item = make("li");
       if (question.image !== undefined) {
@@ -94,9 +94,9 @@ function examples([questions, lost, gained, shown]) {
       text.append(make("p", question.text ?? question.id));
       const pairs = [["dense", before], ["pruned", after], ["task", question.task]];
       if (question.truth) pairs.unshift(["truth", question.truth.join(", ")]);
-      const list_ = make("dl");
-      for (const [key, value] of pairs) list_.append(make("dt", key), make("dd", value));
-      text.append(list_);
+      const answers = make("dl");
+      for (const [key, value] of pairs) answers.append(make("dt", key), make("dd", value));
+      text.append(answers);
       item.append(text);
       list.append(item);
     }
@@ -107,7 +107,8 @@ function examples([questions, lost, gained, shown]) {
 
 function command(trial) {
   const box = make("div", null, { className: "command" });
-  const text = trial.command + data.setups[trial.setup].command;
+  const setup = data.setups[trial.setup];
+  const text = setup.checkout + trial.command + setup.command;
   const code = make("pre", null, { tabIndex: 0 });
   code.append(make("code", text));
   const button = make("button", "Copy the command", { type: "button" });
@@ -136,7 +137,7 @@ function describe(row) {
   if (row.status !== "ok") {
     main.append(make("p", row.status, { className: "failed" }));
   } else {
-    main.append(facts(told(row)));
+    main.append(facts(rowFacts(row)));
     const [accuracy, latency] = [trial.tasks, trial.latency];
     if (accuracy.length) {
       add("Accuracy", table(["task", "accuracy", "95 % interval", "questions", "images"], accuracy.map(
@@ -144,16 +145,16 @@ function describe(row) {
     }
     if (latency.length) {
       add("Latency", table(["stage, batch", "dense ms", "pruned ms", "speedup", "95 % interval"], latency.map(
-        ([stage, batch, dense, own, ratio, low, high]) =>
-          [`${stage}, ${batch}`, number(dense, 2), number(own, 2), number(ratio, 2), `${number(low, 2)} to ${number(high, 2)}`])));
+        ([stage, batch, dense, pruned, ratio, low, high]) =>
+          [`${stage}, ${batch}`, number(dense, 2), number(pruned, 2), number(ratio, 2), `${number(low, 2)} to ${number(high, 2)}`])));
     }
     if (trial.plan.some(Boolean)) add("What is kept", make("p", KEPT, { className: "quiet" }), plan(trial));
     if (trial.flips) add("Answers that changed", examples(trial.flips));
-    else if (row.method !== "none") add("Answers that changed", make("p", "No samples of this trial and of the dense one to compare."));
+    else if (row.method !== "none") add("Answers that changed", make("p", "This trial or the dense one has no samples to compare."));
   }
   const dirty = setup.code.dirty === "True";
   add("Repeat", make("p", `Version ${setup.code.version}, revision ${setup.code.revision}${dirty ? ", with uncommitted changes" : ""}. `
-    + "The board below has this trial, the dense one and the seeds before it."), command(trial));
+    + "The board below has this trial, the dense trial and the earlier seeds."), command(trial));
   const pairs = [["trial", row.trial], ["options", Object.entries(trial.options || {}).map((pair) => pair.join("=")).join(" ") || "defaults"]];
   pairs.push(...Object.entries(setup.trial), ...Object.entries(setup.machine));
   pairs.push(["packages", Object.entries(setup.packages).map((pair) => pair.join(" ")).join(", ")]);
@@ -165,11 +166,11 @@ function describe(row) {
   return heading;
 }
 
-let seen = null; // how far the board was scrolled
+let scrolled = null; // scroll position of the board
 function route() {
   const id = /^#trial=([0-9a-f]+)$/.exec(location.hash)?.[1];
   const row = places.has(id) ? rows[places.get(id)] : null;
-  if (row && seen === null) seen = scrollY;
+  if (row && scrolled === null) scrolled = scrollY;
   find("board").hidden = document.querySelector("body > header").hidden = Boolean(row);
   find("trial").hidden = !row;
   if (row) {
@@ -179,8 +180,8 @@ function route() {
   } else {
     document.title = `${data.board} · InfoPrune-Bench`;
     draw();
-    if (seen !== null) scrollTo(0, seen);
-    seen = null;
+    if (scrolled !== null) scrollTo(0, scrolled);
+    scrolled = null;
   }
 }
 addEventListener("hashchange", route);

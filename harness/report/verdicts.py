@@ -1,25 +1,23 @@
-"""A gate's verdict for people and for build servers: Markdown for a pull request, JUnit XML.
+"""A gate's verdict as Markdown for pull requests and as JUnit XML for build servers.
 
 print(markdown(gate.compare("main", "results", gate.Limits())))
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from xml.etree import ElementTree
 
-from harness.costs import Finding
-from harness.gate import METRICS, Gate
 from harness.report.tables import NOTHING, escape
 from harness.report.tables import markdown as table
 from harness.text import plain, some
-from harness.types import InputError
+from harness.verdicts.gate import METRICS, Gate
+from harness.verdicts.regressions import Finding
 
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "refused": NOTHING}
 
 
 def heads(gate: Gate) -> dict[str, str]:
-    """What each metric's column holds, with its limit."""
+    """The head of each metric's column, with its limit."""
     limits = gate.limits
     return {
         "accuracy": f"points lost (< {100 * limits.margin:g})",
@@ -29,7 +27,7 @@ def heads(gate: Gate) -> dict[str, str]:
 
 
 def cell(metric: str, finding: Finding | None) -> str:
-    """A finding as a mark, its estimate and its bounds: points of accuracy, or multiples of the baseline."""
+    """A finding as mark, estimate and bounds, in points of accuracy or multiples of the baseline."""
     if finding is None:
         return NOTHING
     if finding.cost is None:
@@ -40,35 +38,39 @@ def cell(metric: str, finding: Finding | None) -> str:
 
 
 def remarks(gate: Gate) -> list[str]:
-    """What the table does not say: what would settle the open metrics, what was refused and why, what is not there."""
+    """Lines for the reader: outcomes, what would settle open metrics, reasons of refusals, missing trials."""
     lines = []
     for metric, outcome in gate.metrics.items():
         rows = [row for row in (*gate.pooled, *gate.trials) if metric in row.findings]
-        found = [(row.name, row.findings[metric]) for row in rows]
+        findings = [(row.name, row.findings[metric]) for row in rows]
         line = f"{metric}: {outcome}"
         if outcome == "fail":
-            line += f": {some([name for name, one in found if one.outcome == 'fail'])}"
+            line += f": {some([name for name, finding in findings if finding.outcome == 'fail'])}"
         elif outcome == "inconclusive":
-            open_ = [one for _, one in found if one.decides and one.outcome == "inconclusive" and one.cost]
-            needed = [one.cost.needed if one.cost else None for one in open_]
+            open_ = [
+                finding
+                for _, finding in findings
+                if finding.decides and finding.outcome == "inconclusive" and finding.cost
+            ]
+            needed = [finding.cost.needed if finding.cost else None for finding in open_]
             unit = "questions" if metric == "accuracy" else "timed rounds a trial"
             known = None if None in needed else max(filter(None, needed), default=None)
             line += (
                 f"; about {known:,} {unit} would settle it" if known else f"; no number of {unit} known to settle it"
             )
         lines.append(line)
-        whys = dict.fromkeys(one.why for _, one in found if one.outcome == "refused")
+        whys = dict.fromkeys(finding.why for _, finding in findings if finding.outcome == "refused")
         for why in whys:
-            names = [name for name, one in found if one.why == why]
+            names = [name for name, finding in findings if finding.why == why]
             lines.append(f"{metric} not compared for {some(names)}: {why}")
-    lines += [f"broken: {one}" for one in gate.broken]
+    lines += [f"broken: {trial}" for trial in gate.broken]
     if gate.missing:
         lines.append(f"missing from the candidate: {some(gate.missing)}")
     return [*lines, *gate.notes]
 
 
 def markdown(gate: Gate) -> str:
-    """The verdict as a pull request's comment: the whole, a line per metric, every trial folded away."""
+    """The verdict as a comment on a pull request: the outcome, a line per metric, and a folded table of trials."""
     head = heads(gate)
     shown = [metric for metric in METRICS if metric in gate.metrics]
     rows = [
@@ -83,37 +85,28 @@ def markdown(gate: Gate) -> str:
 
 
 def junit(gate: Gate) -> str:
-    """The verdict as JUnit XML: a suite per metric, a case per trial; what is open or refused counts as skipped."""
+    """The verdict as JUnit XML: a suite per metric, a case per trial. Open and refused cases count as skipped."""
     cases: dict[str, list[tuple[str, str, str]]] = {metric: [] for metric in gate.metrics}
     for row in (*gate.pooled, *gate.trials):
         for metric, finding in row.findings.items():
-            said = finding.why or f"{heads(gate)[metric]}: {cell(metric, finding)}"
-            cases[metric].append((row.name, finding.outcome, said))
-    cases["run"] = [(one.partition(": ")[0], "fail", one) for one in gate.broken]
+            message = finding.why or f"{heads(gate)[metric]}: {cell(metric, finding)}"
+            cases[metric].append((row.name, finding.outcome, message))
+    cases["run"] = [(line.partition(": ")[0], "fail", line) for line in gate.broken]
     cases["run"] += [(name, "inconclusive", "missing from the candidate") for name in gate.missing]
     root = ElementTree.Element("testsuites", name="infoprune gate")
-    for metric, found in cases.items():
-        if not found:
+    for metric, metric_cases in cases.items():
+        if not metric_cases:
             continue
-        outcomes = [outcome for _, outcome, _ in found]
+        outcomes = [outcome for _, outcome, _ in metric_cases]
         failures = outcomes.count("fail")
         skipped = len(outcomes) - failures - outcomes.count("pass")
-        counts = {"tests": len(found), "failures": failures, "errors": 0, "skipped": skipped}
+        counts = {"tests": len(metric_cases), "failures": failures, "errors": 0, "skipped": skipped}
         facts = {"name": metric, **{key: str(count) for key, count in counts.items()}}
         suite = ElementTree.SubElement(root, "testsuite", facts)
-        for name, outcome, said in found:
+        for name, outcome, message in metric_cases:
             case = ElementTree.SubElement(suite, "testcase", classname=metric, name=plain(name))
             if outcome != "pass":
                 kind = "failure" if outcome == "fail" else "skipped"
-                ElementTree.SubElement(case, kind, message=plain(f"{outcome}: {said}"))
+                ElementTree.SubElement(case, kind, message=plain(f"{outcome}: {message}"))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def save(path: Path, text: str) -> None:
-    """Write a file of the verdict; raises InputError if that cannot be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""A loaded model as lmms-eval sees one: any image-text-to-text model with its processor, answering greedily.
+"""A loaded model behind lmms-eval's interface: any image-text-to-text model with its processor, decoding greedily.
 
 lmms_eval.evaluator.simple_evaluate(model=Adapter(vlm), tasks=[task], ...)
 """
@@ -19,25 +19,28 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from harness.memory import out_of_memory, release
-from harness.phases import inside
-from harness.prompts import encode
+from harness.families import encode
+from harness.machine.memory import out_of_memory, release
+from harness.machine.phases import inside
 from harness.tasks.ahead import Ahead
 from harness.types import VLM, InputError
 
-LONGEST = 16  # new tokens, the official short-answer limit
+LONGEST = 16  # maximal new tokens: the official short-answer limit
 GREY = (128, 128, 128)
-Shown = Literal["own", "blank", "shuffled"]  # which image stands beside a question
-PLAIN = {"last_hidden_state", "pooler_output"}
-AHEAD = 2  # batches encoded while a GPU answers
-ROOM = 1 << 30  # bytes of encoded inputs kept for the next trial
+Shown = Literal["own", "blank", "shuffled"]  # the image shown with a question
+PLAIN = {"last_hidden_state", "pooler_output"}  # image features that can be shared
+AHEAD = 2  # batches to encode while a GPU answers
+ROOM = 1 << 30  # bytes of encoded inputs to cache for the next trial
 Places = tuple[tuple[str, int], ...]  # task and document of each question of a batch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs of some questions. If images are shared: `distinct` holds each image once, and `order` says which
-    one stands at each place; otherwise the images are among the inputs."""
+    """Model inputs of a batch of questions.
+
+    With shared images, `distinct` holds each image once, and `order` gives the image of each question. Otherwise the
+    inputs hold the images.
+    """
 
     inputs: dict[str, torch.Tensor]
     distinct: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -45,7 +48,7 @@ class Batch:
 
 
 class Encoded(dict[Any, Batch]):
-    """Batches kept between trials on the same questions, until the room is used up."""
+    """A cache of batches for trials on the same questions, of up to ROOM bytes."""
 
     size = 0
 
@@ -58,8 +61,10 @@ class Encoded(dict[Any, Batch]):
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said to a batch: its answers, which of them did not end within the limit, and with `first` the
-    log-probabilities of their first tokens, (rows, vocabulary)."""
+    """The answers to a batch, whether each passed the length limit, and optional log-probabilities.
+
+    firsts: log-probabilities of the first tokens, (rows, vocabulary), if the adapter's `first` is set.
+    """
 
     answers: list[str]
     overlong: list[bool]
@@ -67,7 +72,7 @@ class Reply:
 
 
 class Finite(LogitsProcessor):
-    """Stops at NaN or +Inf: a broken model has to fail, not to score low."""
+    """Raise FloatingPointError at NaN or +Inf logits, because a broken model must fail, not score low."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         if torch.isnan(scores).any() or torch.isposinf(scores).any():
@@ -76,7 +81,7 @@ class Finite(LogitsProcessor):
 
 
 class First(LogitsProcessor):
-    """Keeps the log-probabilities of the first token of each answer, (rows, vocabulary), on the CPU."""
+    """Stores the log-probabilities of each answer's first token, (rows, vocabulary), on the CPU."""
 
     def __init__(self) -> None:
         self.scores: torch.Tensor | None = None
@@ -90,14 +95,14 @@ class First(LogitsProcessor):
 class Adapter(lmms):
     """lmms-eval's interface around a VLM: chat messages in, greedy answers of at most 16 tokens out.
 
-    `images`: blank shows a mid-grey image of the same size instead of each image, shuffled another image of the task
-    (each image's questions get the same one). `label` tells variants of one model apart (a plan's hash). `encoded`
-    keeps model inputs between adapters of the same questions, `image_ids` (per task, by document) brings questions
-    about one image together, so that the vision tower sees it once per batch. With `part` (k, n) only every n-th batch
-    is answered, beginning with the k-th; `replies`, by the places of a batch, are those made elsewhere and here.
+    `images`: blank shows a grey image of the same size, shuffled another image of the task (the same one for all
+    questions of an image). `label` distinguishes variants of one model (a plan's hash). `encoded` caches model inputs
+    for adapters of the same questions. `image_ids` (per task, by document) puts questions of one image into one batch,
+    so that the vision tower runs once per image. `part` (k, n) answers only every n-th batch, from the k-th on.
+    `replies`, keyed by the places of a batch, hold the replies of other adapters and of this one.
 
-    What was noticed on the way, by (task, document): `overlong` answers did not end within the limit, and with
-    `first` the log-probabilities of each answer's first token stand in `firsts`.
+    Results by (task, document): `overlong`, the answers that passed the length limit, and with `first`, `firsts`, the
+    log-probabilities of each answer's first token.
     """
 
     is_simple = False
@@ -129,15 +134,15 @@ class Adapter(lmms):
         self.image_ids = image_ids or {}
         self.partners = {task: partners(ids, task) for task, ids in self.image_ids.items() if images == "shuffled"}
         self.shares = shares(vlm)
-        # What prepared the inputs: the tokenizer's and image processor's settings, not the weights.
+        # Cache key of encoded inputs: settings of tokenizer and image processor, without the weights.
         self.preparation = (vlm.name, repr(vlm.processor), vlm.processor.chat_template, images, self.shares)
         tokenizer = vlm.processor.tokenizer
-        # One of its own, to decode with: the processor's may be encoding the next questions.
+        # A copy to decode with, because another thread may encode with the processor's tokenizer.
         self.tokenizer = copy.deepcopy(tokenizer) if ahead(vlm.model) else tokenizer
         model: Any = vlm.model
         ends = model.generation_config.eos_token_id
         self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        # Every setting a checkpoint's own generation config might bring is set here, so that greedy is greedy.
+        # Set everything that a checkpoint's generation config could change, so that decoding stays greedy.
         self.generation = GenerationConfig(
             max_new_tokens=LONGEST,
             do_sample=False,
@@ -155,16 +160,16 @@ class Adapter(lmms):
         return f"Adapter({self.vlm.name}, weights {self.vlm.weights_hash}, {self.label or 'as loaded'}{images})"
 
     def clean(self) -> None:
-        """Keep the model: it belongs to the caller, who measures it further."""
+        """Keep the model, because the caller still uses it."""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise InputError(f"task {requests[0].task_name}: scores likelihoods; only tasks that generate answers can run")
+        raise InputError(f"task {requests[0].task_name}: scores likelihoods; choose one that generates answers")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise InputError(f"task {requests[0].task_name}: has several rounds; only single questions can run")
+        raise InputError(f"task {requests[0].task_name}: has several rounds; choose one with single questions")
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests; batches are made of prompts of similar length."""
+        """Answers in the order of the requests. A batch holds prompts of similar length."""
         images = [self._image(request) for request in requests]
         longest: dict[Any, int] = {}
         for image, request in zip(images, requests, strict=True):
@@ -183,18 +188,18 @@ class Adapter(lmms):
                 chunk = tuple(order[:size])
                 if number % every == self.part[0]:
                     coming = (tuple(order[i : i + size]) for i in range(size * every, len(order), size * every))
-                    found = self._try([requests[i] for i in chunk], partial(batches.take, chunk, coming))
-                    if found is None:  # here, where the error no longer holds what filled the memory
+                    batch_answers = self._try([requests[i] for i in chunk], partial(batches.take, chunk, coming))
+                    if batch_answers is None:  # not in the handler, where the error would still hold the memory
                         self.batch_size = (len(chunk) + 1) // 2
                         release()
                         continue
-                    for i, answer in zip(chunk, found, strict=True):
+                    for i, answer in zip(chunk, batch_answers, strict=True):
                         answers[i] = answer
                 order, number = order[len(chunk) :], number + 1
         return answers
 
     def _try(self, requests: Sequence[Instance], prepared: Callable[[], Batch]) -> list[str] | None:
-        """Their answers; None if there is not memory enough for so many at a time, but may be for fewer."""
+        """The answers to a batch; None if memory is short, but a smaller batch may fit."""
         try:
             return self._answer(requests, prepared)
         except Exception as error:
@@ -217,7 +222,7 @@ class Adapter(lmms):
         return reply.answers
 
     def _prepare(self, requests: Sequence[Instance]) -> Batch:
-        """Their model inputs, kept for the next trial on the same questions."""
+        """The model inputs of a batch, cached for the next trial on the same questions."""
         key = (self.preparation, _places(requests))
         batch = self.encoded.get(key)
         if batch is None:
@@ -248,7 +253,7 @@ class Adapter(lmms):
         return Reply(answers, [not self.ends & set(row) for row in rows], first.scores)
 
     def _text(self, tokens: list[int], settings: dict[str, Any]) -> str:
-        """The answer up to the first end of turn, the task's own token limit, or one of its `until` strings."""
+        """The answer up to the first end token, the task's token limit, or one of its `until` strings."""
         tokens = tokens[: min(LONGEST, settings.get("max_new_tokens", LONGEST))]
         end = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
@@ -263,18 +268,18 @@ class Adapter(lmms):
         for request in requests:
             _, to_messages, _, doc_id, task, split = request.arguments
             docs = self.task_dict[task][split]
-            own, text = read(to_messages(docs[doc_id]), task)
+            shown, text = read(to_messages(docs[doc_id]), task)
             if self.images == "blank":
-                own = [Image.new("RGB", image.size, GREY) for image in own]
+                shown = [Image.new("RGB", image.size, GREY) for image in shown]
             elif self.images == "shuffled":
-                own, _ = read(to_messages(docs[self.partners[task][doc_id]]), task)
-            images.append(own)
+                shown, _ = read(to_messages(docs[self.partners[task][doc_id]]), task)
+            images.append(shown)
             texts.append(text)
         inputs = encode(self.vlm.processor, images, texts)
-        flat = [image for own in images for image in own]
+        flat = [image for shown in images for image in shown]
         if not (self.shares and flat):
             return Batch(inputs)
-        # Sameness is decided by the pixels; ids only bring candidates together.
+        # Equal pixels decide which images are shared; ids only sort questions of one image together.
         pixels = [(image.mode, image.size, image.tobytes()) for image in flat]
         first = dict(zip(pixels, flat, strict=True))
         places = {content: i for i, content in enumerate(first)}
@@ -288,20 +293,20 @@ def _places(requests: Sequence[Instance]) -> Places:
 
 
 def ahead(model: Any) -> int:
-    """How many batches are encoded while the model answers: none where it runs on the cores that encode."""
+    """The number of batches to encode while the model answers: 0 if the model itself needs the CPU."""
     return AHEAD if model.device.type == "cuda" else 0
 
 
 def broken(model: torch.nn.Module, run: Callable[[], object]) -> str:
-    """In words, the first module whose output is not finite when `run` is run again, or that there is none."""
-    found: list[str] = []
+    """Run `run` again, and describe the first module whose output is not finite, if any."""
+    broken_names: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             parts = output if isinstance(output, tuple | list) else (output,)
-            whole = all(p.isfinite().all() for p in parts if isinstance(p, torch.Tensor) and p.is_floating_point())
-            if not whole and not found:
-                found.append(name)
+            finite = all(p.isfinite().all() for p in parts if isinstance(p, torch.Tensor) and p.is_floating_point())
+            if not finite and not broken_names:
+                broken_names.append(name)
 
         return hook
 
@@ -309,57 +314,66 @@ def broken(model: torch.nn.Module, run: Callable[[], object]) -> str:
     try:
         run()
     except FloatingPointError:
-        pass  # as the first time
+        pass  # the same error as in the first run
     finally:
         for hook in hooks:
             hook.remove()
-    return f"the first layer with such an output is {found[0]}" if found else "every layer's output is finite"
+    return (
+        f"the first layer with such an output is {broken_names[0]}"
+        if broken_names
+        else "every layer's output is finite"
+    )
 
 
 def partners(image_ids: Sequence[str], task: str = "") -> list[int]:
-    """For each document one about another image, whose image it is shown: the same for all questions of an image.
+    """For each document, the index of a document with another image: the same one for all questions of an image.
 
-    The images stand in a random circle and each gets the next one's place, so none keeps its own. The same ids give
-    the same circle everywhere. Raises InputError if there is only one image.
+    The images form a random circle, and each image is replaced by the next one, so none stays. The same ids give the
+    same circle on every machine. Raises InputError for fewer than two images.
     """
     order = sorted(set(image_ids))
     if len(order) < 2:
-        raise InputError(f"task {task}: has one image only; images can be shuffled from two on")
+        raise InputError(f"task {task}: has one image only; a shuffle needs at least two")
     random.Random(0).shuffle(order)
     following = dict(zip(order, [*order[1:], order[0]], strict=True))
-    return [image_ids.index(following[own]) for own in image_ids]
+    return [image_ids.index(following[image]) for image in image_ids]
 
 
 def pictures(vlm: VLM, images: list[list[Image.Image]]) -> dict[str, torch.Tensor]:
-    """What the model's vision side needs of these images."""
+    """The inputs of the model's vision part for these images."""
     inputs = encode(vlm.processor, images, [""] * len(images))
     model: Any = vlm.model
     return {name: inputs[name] for name in inspect.signature(model.get_image_features).parameters if name in inputs}
 
 
 def shares(vlm: VLM) -> bool:
-    """Whether image features can be computed once and handed to several questions (newer transformers, and models
-    whose features are one tensor per image and nothing else); found by trying it on two images."""
+    """Whether several questions can share the features of one image; tested on two images.
+
+    This needs a newer transformers, and a model whose features are just one tensor per image.
+    """
     model: Any = vlm.model
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         return False
     inputs = pictures(vlm, [[Image.new("RGB", (64, 64), GREY)]] * 2)
     with torch.no_grad():
         seen = model.get_image_features(**place(inputs, model))
-    each = seen.pooler_output
-    return "pixel_values" in inputs and isinstance(each, tuple | list) and len(each) == 2 and set(seen) <= PLAIN
+    features = seen.pooler_output
+    return "pixel_values" in inputs and isinstance(features, tuple | list) and len(features) == 2 and set(seen) <= PLAIN
 
 
 def place(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-    """The inputs on the model's device, floating point in its dtype."""
-    return {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+    """The inputs on the model's device, with floating-point tensors in its dtype."""
+    return {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+    }
 
 
 def read(messages: list[dict[str, Any]], task: str) -> tuple[list[Image.Image], str]:
-    """The images and the text of lmms-eval's chat messages; raises InputError for other media."""
+    """The images and the text of lmms-eval's chat messages. Raises InputError for other media."""
     parts = [part for message in messages for part in message["content"]]
     media = {part["type"] for part in parts} - {"image", "text"}
     if media:
-        raise InputError(f"task {task}: asks about {', '.join(sorted(media))}; only images and text can be shown")
+        raise InputError(f"task {task}: asks about {', '.join(sorted(media))}; choose a task with only images and text")
     images = [part["url"] for part in parts if part["type"] == "image"]
     return images, "".join(part["text"] for part in parts if part["type"] == "text")

@@ -1,4 +1,4 @@
-"""What is needed next is made on another thread while the caller is busy: images, while a GPU answers.
+"""Compute the next values on another thread while the caller is busy, such as images while a GPU answers.
 
 with Ahead(encode, depth=2) as ahead:
     for key, coming in ...: batch = ahead.take(key, coming)
@@ -16,9 +16,9 @@ Made = TypeVar("Made")
 
 
 class Ahead(Generic[Key, Made]):
-    """Makes values by key in the order they will be taken, one at a time and at most `depth` of them before that.
+    """Computes values by key in the order of their `take`, one at a time, and at most `depth` of them early.
 
-    With depth 0 each is made when it is taken, in the caller's own thread. An error is raised by the take it concerns.
+    With depth 0, `take` computes the value in the caller's thread. An error is raised by the `take` of its key.
     """
 
     def __init__(self, make: Callable[[Key], Made], depth: int) -> None:
@@ -34,13 +34,13 @@ class Ahead(Generic[Key, Made]):
             self._pool.shutdown(cancel_futures=True)
 
     def take(self, key: Key, coming: Iterable[Key]) -> Made:
-        """The value of `key`, and a beginning with those of the next keys; what was begun for any other is dropped."""
+        """The value of `key`. Also starts the values of the next keys, and cancels those of all other keys."""
         if self._pool is None:
             return self._make(key)
-        wanted = [key, *islice(coming, self._depth)]
-        for other in self._begun.keys() - wanted:
-            self._begun.pop(other).cancel()
-        for one in wanted:
-            if one not in self._begun:
-                self._begun[one] = self._pool.submit(self._make, one)
+        keys = [key, *islice(coming, self._depth)]
+        for stale_key in self._begun.keys() - keys:
+            self._begun.pop(stale_key).cancel()
+        for next_key in keys:
+            if next_key not in self._begun:
+                self._begun[next_key] = self._pool.submit(self._make, next_key)
         return self._begun.pop(key).result()

@@ -1,10 +1,10 @@
-"""Question sets as parquet files: where they lie, whether they are sound, which questions a split and a limit mean.
+"""Question sets in parquet files: their place, their validation, and the questions of a split and a limit.
 
     python -c "from harness.tasks import check; print(check('my.parquet'))"
 
-A set is a folder with one file per split (`validation.parquet`, `dev.parquet`, `calibration.parquet`), or one file,
-whose images are then divided by hash: a fifth for calibration, a fifth for dev, the rest for validation. The columns
-are those of VQAv2 or TextVQA (question_id, image, question, answers) or GQA's (id, image, question, answer).
+A set is a folder with one file per split (`validation.parquet`, `dev.parquet`, `calibration.parquet`), or one file. A
+hash divides the images of one file: a fifth for calibration, a fifth for dev, the rest for validation. The columns are
+those of VQAv2 and TextVQA (question_id, image, question, answers) or of GQA (id, image, question, answer).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harness.types import InputError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "data"
 SPLITS = ("validation", "dev", "calibration")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none that PIL hands to another program
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none for which PIL starts another program
 COLUMNS = (
     "question_id, image {bytes, path}, question and answers (a list of strings, or of {answer, answer_id}),"
     " or GQA's id, image, question and answer"
@@ -38,24 +38,23 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Source:
-    """One split of one task: the definition it is scored by, and the rows of a parquet file, as indices."""
+    """One split of one task: its scoring definition, and its rows of a parquet file as indices."""
 
     task: str
-    form: str  # the shipped definition (mini/<form>.yaml) whose prompt and scorer it uses
+    form: str  # shipped definition (mini/<form>.yaml) of its prompt and scorer
     path: Path
     indices: tuple[int, ...]
     question_ids: tuple[str, ...]
     image_ids: tuple[str, ...]
 
     def read(self) -> pa.Table:
-        """The rows with their images still encoded, in the columns question_id, image_id, image, question and answers
-        (or answer)."""
+        """The rows, with columns question_id, image_id, image (still encoded), question and answers (or answer)."""
         file = parquet(self.path)
         target = "answer" if self.form == "mini_gqa" else "answers"
-        wanted, pieces, start = set(self.indices), [], 0
+        chosen, pieces, start = set(self.indices), [], 0
         for batch in _batches(file, self.path, ["image", "question", target], 256):
-            own = [i for i in range(batch.num_rows) if start + i in wanted]
-            pieces.append(batch.take(pa.array(own, pa.int64())))
+            batch_rows = [i for i in range(batch.num_rows) if start + i in chosen]
+            pieces.append(batch.take(pa.array(batch_rows, pa.int64())))
             start += batch.num_rows
         table = pa.Table.from_batches(pieces)
         if target == "answers":
@@ -66,10 +65,10 @@ class Source:
 
 
 def annotators(answers: list[Any]) -> list[Any]:
-    """The answers as the soft scorers need them: distinct annotators, and at least four of them.
+    """The answers in the form of the soft scorers: at least four, from distinct annotators.
 
-    Both score an annotator by the *other* annotators' answers, so a list of fewer than four could never score 1:
-    it is repeated to ten. VQAv2 tells annotators apart by comparing whole entries, so each gets its own number.
+    Both scorers judge an annotator by the *other* annotators' answers, so a list of fewer than four never scores 1. A
+    shorter list is repeated to at least ten. VQAv2 identifies annotators by their full entries, so each gets a number.
     """
     if len(answers) < 4:
         answers = answers * math.ceil(10 / len(answers))
@@ -81,20 +80,22 @@ def annotators(answers: list[Any]) -> list[Any]:
 def source(task: str, path: Path, split: str, limit: int | None) -> Source:
     """The questions that `choose` picks from one split of a file or folder.
 
-    Raises InputError if the file cannot be used or the split is not there.
+    Raises InputError if the file is unusable or the split does not exist.
     """
     file = path if path.is_file() else path / f"{split}.parquet"
     if not file.is_file():
-        there = ", ".join(sorted(f.stem for f in path.glob("*.parquet"))) or "none"
-        raise InputError(f"task {task}: no split '{split}' ({file} is not there; splits: {there})")
+        known = ", ".join(sorted(f.stem for f in path.glob("*.parquet"))) or "none"
+        raise InputError(f"task {task}: no split '{split}' ({file} does not exist; splits: {known})")
     questions, images = _ids(file, *_stamp(file))
     part = range(len(images))
     if file == path:
         ranked = sorted(set(images), key=_digest)
-        own = _part(ranked, split)
-        part = [i for i in part if images[i] in own]
+        split_images = _part(ranked, split)
+        part = [i for i in part if images[i] in split_images]
         if not part:
-            raise InputError(f"{file}: too few images ({len(ranked)}) for a split '{split}' of its own")
+            raise InputError(
+                f"{file}: too few images ({len(ranked)}) for a split '{split}'; add images, or use one file per split"
+            )
     chosen = [part[i] for i in choose([questions[i] for i in part], [images[i] for i in part], limit)]
     return Source(
         task=task,
@@ -109,8 +110,8 @@ def source(task: str, path: Path, split: str, limit: int | None) -> Source:
 def choose(question_ids: Sequence[str], image_ids: Sequence[str], limit: int | None) -> list[int]:
     """The first `limit` questions (None: all), whole images in the order of their hash, as ascending indices.
 
-    No random state is involved: the same data give the same questions on every machine. Only the last image may be
-    cut to meet the limit exactly; raises InputError for a limit below 1.
+    It uses no random state, so the same data give the same questions on every machine. Only the last image may lose
+    questions to meet the limit. Raises InputError for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} questions asked for; use at least 1, or none for all")
@@ -122,10 +123,10 @@ def choose(question_ids: Sequence[str], image_ids: Sequence[str], limit: int | N
 
 
 def check(path: str | Path) -> dict[str, Any]:
-    """Validate a parquet file, or those in a folder and its folders: columns, answers, and each image decoded.
+    """Validate a parquet file, or the files of a folder and its subfolders: columns, answers and every image.
 
-    Returns {"path", "rows", "images", "form"} for a file, {"path", "files": [...]} for a folder. Memory is bounded by
-    a batch of rows. Raises InputError naming file, row and column of the first fault and what would be right.
+    Returns {"path", "rows", "images", "form"} for a file, {"path", "files": [...]} for a folder. Memory holds only
+    one batch of rows. Raises InputError, which names file, row and column of the first fault and a correction.
     """
     path = Path(path)
     if path.is_dir():
@@ -137,18 +138,20 @@ def check(path: str | Path) -> dict[str, Any]:
 
 
 def form(schema: pa.Schema, path: Path) -> str:
-    """The shipped definition that fits these columns; raises InputError naming what is missing."""
+    """The shipped definition that fits these columns. Raises InputError if none fits."""
     names = schema.names
     gqa = "answers" not in names and {"id", "answer"} <= set(names)
     needed = ("id", "image", "question", "answer") if gqa else ("question_id", "image", "question", "answers")
     missing = [name for name in needed if name not in names]
     if missing:
         listed = ", ".join(f"'{name}'" for name in missing)
-        raise InputError(f"{path}: missing column {listed} (there are: {', '.join(names)}); needed are {COLUMNS}")
+        raise InputError(
+            f"{path}: missing column {listed} (the file has: {', '.join(names)}); the columns must be {COLUMNS}"
+        )
     image = schema.field("image").type
     place = image.get_field_index("bytes") if pa.types.is_struct(image) else -1
     if place < 0 or not (pa.types.is_binary(image[place].type) or pa.types.is_large_binary(image[place].type)):
-        raise InputError(f"{path}: column 'image' is {image}; it has to be a struct {{bytes, path}}")
+        raise InputError(f"{path}: column 'image' is {image}; it must be a struct {{bytes, path}}")
     if gqa:
         return "mini_gqa"
     answers = schema.field("answers").type
@@ -157,9 +160,7 @@ def form(schema: pa.Schema, path: Path) -> str:
         return "mini_textvqa"
     if inner is not None and pa.types.is_struct(inner) and inner.get_field_index("answer") >= 0:
         return "mini_vqav2"
-    raise InputError(
-        f"{path}: column 'answers' is {answers}; it has to be a list of strings or of {{answer, answer_id}}"
-    )
+    raise InputError(f"{path}: column 'answers' is {answers}; it must be a list of strings or of {{answer, answer_id}}")
 
 
 def content_hash(path: Path) -> str:
@@ -168,25 +169,27 @@ def content_hash(path: Path) -> str:
 
 
 # --- one file ---------------------------------------------------------------------------------------------
-# Results are kept per (path, time of change, size), since one process evaluates many trials on the same files.
+# Cached per (path, time of change, size), because one process evaluates many trials on the same files.
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    if not os.path.isfile(path):  # False for what can be no path at all
-        raise InputError(f"{path}: no such file; expected a parquet file with columns {COLUMNS}")
+    if not os.path.isfile(path):  # unlike Path.is_file, False for an impossible path
+        raise InputError(f"{path}: no such file; name a parquet file with columns {COLUMNS}")
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
 
 def parquet(path: Path) -> pq.ParquetFile:
-    """The file, opened; raises InputError if it is not a parquet file or has no rows."""
+    """The opened file. Raises InputError if it is no parquet file or has no rows."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
     groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     if file.metadata.num_rows != sum(groups) or min(groups, default=0) < 0:
-        raise InputError(f"{path}: not a parquet file (it says {file.metadata.num_rows} rows, its parts {sum(groups)})")
+        raise InputError(
+            f"{path}: not a parquet file (its header counts {file.metadata.num_rows} rows, its parts {sum(groups)})"
+        )
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: no rows; a question set needs at least one")
     return file
@@ -200,7 +203,7 @@ def _content_hash(path: Path, changed: int, size: int) -> str:
 
 @lru_cache(maxsize=64)
 def _ids(path: Path, changed: int, size: int) -> tuple[list[str], list[str]]:
-    """Question and image ids of every row; an image without an id is known by the hash of its bytes."""
+    """Question and image ids of every row. The id of an image without one is the hash of its bytes."""
     file = parquet(path)
     name = "id" if form(file.schema_arrow, path) == "mini_gqa" else "question_id"
     known = next((column for column in ("image_id", "imageId") if column in file.schema_arrow.names), None)
@@ -229,21 +232,21 @@ def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
 
 
 def check_words(doc: Mapping[str, Any], where: str) -> None:
-    """Raise InputError unless a row has a question and answers, none of them empty."""
+    """Raise InputError unless a row has a question and at least one answer, all of them non-empty."""
     if not (doc["question"] or "").strip():
-        raise InputError(f"{where}: column 'question' is empty")
-    given = texts(doc)
-    if not given:
+        raise InputError(f"{where}: column 'question' is empty; give a question")
+    answers = texts(doc)
+    if not answers:
         raise InputError(f"{where}: column 'answers' is an empty list; give at least one answer (official sets: ten)")
-    if not all((text or "").strip() for text in given):
+    if not all((text or "").strip() for text in answers):
         column = "answers" if "answers" in doc else "answer"
-        raise InputError(f"{where}: column '{column}' holds an empty answer")
+        raise InputError(f"{where}: column '{column}' holds an empty answer; give a text")
 
 
 def texts(doc: Mapping[str, Any]) -> list[str]:
     """The texts of all answers to a question."""
-    given = (doc["answers"] or []) if "answers" in doc else [doc["answer"]]
-    return [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
+    answers = (doc["answers"] or []) if "answers" in doc else [doc["answer"]]
+    return [answer["answer"] if isinstance(answer, dict) else answer for answer in answers]
 
 
 def most_common(doc: Mapping[str, Any]) -> str:
@@ -252,13 +255,13 @@ def most_common(doc: Mapping[str, Any]) -> str:
 
 
 def rows(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows as plain values; raises InputError for a file whose inside is not what its outside says."""
+    """The rows as plain values. Raises InputError for a damaged file."""
     for batch in _batches(file, path, columns, 64):
         yield from batch.to_pylist()
 
 
 def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-    """The rows in batches, with the errors of `rows`."""
+    """The rows in batches. Raises the errors of `rows`."""
     try:
         yield from file.iter_batches(batch_size=size, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
@@ -266,14 +269,14 @@ def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], size: int
 
 
 def decode(data: bytes | None, where: str) -> None:
-    """Raise InputError unless these are the bytes of a whole image in one of FORMATS."""
+    """Raise InputError unless these bytes are a complete image in one of FORMATS."""
     if not data:
         raise InputError(f"{where}: column 'image' has no bytes; store the encoded image (PNG, JPEG) in image.bytes")
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # some libraries switch this on for the whole process
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # some libraries set this for the whole process
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a quarter of a gigabyte is enough
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # refuse more than about 90 megapixels
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -287,10 +290,14 @@ def _digest(text: str) -> bytes:
 
 
 def _part(images: list[str], split: str) -> set[str]:
-    """A file's images for one split: validation first, calibration (a fifth, at least one) last, dev between."""
-    kept = max(1, len(images) - max(1, len(images) // 5))
-    cut = math.ceil(0.75 * kept)
-    parts = {"validation": images[:cut], "dev": images[cut:kept], "calibration": images[kept:]}
+    """The images of one split of a file: first validation, then dev, then calibration (a fifth, at least one)."""
+    calibration_start = max(1, len(images) - max(1, len(images) // 5))
+    dev_start = math.ceil(0.75 * calibration_start)
+    parts = {
+        "validation": images[:dev_start],
+        "dev": images[dev_start:calibration_start],
+        "calibration": images[calibration_start:],
+    }
     if split not in parts:
         raise InputError(f"split '{split}': unknown; choose one of {', '.join(SPLITS)}")
     return set(parts[split])

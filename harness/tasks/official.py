@@ -2,9 +2,9 @@
 
     tasks: [vqav2_val, textvqa_val@/data/textvqa, gqa@/data/GQA]
 
-A folder holds the data set's parquet files as the hub has them (any depth): `validation*.parquet`, and for GQA those of
-the configs `testdev_balanced_instructions` and `testdev_balanced_images`, in folders or files of these names. The split
-`calibration` is the set's training part. `INFOPRUNE_DATA_OWNER` names another owner of the sets on the hub.
+A folder holds the hub's parquet files of the data set, at any depth: `validation*.parquet`, and for GQA the files of
+configs `testdev_balanced_instructions` and `testdev_balanced_images`, in folders or files with these names. The split
+`calibration` is the set's training part. `INFOPRUNE_DATA_OWNER` sets another owner of the data sets on the hub.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.tasks import data
+from harness.tasks.sets import Loaded, QuestionSet
 from harness.types import InputError
 
-OWNER = os.environ.get("INFOPRUNE_DATA_OWNER", "lmms-lab-encoder")  # lmms-lab until 2026; the commits are the same
+OWNER = os.environ.get("INFOPRUNE_DATA_OWNER", "lmms-lab-encoder")  # it was lmms-lab until 2026, with the same commits
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class Part:
     split: str
 
     def holds(self, file: Path) -> bool:
-        """Whether a parquet file, relative to its folder, is of this part."""
+        """Whether a parquet file belongs to this part; its path is relative to the set's folder."""
         if self.config:
             return self.config in (*file.parent.parts, file.stem)
         return file.stem == self.split or file.stem.startswith(f"{self.split}-")
 
 
 @dataclass(frozen=True)
-class Official:
-    """A task of lmms-eval: its definition there, and its data by split; `images` where they lie apart."""
+class Definition:
+    """A task of lmms-eval: its definition, and its data by split; `images` if these are a data set apart."""
 
     definition: str
     dataset: str
@@ -48,23 +49,23 @@ class Official:
     images: Mapping[str, Part] = field(default_factory=dict)
 
 
-# The revisions are those that public evaluation code pins or has in its cache folders; looked up in November 2026.
-OFFICIAL = {
-    "vqav2_val": Official(
+# Revisions that public evaluation code pins or has in its cache folders; as of November 2026.
+DEFINITIONS = {
+    "vqav2_val": Definition(
         "vqav2/vqav2_val.yaml",
         "VQAv2",
         "32665d35052eb4a6d4414851c3c829a72754915a",
         "mini_vqav2",
         {"validation": Part(None, "validation")},
     ),
-    "textvqa_val": Official(
+    "textvqa_val": Definition(
         "textvqa/textvqa_val.yaml",
         "textvqa",
         "9c0699cd19768ac5ab97568f6b3cbac4c0062884",
         "mini_textvqa",
         {"validation": Part(None, "validation"), "calibration": Part(None, "train")},
     ),
-    "gqa": Official(
+    "gqa": Definition(
         "gqa/gqa.yaml",
         "GQA",
         "a6e72d6e1b912da88af8b2f9eba05d5ea8ec2dd8",
@@ -81,71 +82,91 @@ OFFICIAL = {
 }
 
 
-def parse(task: str) -> tuple[Official, Path | None] | None:
-    """The official task of this name and the folder after its @, if any; None for any other task."""
-    name, at, folder = task.partition("@")
-    if name not in OFFICIAL:
-        return None
-    return OFFICIAL[name], Path(folder) if at else None
+@dataclass(frozen=True)
+class OfficialSet(QuestionSet):
+    """One of these sets by its name on a board: from the hub, or from the folder after the @."""
 
+    definition: Definition = field(compare=False)  # follows from the name
+    folder: Path | None
 
-def source(task: str, split: str) -> str:
-    """Where a split's rows come from, in words: what a first run would fetch, or the folder."""
-    official, folder = _parsed(task)
-    part(task, split)
-    return str(folder) if folder else f"{OWNER}/{official.dataset} at revision {official.revision}"
+    local: ClassVar[bool] = False
 
+    @classmethod
+    def of(cls, name: str) -> OfficialSet | None:
+        """The official set with this name; None if none has it."""
+        known, at, folder = name.partition("@")
+        return cls(name, DEFINITIONS[known], Path(folder) if at else None) if known in DEFINITIONS else None
 
-def part(task: str, split: str, images: bool = False) -> Part:
-    """The rows of a split; raises InputError if the task has no such split."""
-    official, _ = _parsed(task)
-    parts = official.images if images else official.questions
-    if split not in parts:
-        raise InputError(f"task {task}: has no split '{split}' here; it has: {', '.join(official.questions)}")
-    return parts[split]
+    def size(self, split: str) -> int | None:
+        self.part(split)
+        return None if self.folder is None else self.check(split)["rows"]
 
+    def count(self, split: str, limit: int | None) -> int:
+        rows = self.check(split)["rows"]
+        return min(rows, limit or rows)
 
-def files(task: str, split: str, images: bool = False) -> list[Path]:
-    """The parquet files of a split in the task's folder; raises InputError if there are none."""
-    _, folder = _parsed(task)
-    assert folder is not None
-    wanted = part(task, split, images)
-    if not folder.is_dir():
-        raise InputError(f"task {task}: {folder}: no such folder")
-    found = sorted(file for file in folder.rglob("*.parquet") if wanted.holds(file.relative_to(folder)))
-    if not found:
-        name = f"{wanted.config}/*.parquet" if wanted.config else f"{wanted.split}*.parquet"
-        raise InputError(f"task {task}: no {name} in {folder}")
-    return found
+    def fetched(self, split: str) -> str:
+        self.part(split)
+        if self.folder is not None:
+            return ""
+        source = f"{OWNER}/{self.definition.dataset} at revision {self.definition.revision}"
+        return f"data set {source} ({split} of {self.name})"
 
+    def files(self, split: str) -> tuple[Path, ...]:
+        return () if self.folder is None else tuple(sorted(self.folder.rglob("*.parquet")))
 
-def check(task: str, split: str = "validation", decode: bool = False) -> dict[str, Any]:
-    """Validate a split in the task's folder: columns, questions, answers, that each image is there.
+    def load(self, split: str, limit: int | None) -> Loaded:
+        from harness.tasks import suite
 
-    With `decode`, that each image can be decoded. Returns {"path", "rows", "images", "form"}. Raises InputError naming
-    file, row and column of the first fault and what would be right.
-    """
-    _, folder = _parsed(task)
-    own = [*files(task, split), *(files(task, split, images=True) if _parsed(task)[0].images else ())]
-    rows, images = _check(task, split, decode, tuple((file, file.stat().st_mtime_ns) for file in own))
-    return {"path": str(folder), "rows": rows, "images": images, "form": task.partition("@")[0]}
+        return suite.restrict(suite.official(self, split), limit)
+
+    def part(self, split: str, images: bool = False) -> Part:
+        """The part with the rows of a split. Raises InputError if the set has no such split."""
+        parts = self.definition.images if images else self.definition.questions
+        if split not in parts:
+            choices = ", ".join(self.definition.questions)
+            raise InputError(f"task {self.name}: has no split '{split}' here; it has: {choices}")
+        return parts[split]
+
+    def parquet(self, split: str, images: bool = False) -> list[Path]:
+        """The parquet files of a split in the set's folder. Raises InputError if it has none."""
+        assert self.folder is not None
+        part = self.part(split, images)
+        if not self.folder.is_dir():
+            raise InputError(f"task {self.name}: {self.folder}: no such folder")
+        files = sorted(file for file in self.folder.rglob("*.parquet") if part.holds(file.relative_to(self.folder)))
+        if not files:
+            name = f"{part.config}/*.parquet" if part.config else f"{part.split}*.parquet"
+            raise InputError(f"task {self.name}: no {name} in {self.folder}; copy the hub's parquet files there")
+        return files
+
+    def check(self, split: str = "validation", decode: bool = False) -> dict[str, Any]:
+        """Validate a split in the set's folder: columns, questions, answers, and the existence of each image.
+
+        `decode` also decodes each image. Returns {"path", "rows", "images", "form"}. Raises InputError, which names
+        file, row and column of the first fault and a correction.
+        """
+        files = [*self.parquet(split), *(self.parquet(split, images=True) if self.definition.images else ())]
+        rows, images = _check(self, split, decode, tuple((file, file.stat().st_mtime_ns) for file in files))
+        return {"path": str(self.folder), "rows": rows, "images": images, "form": self.name.partition("@")[0]}
 
 
 @lru_cache(maxsize=16)
-def _check(task: str, split: str, decode: bool, stamps: Any) -> tuple[int, int]:
-    official, _ = _parsed(task)
-    apart = bool(official.images)
-    known = set(_images(task, split, decode)) if apart else set()
+def _check(asked: OfficialSet, split: str, decode: bool, stamps: Any) -> tuple[int, int]:
+    apart = bool(asked.definition.images)
+    known = set(_images(asked, split, decode)) if apart else set()
     key = "id" if apart else "question_id"
     target = "answer" if apart else "answers"
     columns = [key, "question", target, *(["imageId"] if apart else ["image_id"])]
     rows, seen = 0, set()
-    for file in files(task, split):
+    for file in asked.parquet(split):
         schema = data.parquet(file).schema_arrow
         if missing := [name for name in columns if name not in schema.names]:
-            raise InputError(f"{file}: missing column '{missing[0]}' (there are: {', '.join(schema.names)})")
-        if not apart and (form := data.form(schema, file)) != official.form:
-            raise InputError(f"{file}: column 'answers' is that of {form}, {task} needs that of {official.form}")
+            raise InputError(f"{file}: missing column '{missing[0]}' (the file has: {', '.join(schema.names)})")
+        if not apart and (form := data.form(schema, file)) != asked.definition.form:
+            raise InputError(
+                f"{file}: column 'answers' is that of {form}; {asked.name} needs that of {asked.definition.form}"
+            )
         if decode and not apart:
             data.check(file)
         for row, doc in enumerate(data.rows(data.parquet(file), file, columns)):
@@ -163,24 +184,18 @@ def _check_annotators(doc: Mapping[str, Any], where: str) -> None:
     entries = [repr(answer) for answer in doc.get("answers", ()) if isinstance(answer, dict)]
     if len(set(entries)) < len(entries):
         raise InputError(
-            f"{where}: column 'answers': equal entries; each annotator needs an answer_id of its own, or VQAv2's scorer"
-            " takes them for one and the question can never score"
+            f"{where}: column 'answers': equal entries; give each annotator an answer_id of its own, because"
+            " VQAv2's scorer counts equal entries as one annotator, and the question can never score"
         )
 
 
-def _images(task: str, split: str, decode: bool) -> Iterator[str]:
-    """The ids of the images that lie apart."""
-    for file in files(task, split, images=True):
+def _images(asked: OfficialSet, split: str, decode: bool) -> Iterator[str]:
+    """The ids of the images in the data set apart."""
+    for file in asked.parquet(split, images=True):
         names = data.parquet(file).schema_arrow.names
         if missing := [name for name in ("id", "image") if name not in names]:
-            raise InputError(f"{file}: missing column '{missing[0]}' (there are: {', '.join(names)})")
+            raise InputError(f"{file}: missing column '{missing[0]}' (the file has: {', '.join(names)})")
         for row, doc in enumerate(data.rows(data.parquet(file), file, ["id", "image"] if decode else ["id"])):
             if decode:
                 data.decode((doc["image"] or {}).get("bytes"), f"{file}: row {row}")
             yield str(doc["id"])
-
-
-def _parsed(task: str) -> tuple[Official, Path | None]:
-    found = parse(task)
-    assert found is not None, f"{task} is no official task"
-    return found

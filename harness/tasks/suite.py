@@ -1,4 +1,4 @@
-"""lmms-eval's task objects over our question sets, and one call of its evaluator: the only file that drives it.
+"""lmms-eval's task objects over our question sets, and the only call of its evaluator.
 
 suite = Suite({"t": local(source, "dev")}, {"t": source.question_ids}, {"t": source.image_ids})
 answers = suite.run(Adapter(vlm, encoded=suite.encoded))["t"]
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+with contextlib.redirect_stdout(sys.stderr):  # stdout is only for results
     import datasets
     import lmms_eval.api.task
     import lmms_eval.evaluator
@@ -32,15 +32,16 @@ from PIL import ImageFile
 from tenacity import RetryError
 from tqdm import tqdm
 
-from harness.tasks import official
 from harness.tasks.adapter import LONGEST, Encoded
 from harness.tasks.data import Source, choose, content_hash
+from harness.tasks.official import OWNER, OfficialSet
+from harness.tasks.sets import Loaded
 from harness.types import InputError
 
 MINI = Path(__file__).parent / "mini"
 
-# Importing lmms-eval sets three things for the whole process; put them right once, here: it logs to stdout, it draws
-# progress bars of its own, and it makes PIL accept truncated images.
+# The import of lmms-eval changes three settings of the whole process, which the code below reverts: it logs to stdout,
+# it draws its own progress bars, and it makes PIL accept truncated images.
 
 
 def _no_bar(*args: Any, **options: Any) -> tqdm:
@@ -67,20 +68,22 @@ class LocalTask(ConfigurableMessagesTask):
         self.dataset = datasets.DatasetDict({self.config.test_split: rows})
         self.dataset_no_image = datasets.DatasetDict({self.config.test_split: rows.remove_columns("image")})
 
-    # The scorer as it is: lmms-eval's own wrapper tries again for ten seconds when it raises.
+    # The bare scorer: lmms-eval's wrapper would retry for ten seconds after an error.
     process_results = vars(ConfigurableTask)["process_results"].__wrapped__
 
 
 class OfficialTask(ConfigurableMessagesTask):
-    """lmms-eval's definition of an official set over its rows, memory-mapped; images that lie apart are looked up when
-    a question is asked."""
+    """lmms-eval's definition of an official set over its memory-mapped rows.
+
+    Images in a data set apart are read when a question needs them.
+    """
 
     def download(self, dataset_kwargs: Any = None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        task, split = dataset_kwargs["official"]
+        asked, split = dataset_kwargs["official"]
         self.set_config("dataset_kwargs", None)
-        rows, self.origin = _rows(task, split)
-        if official.parse(task)[0].images:  # pyright: ignore[reportOptionalSubscript]
-            pictures, origin = _rows(task, split, images=True)
+        rows, self.origin = _rows(asked, split)
+        if asked.definition.images:
+            pictures, origin = _rows(asked, split, images=True)
             self.origin += origin
             place = {str(key): row for row, key in enumerate(pictures["id"])}
             self.set_config("doc_to_visual", lambda doc: [pictures[place[doc["imageId"]]]["image"].convert("RGB")])
@@ -91,30 +94,29 @@ class OfficialTask(ConfigurableMessagesTask):
     process_results = LocalTask.process_results
 
 
-def _rows(task: str, split: str, images: bool = False) -> tuple[Any, str]:
-    """Rows of an official set with their images encoded, and what tells them from any other rows."""
-    found, folder = official.parse(task) or (None, None)
-    assert found is not None
-    part = official.part(task, split, images)
-    if folder is not None:
-        own = official.files(task, split, images)
-        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in own], split="train")
-        origin = repr([content_hash(file) for file in own])
+def _rows(asked: OfficialSet, split: str, images: bool = False) -> tuple[Any, str]:
+    """Rows of an official set with encoded images, and a text that identifies them."""
+    part = asked.part(split, images)
+    if asked.folder is not None:
+        files = asked.parquet(split, images)
+        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+        origin = repr([content_hash(file) for file in files])
     else:
-        name, origin = f"{official.OWNER}/{found.dataset}", repr((found.dataset, found.revision, part))
+        definition = asked.definition
+        name, origin = f"{OWNER}/{definition.dataset}", repr((definition.dataset, definition.revision, part))
         try:
-            rows = datasets.load_dataset(name, part.config, split=part.split, revision=found.revision)
+            rows = datasets.load_dataset(name, part.config, split=part.split, revision=definition.revision)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"task {task}: cannot fetch {name} ({str(error).splitlines()[0]}); it needs the network once, the"
-                f" Hugging Face cache, or {task}@FOLDER"
+                f"task {asked.name}: cannot fetch {name} ({str(error).splitlines()[0]}); connect to the network once,"
+                f" or use the Hugging Face cache or {asked.name}@FOLDER"
             ) from error
     return rows.cast_column("image", datasets.Image()) if "image" in rows.column_names else rows, origin
 
 
 @dataclass
 class Suite:
-    """Loaded tasks, and by task the question and image ids of their documents."""
+    """Loaded tasks, and per task the question and image ids of its documents."""
 
     tasks: dict[str, Any]
     question_ids: dict[str, tuple[str, ...]]
@@ -122,7 +124,7 @@ class Suite:
     encoded: Encoded = field(default_factory=Encoded)
 
     def run(self, adapter: lmms) -> dict[str, list[tuple[int, str, float]]]:
-        """(document, answer, score) of every question, by task, through lmms-eval's evaluator."""
+        """(document, answer, score) of every question, by task, from lmms-eval's evaluator."""
         evaluate: Any = lmms_eval.evaluator.simple_evaluate
         output = evaluate(
             model=adapter,
@@ -134,16 +136,19 @@ class Suite:
             numpy_random_seed=None,
             torch_random_seed=None,
             process_docs_parallel=1,
-            distributed_executor_backend="torchrun",  # builds no accelerator; there is one process
-            cli_args=argparse.Namespace(process_with_media=False),  # scorers do not look at images
+            distributed_executor_backend="torchrun",  # avoids an accelerator object; only one process runs
+            cli_args=argparse.Namespace(process_with_media=False),  # scorers need no images
         )
         return {
-            name: [(s["doc_id"], s["filtered_resps"][0], self._score(name, task, s)) for s in output["samples"][name]]
+            name: [
+                (sample["doc_id"], sample["filtered_resps"][0], self._score(name, task, sample))
+                for sample in output["samples"][name]
+            ]
             for name, task in self.tasks.items()
         }
 
     def constant(self, answers: Mapping[str, str]) -> dict[str, list[tuple[int, str, float]]]:
-        """What `run` would give for a model that answers every question of a task alike: answers by task."""
+        """The result of `run` for constant answers; `answers` holds one per task."""
         return {
             name: [
                 (number, answers[name], self._score(name, task, task.process_results(dict(doc), [answers[name]])))
@@ -158,40 +163,40 @@ class Suite:
         score: Any = sample.get(metric)
         if isinstance(score, int | float | np.number):
             return float(score)
-        raise InputError(f"task {name}: its metric '{metric}' is no number per question; this task cannot be run here")
+        raise InputError(f"task {name}: its metric '{metric}' is no number per question; choose a task with one")
 
 
 def local(source: Source, split: str) -> LocalTask:
-    """The shipped definition that fits the file, on the rows of this source."""
+    """A task with the shipped definition that fits the file, on the rows of this source."""
     config = load_yaml_config(str(MINI / f"{source.form}.yaml"), mode="full")
     return LocalTask(config={**config, "task": source.task, "test_split": split, "dataset_kwargs": {"source": source}})
 
 
-def load_official(task: str, split: str) -> OfficialTask:
-    """An official task on this split: lmms-eval's definition, answers of at most 16 tokens, no submission files."""
-    found, _ = official.parse(task) or (None, None)
-    assert found is not None
-    path = Path(lmms_eval.tasks.__file__).parent / found.definition
+def official(asked: OfficialSet, split: str) -> OfficialTask:
+    """An official task on this split: lmms-eval's definition, with at most 16 answer tokens and no submission files."""
+    path = Path(lmms_eval.tasks.__file__).parent / asked.definition.definition
     config = load_yaml_config(str(path), mode="full")
     for key in ("dataset_path", "dataset_name", "process_docs"):
         config.pop(key, None)
     return OfficialTask(
         config={
             **config,
-            "task": task,
+            "task": asked.name,
             "dataset_path": "parquet",
             "test_split": split,
             "generation_kwargs": {**config["generation_kwargs"], "max_new_tokens": LONGEST},
             "metric_list": [metric for metric in config["metric_list"] if metric["metric"] != "submission"],
-            "dataset_kwargs": {"official": (task, split)},
+            "dataset_kwargs": {"official": (asked, split)},
         }
     )
 
 
 def stock(name: str, split: str) -> Any:
-    """One of lmms-eval's own tasks, with its own data set; raises InputError if that cannot be had."""
+    """One of lmms-eval's own tasks with its own data set. Raises InputError if it cannot be loaded."""
     if split != "validation":
-        raise InputError(f"task {name}: has no split '{split}' here; lmms-eval's own tasks run on 'validation' only")
+        raise InputError(
+            f"task {name}: has no split '{split}'; use 'validation', the only split of lmms-eval's own tasks"
+        )
     try:
         loaded = TaskManager().load_task_or_group([name], task_type="chat")
     except RetryError as error:
@@ -199,32 +204,32 @@ def stock(name: str, split: str) -> Any:
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise InputError(
             f"task {name}: lmms-eval could not load its data set ({reason});"
-            " it needs the network once, or a data set in the Hugging Face cache"
+            " connect to the network once, or fill the Hugging Face cache"
         ) from error
     task = loaded.get(name)
     if task is None or isinstance(task, dict):
-        raise InputError(f"task {name}: a group of lmms-eval; name its tasks one by one")
-    # The `submission` metrics write files for a challenge's server into the working folder.
+        raise InputError(f"task {name}: this is a group of lmms-eval; name its tasks one by one")
+    # A `submission` metric would write files for a challenge's server into the working folder.
     task.aggregation().pop("submission", None)
     return task
 
 
-def restrict(task: Any, limit: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Leave the stock task its first `limit` questions in the order of `data.choose`; returns their ids and images'."""
-    own = task.config.test_split or task.config.validation_split
-    docs, bare = task.dataset[own], task.dataset_no_image[own]
-    number = [str(i) for i in range(len(docs))]
-    question = next((c for c in ("question_id", "questionId", "id") if c in bare.column_names), None)
-    image = next((c for c in ("image_id", "imageId") if c in bare.column_names), None)
-    questions = [str(value) for value in bare[question]] if question else number
-    if image:
-        images = [str(value) for value in bare[image]]
+def restrict(task: Any, limit: int | None) -> Loaded:
+    """The task with its first `limit` questions in the order of `data.choose`."""
+    split = task.config.test_split or task.config.validation_split
+    docs, bare = task.dataset[split], task.dataset_no_image[split]
+    row_numbers = [str(i) for i in range(len(docs))]
+    question_column = next((c for c in ("question_id", "questionId", "id") if c in bare.column_names), None)
+    image_column = next((c for c in ("image_id", "imageId") if c in bare.column_names), None)
+    questions = [str(value) for value in bare[question_column]] if question_column else row_numbers
+    if image_column:
+        images = [str(value) for value in bare[image_column]]
     elif isinstance(docs.features.get("image"), datasets.Image):
         encoded = docs.select_columns("image").cast_column("image", datasets.Image(decode=False))
         images = [sha256(row["image"]["bytes"] or row["image"]["path"].encode()).hexdigest()[:16] for row in encoded]
     else:
-        images = number
+        images = row_numbers
     chosen = choose(questions, images, limit)
-    task.dataset[own], task.dataset_no_image[own] = docs.select(chosen), bare.select(chosen)
-    task.task_docs = task.dataset[own]
-    return tuple(questions[i] for i in chosen), tuple(images[i] for i in chosen)
+    task.dataset[split], task.dataset_no_image[split] = docs.select(chosen), bare.select(chosen)
+    task.task_docs = task.dataset[split]
+    return Loaded(task, tuple(questions[i] for i in chosen), tuple(images[i] for i in chosen))

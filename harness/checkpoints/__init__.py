@@ -1,0 +1,1 @@
+"""A pruned model exported as a folder: weights, config, processor, plan and model card."""

@@ -1,0 +1,55 @@
+"""Encode questions about images as model inputs; the only place where a chat prompt is rendered and padded.
+
+inputs = encode(vlm.processor, [[image]], ["What colour is the star?"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+def encode(
+    processor: Any,
+    images: Sequence[Sequence[Image.Image]],
+    texts: Sequence[str],
+    answers: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Render one user turn per text, its images first, with the processor's chat template; pad on the left.
+
+    With `answers`, each prompt is followed by its answer and the end-of-turn token; `labels` holds these tokens and is
+    -100 elsewhere. Without, the prompt ends where the model's answer begins. Returns tensors; ids: (n, longest).
+    """
+    tokenizer = processor.tokenizer
+    prompts = []
+    for row_images, text in zip(images, texts, strict=True):
+        content = [{"type": "image"} for _ in row_images] + [{"type": "text", "text": text}]
+        message = [{"role": "user", "content": content}]
+        prompts.append(processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    endings = [""] * len(prompts) if answers is None else [a + tokenizer.eos_token for a in answers]
+    texts = [p + e for p, e in zip(prompts, endings, strict=True)]
+    # If the template already writes the beginning-of-sequence token, the tokenizer must not add a second one.
+    has_bos = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
+    batch = processor(
+        text=texts,
+        images=[[image.convert("RGB") for image in row_images] for row_images in images] if any(images) else None,
+        add_special_tokens=not has_bos,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    inputs = {key: value.to(device) for key, value in batch.items()}
+    if answers is not None:
+        labels = inputs["input_ids"].new_full(inputs["input_ids"].shape, -100)
+        for row, (text, ending) in enumerate(zip(texts, endings, strict=True)):
+            # Tokenized within its text, because a word can have other tokens when it stands alone.
+            spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            width = sum(end > len(text) - len(ending) for _, end in spans)
+            labels[row, -width:] = inputs["input_ids"][row, -width:]
+        inputs["labels"] = labels
+    return inputs

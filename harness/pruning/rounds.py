@@ -1,0 +1,25 @@
+"""Combine successive cuts of one model into one plan.
+
+plan = together(first, then)
+"""
+
+from __future__ import annotations
+
+from harness.types import Choice, InputError, Keep, Plan
+
+
+def together(first: Plan, then: Plan) -> Plan:
+    """Two cuts as one plan in the unit indices of the original model; `then` cuts the result of `first`.
+
+    Raises InputError if a plan replaces Linears, because these cannot be cut again.
+    """
+    if any(isinstance(part, Choice) for plan in (first, then) for part in plan.parts.values()):
+        raise InputError(
+            "tuning.rounds: this method replaces Linears, and only removed units can be cut in rounds; set rounds to 1"
+        )
+    parts = dict(first.parts)
+    for key, part in then.parts.items():
+        before = first.parts.get(key)
+        assert isinstance(part, Keep)
+        parts[key] = Keep(tuple(before.indices[i] for i in part.indices)) if isinstance(before, Keep) else part
+    return Plan(parts, first.requested * then.requested, first.achieved * then.achieved)

@@ -1,0 +1,1 @@
+"""Stored results: one JSON file per trial, its samples beside it, and collections of both."""

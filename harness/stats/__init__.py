@@ -1,0 +1,20 @@
+"""Statistics of comparisons: intervals, paired differences, equivalence, power, ratios of times, hypervolumes."""
+
+from harness.stats.intervals import clustered_interval as clustered_interval
+from harness.stats.paired import Answers as Answers
+from harness.stats.paired import Difference as Difference
+from harness.stats.paired import Equivalence as Equivalence
+from harness.stats.paired import McNemar as McNemar
+from harness.stats.paired import Pairs as Pairs
+from harness.stats.paired import average as average
+from harness.stats.paired import difference as difference
+from harness.stats.paired import equivalence as equivalence
+from harness.stats.paired import holm as holm
+from harness.stats.paired import mcnemar as mcnemar
+from harness.stats.paired import pair as pair
+from harness.stats.power import minimum_detectable_effect as minimum_detectable_effect
+from harness.stats.power import questions_needed as questions_needed
+from harness.stats.power import questions_to_settle as questions_to_settle
+from harness.stats.ratios import Ratio as Ratio
+from harness.stats.ratios import quotient as quotient
+from harness.stats.ratios import ratio_of_medians as ratio_of_medians

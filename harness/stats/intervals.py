@@ -1,0 +1,48 @@
+"""Confidence intervals of mean scores when questions share images.
+
+lo, hi = clustered_interval(scores, image_ids, strata=task_names)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from harness.stats.bootstrap import codes
+
+
+def clustered_interval(
+    scores: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    strata: Sequence[Hashable] | np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over strata of their mean score, resampling whole clusters.
+
+    `scores`, `clusters` and `strata`: one entry per question, (n,). Clusters are drawn with replacement within each
+    stratum. The same inputs and seed give the same interval. Raises ValueError if there are no scores.
+    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8 (cluster bootstrap).
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values):
+        raise ValueError("an interval needs at least one score")
+    groups = codes(strata if strata is not None else np.zeros(len(values)))
+    images = codes(clusters)
+    if not len(values) == len(groups) == len(images):
+        raise ValueError(f"{len(values)} scores, {len(images)} clusters and {len(groups)} strata: lengths differ")
+    random = np.random.default_rng(seed)
+    count = groups.max() + 1
+    means = np.zeros(resamples)
+    for group in range(count):
+        in_group = groups == group
+        _, image_codes = np.unique(images[in_group], return_inverse=True)
+        sums, sizes = np.bincount(image_codes, values[in_group]), np.bincount(image_codes).astype(np.float64)
+        draws = random.integers(len(sums), size=(resamples, len(sums)))
+        means += sums[draws].sum(axis=1) / sizes[draws].sum(axis=1) / count
+    tail = 50 * (1 - confidence)
+    lo, hi = np.percentile(means, [tail, 100 - tail])
+    return float(lo), float(hi)

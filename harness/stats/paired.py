@@ -1,0 +1,246 @@
+"""Paired comparisons of two models on the same questions: differences of means, and tests of them.
+
+    pairs = pair(baseline, candidate)          # two tables of answers to the same questions
+    change = difference(pairs)                 # candidate - baseline, with interval and p
+    equivalence(change, margin=0.01).loss_bound
+
+Scores are fractions in [0, 1]. A mean is over tasks of each task's mean; questions about one image are resampled
+together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from harness.stats.bootstrap import codes, p_above_zero, quantile, resample
+
+MADE_UP = 2  # flips each way that are added for unseen questions: "plus four"
+
+
+# --- pairs of answers -------------------------------------------------------------------------------------
+
+
+class Answers(Protocol):
+    """A table, frame or dictionary with columns task, question_id, image_id and score, one row per question."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The scores of two models on the same questions, (n,) each; row i of every field is about the same question."""
+
+    tasks: Sequence[Hashable]
+    questions: Sequence[Hashable]
+    images: Sequence[Hashable]
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def differences(self) -> np.ndarray:
+        """second - first per question, (n,)."""
+        return self.second - self.first
+
+
+def pair(first: Answers, second: Answers) -> Pairs:
+    """Join two sets of answers by task and question.
+
+    Raises ValueError if a question occurs twice, is in only one set, or has different images, if a score is not a
+    finite number, or if there are no questions; no question is dropped silently.
+    """
+    left, right = _by_question(first), _by_question(second)
+    unpaired = left.keys() ^ right.keys()
+    if unpaired:
+        raise ValueError(
+            f"{len(unpaired)} of {len(left.keys() | right.keys())} questions are in one set of answers only"
+        )
+    # Sorted, so that the resampling depends neither on the order of the rows nor on which set comes first.
+    keys = sorted(left, key=lambda key: (str(key[0]), str(key[1])))
+    for key in keys:
+        if left[key][0] != right[key][0]:
+            raise ValueError(f"task {key[0]}, question {key[1]}: the images differ")
+    return Pairs(
+        [task for task, _ in keys],
+        [question for _, question in keys],
+        [left[key][0] for key in keys],
+        np.array([left[key][1] for key in keys]),
+        np.array([right[key][1] for key in keys]),
+    )
+
+
+def average(several: Sequence[Pairs]) -> Pairs:
+    """Mean scores over several comparisons on the same questions (budgets, seeds), to test them as one.
+
+    Raises ValueError if there are no comparisons or if their questions differ.
+    """
+    if not several:
+        raise ValueError("no comparisons to average")
+    base = several[0]
+    for other in several[1:]:
+        if (other.tasks, other.questions, other.images) != (base.tasks, base.questions, base.images):
+            raise ValueError("comparisons on different questions cannot be averaged")
+    first, second = (np.mean([getattr(p, side) for p in several], axis=0) for side in ("first", "second"))
+    return Pairs(base.tasks, base.questions, base.images, first, second)
+
+
+def _by_question(answers: Answers) -> dict[tuple[Hashable, Hashable], tuple[Hashable, float]]:
+    columns = [_values(answers[name]) for name in ("task", "question_id", "image_id", "score")]
+    scored: dict[tuple[Hashable, Hashable], tuple[Hashable, float]] = {}
+    for task, question, image, score in zip(*columns, strict=True):
+        if (task, question) in scored:
+            raise ValueError(f"task {task}, question {question}: answered twice")
+        if score is None or not math.isfinite(score):
+            raise ValueError(f"task {task}, question {question}: the score is {score}")
+        scored[task, question] = (image, float(score))
+    if not scored:
+        raise ValueError("no answers")
+    return scored
+
+
+def _values(column: Any) -> list[Any]:
+    return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+
+# --- differences and their tests --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference second - first as a fraction, with its confidence interval and two-sided p."""
+
+    estimate: float
+    lo: float
+    hi: float
+    p: float
+    standard_error: float
+    questions: int
+    clusters: int  # images, counted per task
+    tasks: dict[Hashable, float]
+    allowance: float = field(repr=False)  # the part of the standard error that stands for unseen flips
+    freedom: float = field(repr=False)
+    draws: np.ndarray = field(repr=False, compare=False)
+
+
+def difference(pairs: Pairs, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Mean over tasks of the mean paired difference, with a bootstrap clustered by image and stratified by task.
+
+    The draws are smoothed by two flipped questions each way (of the smallest task), so that answers that agree on few
+    questions do not look certain; without any flip, the upper bound is about that of the exact binomial. A task with
+    only one image has no known spread: the interval is infinite and p is 1. The smallest possible p is about 1 /
+    `resamples`, so a table of hundreds of comparisons needs more resamples. Swapping the two sides swaps the interval.
+    Raises ValueError if there are no questions.
+    Source: Davison and Hinkley (1997), sections 3.4 (smoothed bootstrap) and 3.8 (clusters); Agresti and Caffo, The
+    American Statistician 54 (2000) (plus four).
+    """
+    if not pairs.questions:
+        raise ValueError("a difference needs at least one question")
+    random = np.random.default_rng(seed)
+    differences, groups = pairs.differences, codes(pairs.tasks)
+    sampled = resample(differences[:, None], pairs.images, pairs.tasks, resamples, random)
+    sizes = np.bincount(groups)
+    allowance = math.sqrt(2 * MADE_UP) / (len(sizes) * int(sizes.min()))
+    noise = allowance * random.standard_normal(resamples)
+    draws = np.concatenate([sampled.draws[:, 0] + noise, sampled.draws[:, 0] - noise])
+    means = np.bincount(groups, differences) / sizes
+    tail = (1 - confidence) / 2
+    return Difference(
+        estimate=float(means.mean()),
+        lo=quantile(draws, tail, sampled.freedom),
+        hi=quantile(draws, 1 - tail, sampled.freedom),
+        p=min(1.0, 2 * min(p_above_zero(draws, sampled.freedom), p_above_zero(-draws, sampled.freedom))),
+        standard_error=float(draws.std()) if sampled.freedom else math.inf,
+        questions=len(differences),
+        clusters=len(set(zip(pairs.tasks, pairs.images, strict=True))),
+        tasks=dict(zip(dict.fromkeys(pairs.tasks), means.tolist(), strict=True)),
+        allowance=allowance,
+        freedom=sampled.freedom,
+        draws=draws,
+    )
+
+
+class McNemar(NamedTuple):
+    """How many questions only the first (`lost`) or only the second (`gained`) got right, and the exact two-sided p."""
+
+    lost: int
+    gained: int
+    p: float
+
+
+def mcnemar(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> McNemar:
+    """Exact McNemar test of paired 0/1 scores, (n,) each; it treats all questions as independent, whatever their image.
+
+    Raises ValueError for scores other than 0 and 1, and for different lengths.
+    Source: McNemar, Psychometrika 12 (1947); binomial form.
+    """
+    from scipy import special
+
+    before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if before.shape != after.shape:
+        raise ValueError(f"{len(before)} and {len(after)} scores: lengths differ")
+    if not np.isin([before, after], (0, 1)).all():
+        raise ValueError("McNemar's test needs scores of 0 or 1")
+    lost, gained = int((before > after).sum()), int((after > before).sum())
+    p = min(1.0, 2 * float(special.bdtr(min(lost, gained), lost + gained, 0.5)))
+    return McNemar(lost, gained, p)
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The test of a loss (first - second) against a margin, with one-sided bounds at level 1 - alpha."""
+
+    margin: float
+    loss: float
+    loss_bound: float  # upper bound of the loss
+    gain_bound: float  # upper bound of the gain
+    p_noninferior: float  # null hypothesis: the loss is the margin or more
+    p: float  # TOST; null hypothesis: a loss or a gain of the margin or more
+    p_loss: float  # null hypothesis: there is no loss
+
+    @property
+    def noninferior(self) -> bool:
+        return self.loss_bound < self.margin
+
+    @property
+    def equivalent(self) -> bool:
+        return self.loss_bound < self.margin and self.gain_bound < self.margin
+
+
+def equivalence(change: Difference, margin: float, *, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided tests of a difference against a margin (a positive fraction), including non-inferiority.
+
+    If every flip is a loss, the false-positive rate at a true loss of exactly the margin is up to 7 % for alpha 5 %;
+    the more gains are among the flips, the closer it is to 5 %. Raises ValueError for a margin that is not positive.
+    Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987).
+    """
+    if not margin > 0:
+        raise ValueError(f"the margin must be positive, not {margin}")
+    draws, freedom = change.draws, change.freedom
+    below, above = p_above_zero(draws + margin, freedom), p_above_zero(margin - draws, freedom)
+    return Equivalence(
+        margin=margin,
+        loss=-change.estimate,
+        loss_bound=-quantile(draws, alpha, freedom),
+        gain_bound=quantile(draws, 1 - alpha, freedom),
+        p_noninferior=below,
+        p=max(below, above),
+        p_loss=p_above_zero(-draws, freedom),
+    )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the given order; reject those up to alpha for a family-wise error of alpha.
+
+    Raises ValueError for values outside [0, 1]. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    values = np.asarray(ps, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("p-values must lie between 0 and 1")
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
+    return adjusted.tolist()

@@ -1,0 +1,47 @@
+"""The result of a trial: its record with the samples, or the record of a failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness import registry
+from harness.machine.facts import facts
+from harness.records.record import Code, Contestant, Failure, Record
+from harness.types import Trial, regime
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class Result(NamedTuple):
+    """A trial's record, and the answers that are stored beside it."""
+
+    record: Record
+    samples: pyarrow.Table | None = None
+
+
+def contestant(trial: Trial) -> Contestant:
+    """What the code says of a trial's method now."""
+    method = registry.method(trial.lookup)
+    own = method.regime(trial.options)
+    if trial.control != "none" and own != "trained":  # a control takes only the widths of the plan
+        own = "none"
+    return Contestant(
+        title=method.title,
+        variant=trial.variant,
+        role=method.role if trial.control == "none" else "reference",
+        regime=regime(own, trial.tuning),
+        resolved={**method.options, **trial.options},
+        file=trial.method_file,
+    )
+
+
+def failure(trial: Trial, device: str, kind: str, message: str, phase: str = "worker") -> Result:
+    """The record of a trial that failed outside its worker, so without measurements."""
+    error = Failure(kind, message[:2000], phase)
+    return Result(Record(trial, contestant(trial), error, env=facts(device), code=code()))
+
+
+def code() -> Code:
+    """Version of this package, and the git revision it runs from, if any."""
+    return Code(**registry.code())

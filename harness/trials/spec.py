@@ -1,0 +1,347 @@
+"""A board file, validated, and its trials: pure data.
+
+board = read("demo"); [trial.method for trial in board.trials()]
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from harness import families, registry, tasks
+from harness.types import (
+    CalibrationSpec,
+    Currency,
+    InputError,
+    LatencySpec,
+    Loading,
+    Questions,
+    ReferenceInput,
+    Scope,
+    Trial,
+    Tuning,
+    UnitKinds,
+)
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _listed(value: Any) -> Any:
+    """One recovery or a list of them, as a list of mappings; a bare name stands for a mapping with that method."""
+    values = value if isinstance(value, list) else [value]
+    return [{"method": item} if isinstance(item, str) else item for item in values]
+
+
+# `tuning: refit`, `tuning: [none, bias, refit]` or `tuning: {method: full, steps: 100}`
+Tunings = Annotated[tuple[Tuning, ...], BeforeValidator(_listed), Field(min_length=1)]
+ANSWERED = ("accuracy", "floors", "fidelity")  # metrics that need the answers of the model
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """A contestant on a board: a method with options and a number of seeds.
+
+    `method` is a registered name or the path of a Python file. In a board file the path is relative to that file; here
+    and everywhere else it is relative to the current folder.
+    With `control: random-units` the widths of its plans are kept and their units drawn at random (Liu et al. 2019).
+    With `sequential: true` each block is ranked after the blocks before it are cut, anew for each budget.
+    """
+
+    method: str
+    options: dict[str, Any] = {}
+    seeds: Count = 1
+    calibration: CalibrationSpec | None = None  # None: the board's
+    tuning: Tunings | None = None  # None: the board's
+    control: Literal["none", "random-units"] = "none"
+    sequential: bool = False
+
+
+class Board(_Strict):
+    """A comparison: every method at every budget of every scope, on one model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+    model: str
+    methods: tuple[Entry, ...] = Field(min_length=1)
+    budgets: tuple[Fraction, ...] = Field(min_length=1)
+    scopes: tuple[Scope, ...] = Field(default=("vision",), min_length=1)
+    units: UnitKinds = "both"
+    tasks: tuple[str, ...] = Field(min_length=1)
+    split: str = "validation"
+    limit: Count | None = None
+    metrics: tuple[str, ...] = Field(("flops", "latency", "accuracy"), min_length=1)
+    # Models to score with blank and shuffled images too: none (false), dense (true), or dense and these budgets.
+    floors: bool | tuple[Fraction, ...] = True
+    tuning: Tunings = (Tuning(),)  # each model is recovered in each of these ways, from the same cut
+    calibration: CalibrationSpec = CalibrationSpec()
+    latency: LatencySpec = LatencySpec()
+    reference_input: ReferenceInput = ReferenceInput()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    # How the model is loaded; see `types.Loading`.
+    revision: str | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    trust_remote_code: bool = False
+    random_weights: bool = False
+    # What a budget is a share of, and what kept widths are multiples of; see `types.Currency` and `types.Align`.
+    currency: Currency = "flops"
+    align: Count | Literal["auto", "off"] | None = None
+
+    @property
+    def questions(self) -> Questions:
+        return Questions(self.tasks, self.split, self.limit)
+
+    @property
+    def loading(self) -> Loading:
+        return Loading(**{item.name: getattr(self, item.name) for item in fields(Loading)})
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Turn a bare name into an entry without options."""
+        return (
+            [{"method": item} if isinstance(item, str) else item for item in value]
+            if isinstance(value, list)
+            else value
+        )
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order of their runs: dense first, then the budgets of each ranking together."""
+        common = {
+            "board": self.name,
+            "model": self.model,
+            "units": self.units,
+            "questions": self.questions,
+            "latency": self.latency,
+            "reference_input": self.reference_input,
+            "dtype": self.dtype,
+            "loading": self.loading,
+        }
+        floors = self.floors is not False and "accuracy" in self.metrics and "floors" not in self.metrics
+        with_floors = (*self.metrics, "floors") if floors else self.metrics
+        floor_budgets = self.floors if isinstance(self.floors, tuple) else ()
+        dense_settings = {
+            **common,
+            "units": "both",
+            "calibration": self._drawn(self.calibration),
+            "metrics": with_floors,
+        }
+        trials = [Trial(method="none", options={}, scope="all", budget=1.0, seed=0, **dense_settings)]
+        for entry in self.methods:
+            if entry.method == "none":
+                continue
+            method = registry.method(entry.method)
+            options = method.check(entry.options, f"board {self.name}: ")
+            runs = itertools.product(range(entry.seeds), self.scopes, self.budgets, entry.tuning or self.tuning)
+            trials += [
+                Trial(
+                    method=method.name,
+                    method_file=entry.method if registry.method_file(entry.method) else None,
+                    options=options,
+                    scope=scope,
+                    budget=budget,
+                    seed=seed,
+                    metrics=with_floors if budget in floor_budgets else self.metrics,
+                    calibration=self.calibration_of(entry),
+                    tuning=tuning,
+                    control=entry.control,
+                    sequential=entry.sequential,
+                    align=self.align,
+                    currency=self.currency,
+                    **common,
+                )
+                for seed, scope, budget, tuning in runs
+            ]
+        return trials
+
+    def calibration_of(self, entry: Entry) -> CalibrationSpec:
+        """The calibration of a contestant, with its tasks filled in."""
+        return self._drawn(entry.calibration or self.calibration)
+
+    def _drawn(self, calibration: CalibrationSpec) -> CalibrationSpec:
+        return replace(calibration, tasks=calibration.tasks or self.tasks)
+
+
+def read(name: str, **overrides: Any) -> Board:
+    """A shipped board or a YAML file, with other values for some keys (`limit=50`, `**{"calibration.samples": 16}`).
+
+    A key may go on with dots, to a key of the mapping or a position (from 0) of the list that it holds.
+    Raises InputError naming the file and key: not YAML, not a mapping, empty, an unknown key, method, option, task,
+    split, metric, scope or model, a model folder that cannot be loaded, a budget outside (0, 1], anything named twice.
+    """
+    path = registry.board(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"board {path}: cannot read the file: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
+        raise InputError(f"board {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"board {path}: {'empty' if content is None else 'not a mapping of keys'}; see `infoprune list boards`"
+        )
+    if "methods" in content:
+        content["methods"] = _seen_from_here(content["methods"], path.parent)
+    return check(override(content, overrides, f"board {path}: "), path)
+
+
+def override(content: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A board's content with these values at these dotted keys; raises InputError for a key that leads nowhere."""
+    changed: Any = dict(content)
+    for key, value in overrides.items():
+        changed = _replaced(changed, key.split("."), value, f"{where}{key}: ")
+    return changed
+
+
+def _replaced(content: Any, path: Sequence[str], value: Any, where: str) -> Any:
+    """A copy of the content with another value at the end of this path of keys and positions."""
+    if not path:
+        return value
+    key, *rest = path
+    if isinstance(content, list):
+        if not (key.isdecimal() and int(key) < len(content)):
+            raise InputError(
+                f"{where}{key!r} is not a position of the list, whose positions are 0 to {len(content) - 1}"
+            )
+        position = int(key)
+        entry = content[position]
+        if rest and isinstance(entry, str):  # a method's bare name
+            entry = {"method": entry}
+        return [*content[:position], _replaced(entry, rest, value, where), *content[position + 1 :]]
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{where}the board has the value {content!r:.80} there, which has no key {key!r}")
+    content = content or {}
+    return {**content, key: _replaced(content.get(key), rest, value, where)}
+
+
+def _seen_from_here(methods: Any, folder: Path) -> Any:
+    """The entries of a board file in this folder, with the paths of method files relative to the current folder."""
+
+    def seen(method: Any) -> Any:
+        if not (isinstance(method, str) and method.endswith(".py")) or os.path.isabs(method):
+            return method
+        return os.path.relpath(folder / method)
+
+    if not isinstance(methods, list):
+        return methods
+    return [
+        {**entry, "method": seen(entry["method"])} if isinstance(entry, dict) and "method" in entry else seen(entry)
+        for entry in methods
+    ]
+
+
+def check(content: Mapping[str, Any], path: Path) -> Board:
+    """Validate a board's content. Raises the errors of `read`."""
+    for key in content:
+        if key not in Board.model_fields:
+            raise InputError.unknown("key", key, Board.model_fields, f"board {path}: ")
+    try:
+        board = Board.model_validate(dict(content))
+    except ValidationError as error:
+        raise _explain(error, content, path) from error
+    where = f"board {path}: "
+    files: dict[str, str] = {}
+    for entry in board.methods:
+        try:
+            registry.module_path(entry.method)
+        except InputError as error:
+            raise InputError(f"{where}methods: {error}") from error
+        file = registry.method_file(entry.method)
+        if file is not None and files.setdefault(file.stem, entry.method) != entry.method:
+            raise InputError(
+                f"{where}methods: {files[file.stem]} and {entry.method} would both be called {file.stem!r}; rename one"
+            )
+    for metric in board.metrics:
+        if metric not in registry.metrics():
+            raise InputError.unknown("metric", metric, registry.metrics(), where + "metrics: ")
+    if board.random_weights and (unanswerable := [metric for metric in board.metrics if metric in ANSWERED]):
+        raise InputError(
+            f"{where}metrics: {unanswerable[0]}: random weights give no useful answers; with random_weights use "
+            "metrics: [flops, latency]"
+        )
+    if board.random_weights and board.device_map:
+        raise InputError(f"{where}device_map: random weights use one device; remove this key")
+    for key in ("budgets", "scopes", "tasks", "metrics"):
+        values = getattr(board, key)
+        if duplicates := [value for value in values if values.count(value) > 1]:
+            raise InputError(f"{where}{key}: {duplicates[0]} is named twice; name it once")
+    try:
+        source = Path(registry.model(board.model))
+        if source.is_dir():
+            families.check_folder(source, random_weights=board.random_weights)
+        tasks.require(board.questions)
+        contestants = []
+        for entry in board.methods:
+            calibration = board.calibration_of(entry)
+            tasks.require(calibration.questions, calibration.samples)
+            method = registry.method(entry.method)
+            if method.units not in ("both", board.units) and entry.method != "none":
+                raise InputError(
+                    f"methods: {method.name} ranks {method.units} only, so it cannot meet a budget over "
+                    f"units: {board.units}; set units: {method.units}, or leave the method out"
+                )
+            options = method.check(entry.options, "methods: ")
+            for tuning in entry.tuning or board.tuning:
+                if tuning.trains:
+                    tasks.require(calibration.questions, tuning.samples, "tuning.samples")
+                contestants.append((entry.method, options, calibration, tuning, entry.control, entry.sequential))
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
+    for contestant in contestants:
+        if contestants.count(contestant) > 1:
+            raise InputError(
+                f"{where}methods: {contestant[0]} is named twice with the same options and recovery; name it once"
+            )
+    return board
+
+
+def _explain(error: ValidationError, content: Mapping[str, Any], path: Path) -> InputError:
+    """The first fault of a board in terms of its file: the key, what is wrong, and the closest valid choice."""
+    first = error.errors()[0]
+    loc, kind = _as_written(first["loc"], content), first["type"]
+    where = f"board {path}: {'.'.join(loc)}: "
+    if kind == "missing":
+        return InputError(f"{where}this key is missing; add it")
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+        return InputError.unknown("value", first["input"], choices, where)
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        parts: dict[str, Any] = {
+            "methods": Entry.model_fields,
+            "calibration": [item.name for item in fields(CalibrationSpec)],
+            "latency": [item.name for item in fields(LatencySpec)],
+            "reference_input": [item.name for item in fields(ReferenceInput)],
+            "tuning": [item.name for item in fields(Tuning)],
+        }
+        known = next(parts[key] for key in reversed(loc[:-1]) if key in parts)
+        return InputError.unknown("key", loc[-1], known, f"board {path}: {'.'.join(loc[:-1])}: ")
+    if kind == "value_error":
+        return InputError(where + first["msg"].removeprefix("Value error, "))
+    text = re.sub(r"a (valid )?dictionary.*", "a mapping of keys", first["msg"]).replace("a valid tuple", "a list")
+    text = text.replace("Tuple", "List")
+    return InputError(f"{where}{text} (given: {first['input']!r:.80})")
+
+
+def _as_written(loc: Sequence[Any], content: Any) -> list[str]:
+    """A key as the file has it: without positions in lists where the file has a single value."""
+    written = []
+    for part in loc:
+        if isinstance(part, int) and not isinstance(content, list):
+            continue
+        written.append(str(part))
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            content = None
+    return written

@@ -1,0 +1,248 @@
+"""Run a board: skip finished trials and write each record at once, so that a stop loses only the trials in progress.
+
+outcome = sweep(board, Path("results"), device="cpu")
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import families, registry, tasks
+from harness.files import check_writable
+from harness.progress import Progress, silent
+from harness.records import record
+from harness.records.record import Record
+from harness.records.store import Stored, by_trial, collect
+from harness.text import plain
+from harness.trials import spec, staleness
+from harness.trials.executors import Make, local, ray, real
+from harness.trials.executors.local import UNLIMITED, TrialLimits
+from harness.trials.journal import Journal
+from harness.trials.locks import Claims
+from harness.types import VLM, InputError, Questions, Trial
+
+LIGHT = 2e9  # bytes of weights up to which `probe` loads a model
+FEW = 16  # questions of each task that it asks
+
+
+@dataclass(frozen=True)
+class Todo:
+    """The work of a sweep: trials to run, the number of finished ones, and the estimated seconds (None: unknown).
+
+    stale: the number of trials to run that have a record of other code, another checkpoint or other questions.
+    """
+
+    trials: tuple[Trial, ...]
+    done: int
+    seconds: float | None
+    stale: int = 0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Settings for a run on Ray. `address` is a running cluster; None starts Ray on this machine."""
+
+    address: str | None = None
+    needs: ray.Needs | None = None
+    shards: int = 1  # Ray tasks per trial that share its questions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a sweep. `elsewhere` counts trials that other sweeps on the same folder run or have finished."""
+
+    folder: Path
+    ran: int
+    skipped: int
+    failed: tuple[str, ...]  # one line per failed trial
+    elsewhere: int = 0
+    ids: tuple[str, ...] = ()  # of the finished trials
+    seconds: float = 0.0  # wall-clock, from the first worker's start to the last record
+
+
+def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
+    """The trials without a good record, and a time estimate from the existing records.
+
+    baseline: plan only the trials that a gate against these records (folder, file or git revision) needs. Raises
+    InputError if it needs none, or if the baseline is the results folder itself.
+    """
+    trials = board.trials()
+    if baseline is not None:
+        if Path(baseline).resolve() in (results.resolve(), (results / board.name).resolve()):
+            raise InputError(
+                f"--against {baseline}: the sweep would write to the same folder; choose another with --results"
+            )
+        trials = against(trials, collect(baseline))
+    folder = results / board.name
+    records: dict[str, Record] = {}
+    if folder.is_dir():
+        records = {stored.id: stored for stored in record.load(folder)[0] if _whole(stored, folder)}
+    todo, finished, stale = [], [], 0
+    for trial in trials:
+        stored = records.get(trial.id)
+        if stored is None:
+            todo.append(trial)
+        elif staleness.stale(stored, trial):
+            todo.append(trial)
+            stale += 1
+        else:
+            finished.append(stored)
+    return Todo(tuple(todo), len(finished), _expected(todo, finished), stale)
+
+
+def _expected(todo: Sequence[Trial], finished: Sequence[Record]) -> float | None:
+    """The seconds of these trials: for each the median of finished ones with its recovery, else of all."""
+    by_tuning: dict[Any, list[float]] = {}
+    for stored in finished:
+        by_tuning.setdefault(stored.trial.tuning, []).append(stored.cost.total_s or 0.0)
+    if not by_tuning:
+        return None
+    every = [seconds for several in by_tuning.values() for seconds in several]
+    return sum(statistics.median(by_tuning.get(trial.tuning, every)) for trial in todo)
+
+
+def against(trials: Iterable[Trial], baseline: Sequence[Stored]) -> list[Trial]:
+    """The trials that a gate against this baseline needs: those with a good record in the baseline.
+
+    Raises InputError if the baseline has none.
+    """
+    baseline_ids = {identity for identity, stored in by_trial(baseline).items() if stored.record.status == "ok"}
+    needed = [trial for trial in trials if trial.id in baseline_ids]
+    if not needed:
+        raise InputError("--against: the baseline has no good record of this board's trials: nothing to compare with")
+    return needed
+
+
+def fetched(board: spec.Board) -> list[str]:
+    """The model and question sets that a run needs from the hub; it fetches those that the Hugging Face cache lacks."""
+    source = registry.model(board.model)
+    downloads = [] if Path(source).is_dir() else [f"model {source} at revision {board.revision or 'main'}"]
+    downloads += tasks.fetched(board.questions)
+    for entry in board.methods:
+        downloads += tasks.fetched(board.calibration_of(entry).questions)
+    return list(dict.fromkeys(downloads))
+
+
+def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float | None:
+    """A rough estimate of the trials' seconds from a few prefills and answers, for a first run without records.
+
+    None if the probe itself would take long: for random weights, or for more than `LIGHT` bytes of weights.
+    """
+    weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
+    if board.random_weights or weights > LIGHT:
+        return None
+    import torch
+
+    from harness.machine.timing import seconds
+    from harness.trials.context import Context
+
+    vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **asdict(board.loading))
+    batch = max(board.latency.batches)
+    call = Context(board.reference_input).stages(vlm, batch)["all"]
+    prefill = seconds(call, torch.device(device), min) / batch
+    # Each timed round runs both models' stages.
+    settings = len(board.latency.modes) * (1 + len(board.latency.images))
+    rounds = 4 * settings * board.latency.repeats * sum(board.latency.batches) * ("latency" in board.metrics)
+    asked = tasks.count(board.questions) * bool({"accuracy", "floors", "fidelity"} & set(board.metrics))
+    answer = _seconds_per_answer(vlm, board.questions) if asked else prefill
+    # A question of calibration or training is run forward and back, about three times a prefill.
+    rankings = {trial.ranking: trial.calibration.samples for trial in todo.trials if trial.method != "none"}
+    trained = sum(trial.tuning.steps * trial.tuning.batch for trial in todo.trials if trial.tuning.trains)
+    learned = 3 * (sum(rankings.values()) + trained)
+    return len(todo.trials) * (prefill * rounds + answer * asked) + answer * learned
+
+
+def _seconds_per_answer(vlm: VLM, questions: Questions) -> float:
+    """The seconds that this model takes for a question, whose image may be smaller than the reference input."""
+    few = replace(questions, limit=min(questions.limit or FEW, FEW))
+    tasks.answer(vlm, few)  # loads the sets, and warms up
+    start = time.perf_counter()
+    tasks.answer(vlm, few)
+    return (time.perf_counter() - start) / tasks.count(few)
+
+
+def sweep(
+    board: spec.Board,
+    results: Path,
+    *,
+    device: str = "cpu",
+    inline: bool = False,
+    jobs: int = 1,
+    limits: TrialLimits = UNLIMITED,
+    cluster: Cluster | None = None,
+    make: Make = real,
+    todo: Todo | None = None,
+    progress: Progress = silent,
+    mirror: Callable[[Record], None] | None = None,
+) -> Outcome:
+    """Run the missing trials of a board. Each gets a record under `results/<board>/`. `todo` is its `plan`, if known.
+
+    Trials run in worker processes (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`, and
+    only the time limit). Several sweeps may share a folder; each trial runs in one of them. `mirror` gets each record
+    after it is written. Raises InputError before any work if the hub has no such model or the folder is not writable,
+    and later if the folder becomes unwritable; finished records stay.
+    """
+    todo = todo or plan(board, results)
+    if todo.trials:
+        families.check(registry.model(board.model), revision=board.revision, random_weights=board.random_weights)
+    folder, failed = results / board.name, []
+    check_writable(folder)
+    finished, elsewhere, ids, start = 0, 0, [], time.perf_counter()
+    journal = Journal(folder)
+    with Claims(folder) as claims:
+
+        def claim(trial: Trial) -> bool:
+            nonlocal elsewhere
+            name = trial.id
+            claimed = claims.take(name) and not _done(folder / f"{name}.json", trial)
+            elsewhere += not claimed
+            if claimed:
+                journal.note("begin", trial=name, method=trial.method, scope=trial.scope, budget=trial.budget)
+            return claimed
+
+        def say(text: str = "", **counts: Any) -> None:
+            progress(text, done=finished + elsewhere, total=len(todo.trials))
+
+        claims.tidy()
+        journal.note("sweep", trials=len(todo.trials), done=todo.done, stale=todo.stale)
+        common: dict[str, Any] = {"device": device, "make": make, "claim": claim, "progress": say}
+        if cluster is None:
+            runs = local.run(todo.trials, inline=inline, jobs=jobs, limits=limits, **common)
+        else:
+            ray_settings = {"needs": cluster.needs, "shards": cluster.shards, "seconds": limits.seconds}
+            runs = ray.run(todo.trials, address=cluster.address, **ray_settings, **common)
+        for unwritten, samples in runs:
+            claims.check()
+            written = record.write(folder, unwritten, samples)
+            claims.give_up(written.id)
+            journal.note("end", trial=written.id, status=written.status, seconds=written.cost.total_s)
+            finished += 1
+            ids.append(written.id)
+            say()
+            if written.error is not None:
+                error = written.error
+                failed.append(plain(f"{written.label}: {error.phase}: {error.type}: {error.message}"))
+            if mirror is not None:
+                mirror(written)
+        journal.note("close", ran=finished, failed=len(failed))
+    return Outcome(folder, finished, todo.done, tuple(failed), elsewhere, tuple(ids), time.perf_counter() - start)
+
+
+def _done(path: Path, trial: Trial) -> bool:
+    """Whether the trial has a good record now, perhaps from another sweep."""
+    try:
+        stored = record.read(path)
+    except InputError:
+        return False
+    return _whole(stored, path.parent) and not staleness.stale(stored, trial)
+
+
+def _whole(stored: Record, folder: Path) -> bool:
+    """Whether a record is a result and its samples, if any, still exist (a power cut can lose them)."""
+    samples = folder / f"{stored.id}.parquet"
+    return stored.status == "ok" and ("samples" not in stored.hashes or samples.is_file())

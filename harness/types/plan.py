@@ -1,0 +1,85 @@
+"""The budget of a trial, and the plan that meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.types.model import Component, Extent, Kind, Scope, UnitKinds
+
+TOLERANCE = 0.01  # largest relative distance of a plan from its budget, and of measured from stated FLOPs
+
+Currency = Literal["flops", "params", "latency"]  # what a budget is a share of
+
+
+# A multiple; "auto": the multiple that was measured on this machine; "off": none; None: "auto" on a GPU, else "off".
+Align = int | Literal["auto", "off"] | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share `keep` of the FLOPs of these unit kinds in this scope that may remain, on the reference input.
+
+    With `rates` (seconds per multiply-add, by component and kind) the budget is a share of time; `fixed` is the time
+    that no cut can save.
+    """
+
+    scope: Scope
+    keep: float
+    units: UnitKinds = "both"
+    extents: Mapping[Component, Extent] = field(default_factory=dict)
+    align: int = 1  # widths of kept heads and channels are multiples of this
+    rates: Mapping[tuple[Component, Kind], float] = field(default_factory=dict)
+    fixed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The kept units, as sorted indices."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen option of the block's `Options`: its position, and its label for people."""
+
+    position: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kept part of a model: a Keep or a Choice per (block name, kind). A part that has neither stays whole."""
+
+    parts: Mapping[tuple[str, Kind], Keep | Choice]
+    requested: float
+    achieved: float
+    align: int = 1
+    currency: Currency = "flops"
+
+    def to_json(self) -> dict[str, Any]:
+        blocks: dict[str, dict[str, Any]] = {}
+        for (block, kind), part in self.parts.items():
+            value = list(part.indices) if isinstance(part, Keep) else {"option": part.position, "label": part.label}
+            blocks.setdefault(block, {})[kind] = value
+        content = {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
+        optional = {"align": (self.align, 1), "currency": (self.currency, "flops")}
+        return content | {name: value for name, (value, default) in optional.items() if value != default}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Plan:
+        """The plan with this JSON; the inverse of `to_json`."""
+        parts: dict[tuple[str, Kind], Keep | Choice] = {}
+        for block, kinds in content["blocks"].items():
+            for kind, part in kinds.items():
+                is_choice = isinstance(part, Mapping)
+                parts[block, kind] = Choice(part["option"], part["label"]) if is_choice else Keep(tuple(part))
+        optional = {name: content[name] for name in ("align", "currency") if name in content}
+        return cls(parts, content["requested"], content["achieved"], **optional)
+
+
+def differs(stated: float, measured: float) -> bool:
+    """Whether two shares of FLOPs differ by more than the tolerance."""
+    return abs(measured - stated) > TOLERANCE * stated

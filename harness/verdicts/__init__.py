@@ -1,0 +1,1 @@
+"""Verdicts from records: regressions after a code change, and the studied method against its rivals."""

@@ -1,0 +1,105 @@
+"""Things, scenes and questions of the pretrained model's sets."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from hashlib import sha256
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.reference.pretrained.questions import FORMS, ask, propose
+from harness.reference.pretrained.scenes import SIDE, Item, Scene, draw
+from harness.reference.pretrained.sets import SIZES_SHIPPED, items, template
+from harness.reference.pretrained.things import NAMES, RESERVED, THINGS, together
+from harness.tasks import answers, catalogue, data
+from harness.types import Questions
+from tests.support.painters import Plain
+
+
+def test_the_catalogue_is_large_and_a_fifth_is_reserved() -> None:
+    assert len(NAMES) >= 150 and len({thing.emoji for thing in THINGS.values()}) == len(NAMES)
+    assert len(RESERVED) == len(NAMES) // 5
+    assert THINGS["cow"].gives == "milk" and THINGS["bat"].fly and not THINGS["horse"].fly
+    assert THINGS["mouse"].several == "mice" and THINGS["butterfly"].several == "butterflies"
+    assert THINGS["apple"].phrase == "an apple" and THINGS["scissors"].phrase == "scissors"
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_reserved_things_never_meet_the_same_company_in_training_and_validation(seed: int, training: bool) -> None:
+    scene = draw(random.Random(seed), writing=seed % 2 == 0, training=training)
+    assert 1 <= len(scene.items) <= 6
+    for item in scene.items:
+        assert item.wide - 1 <= item.x <= SIDE - item.wide + 1 and item.high - 1 <= item.y <= SIDE - item.high + 1
+        if item.name in RESERVED:
+            company = {other.name for other in scene.items if other.thing and other.name != item.name}
+            company |= {item.colour, scene.ground} - {""}
+            assert all(together(item.name, name, training=training) for name in company)
+            assert not any(together(item.name, name, training=not training) for name in company)
+
+
+def _item(name: str, x: float, y: float, colour: str = "") -> Item:
+    return Item("thing", name, colour, x, y, 20, 20)
+
+
+def test_questions_have_the_answers_that_the_scene_gives() -> None:
+    scene = Scene((_item("cow", 30, 40, "red"), _item("plane", 120, 20), _item("apple", 80, 140, "blue")), "white", 1)
+    answers = {
+        question.text: question.answer
+        for task in FORMS
+        for form in FORMS[task]
+        for question in propose(scene, task, form, random.Random(0))
+    }
+    for text, answer in {
+        "What is on the left?": "cow",
+        "What is on the blue plate?": "apple",
+        "What color is the plate under the cow?": "red",
+        "What color is the background?": "white",
+        "How many things are there?": "3",
+        "How many animals are there?": "1",
+        "Is there a plane?": "yes",
+        "Is the cow on the red plate?": "yes",
+        "Is the cow on the blue plate?": "no",
+        "Is the cow left of the plane?": "yes",
+        "What is below the cow?": "apple",
+        "Is the cow at the top or at the bottom?": "top",
+        "Can the thing on the right fly?": "yes",
+        "What kind of thing is at the bottom?": "fruit",
+        "What does the animal give?": "milk",
+    }.items():
+        assert answers[text] == answer, text
+    assert "Which of them can be eaten?" not in answers  # as people would argue about the cow
+    sign = Item("sign", "sign", "green", 80, 80, 60, 20, text="stop", font="DejaVuSans", points=36)
+    read = {q.text: q.answer for q in ask(Scene((sign,), "gray", 1), ("things_textvqa",), random.Random(0), 9)}
+    assert read["What does the sign say?"] == "stop" and read["Does the green sign say stop?"] == "yes"
+
+
+@pytest.mark.parametrize("task", list(FORMS))
+def test_sets_are_balanced_within_a_template(task: str) -> None:
+    """The most common answer to a yes-or-no template is not much more common than the other."""
+    forms: Counter[str] = Counter()
+    asked: dict[str, Counter[str]] = {}
+    for _, _, questions in items(task, "validation", 60, Plain()):
+        for question in questions:
+            forms[question.form] += 1
+            asked.setdefault(template(question), Counter())[question.answer] += 1
+    assert max(forms.values()) <= 2.5 * min(forms.values())
+    for counts in asked.values():
+        if set(counts) <= {"yes", "no"} and sum(counts.values()) >= 12:
+            assert max(counts.values()) <= 0.67 * sum(counts.values()), asked
+
+
+@pytest.mark.parametrize("task", list(FORMS))
+def test_shipped_sets_are_whole_and_share_no_picture(task: str) -> None:
+    seen: dict[str, str] = {}
+    for split, images in SIZES_SHIPPED.items():
+        path = data.REFERENCE / "things" / task / f"{split}.parquet"
+        rows = pq.read_table(path, columns=["image"]).to_pylist()
+        assert len(rows) == 3 * images
+        for digest in {sha256(row["image"]["bytes"]).hexdigest() for row in rows}:
+            assert seen.setdefault(digest, split) == split
+    assert answers.majority(Questions((task,), "validation", None)) is not None
+    assert task in catalogue.describe()

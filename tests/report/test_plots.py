@@ -1,0 +1,92 @@
+"""The static plot: a panel and a front per regime, intervals, names where they fit, points that are no curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import same_color
+
+from harness.records.record import Record
+from harness.report.plots import FRONT, Picture, draw
+from harness.report.tables import board_frame
+from tests.support.records import board_record
+
+
+def figures(kept: float, accuracy: float) -> dict[str, Any]:
+    return {
+        "flops": {"kept": kept},
+        "accuracy": {"mean": accuracy, "lo": accuracy - 0.05, "hi": accuracy + 0.04},
+    }
+
+
+def drawn(*items: Record) -> Picture:
+    return draw(board_frame([board_record(metrics=figures(1.0, 0.95)), *items]))
+
+
+def title(ax: Any) -> str:
+    return ax.get_title(loc="left").replace("\n", " ")
+
+
+def staircase(ax: Any) -> list[float]:
+    lines = [line for line in ax.lines if same_color(line.get_color(), FRONT)]
+    return sorted(float(y) for line in lines for y in line.get_ydata())
+
+
+def test_every_regime_has_a_panel_and_a_front_of_its_own() -> None:
+    refit: dict[str, Any] = {"recovery": {"method": "refit"}}
+    items = []
+    for scope in ("vision", "all"):
+        for budget, accuracy in ((0.5, 0.6), (0.25, 0.5)):
+            items.append(board_record("taylor", scope, budget, metrics=figures(budget, accuracy)))
+            items.append(board_record("taylor", scope, budget, metrics=figures(budget, accuracy + 0.3), **refit))
+    figure = drawn(*items)
+    fronts = {title(ax): staircase(ax) for ax in figure.axes}
+    assert fronts == {
+        f"Scope {scope}, heads and FFN, regime {regime}": pytest.approx(steps)
+        for scope in ("vision", "all")
+        for regime, steps in (("none", [50, 60, 95]), ("refit", [80, 90, 95]))
+    }
+    places = [ax.get_position() for ax in figure.axes]
+    assert places[0].y0 == places[1].y0 and places[0].x0 == places[2].x0, "a line per scope, a column per regime"
+
+
+def test_an_interval_is_a_bar() -> None:
+    (ax,) = drawn(*(board_record("taylor", "vision", 0.5, seed, metrics=figures(0.5, 0.6)) for seed in (0, 1))).axes
+    (bars,) = ax.collections
+    (segment,) = bars.get_segments()  # type: ignore[attr-defined]
+    assert [float(y) for _, y in segment] == pytest.approx([55, 64])
+
+
+def test_single_points_do_not_look_like_curves() -> None:
+    methods = ("taylor", "random", "infoprune", "wanda")
+    items = [board_record(name, "vision", 0.5, metrics=figures(0.5, 0.5 + i / 50)) for i, name in enumerate(methods)]
+    (ax,) = drawn(*items).axes
+    assert not staircase(ax) and not ax.patches
+    for line in ax.lines:
+        points = np.asarray(line.get_xydata())
+        assert len(points) == 1 or line.get_linestyle() == "--", "points, and the dense model's line"
+    assert "infoprune" in [text.get_text() for text in ax.texts]
+
+
+def test_names_beside_curves_fit_and_the_legend_has_them_all() -> None:
+    """Of 20 methods, the one under study and the best of the others have their names beside them."""
+    items = []
+    for i in range(20):
+        name = "infoprune" if i == 3 else f"method{i:02d}"
+        items += [board_record(name, "vision", b, metrics=figures(b, 0.9 - i / 50 - (1 - b) / 9)) for b in (0.5, 0.3)]
+    variant = {"variant": "a-very-long-option=with-a-long-value", "options": {"x": 1}}
+    items.append(board_record("infoprune", "vision", 0.3, metrics=figures(0.3, 0.3), **variant))
+    figure = drawn(*items)
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    assert {text.get_text() for text in ax.texts} == {"infoprune", "method00"}, "a long name is left to the legend"
+    for text in ax.texts:
+        assert text.get_window_extent().x1 <= figure.bbox.x1
+    said = [text.get_text().strip() for text in figure.legends[1].get_texts()]
+    assert len(said) == 21 and said[:2] == ["infoprune", "infoprune a-very-long-option=with-a-long-value"]
+    panel = ax.get_window_extent()
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert box.y0 > panel.y1 and box.x1 <= figure.bbox.x1, "the legend is above the panels"

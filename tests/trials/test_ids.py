@@ -1,0 +1,41 @@
+"""The ids of all trials of the shipped boards: stored records are found by them, so they stay."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+
+from harness import registry
+from harness.trials import spec
+
+# Board -> trials, first id, last id, 16 hex digits of the SHA-256 over all ids, one a line.
+IDS = {
+    "ablation": (103, "a89a3db427fee49f", "f0b11813dd824dcf", "b8b73181fe5aa6a3"),
+    "ablation-ffn": (67, "cec6a5de26ec9404", "0b40520c8429afef", "0dac23f13a9101ab"),
+    "ablation-heads": (103, "be4abab5a152ef0f", "e290963cb1410125", "9dce8ccaae61adc7"),
+    "demo": (13, "4e7a194b237a6de3", "ff5319fff4f5a0e9", "0aac57860846c979"),
+    "ffn": (265, "9c3a095ffa6f9117", "d1f017e7184aace1", "95a9a78acebca75b"),
+    "geometry-llava-1.5-7b": (55, "b6404c500563d38d", "0231b5134339a55d", "3db45084c01dc92d"),
+    "geometry-mini": (19, "86675ec0fc9f69df", "e4a2d904619e7183", "af6b483add12dc22"),
+    "geometry-qwen2-vl-2b": (55, "a2d4fb4908e4fb37", "13d6d1e6497d92c4", "32344fe279c1ef7b"),
+    "geometry-qwen2-vl-7b": (55, "4d090ffb7dbd335d", "8f0147c2dc758724", "00a334033938c7ef"),
+    "heads": (172, "bea45821b465d62a", "38e744f533e4c17a", "e014475297e2b3b0"),
+    "options": (184, "9d5e873511c553c8", "6e4d19c063706c57", "ebaf6b2c969e35be"),
+    "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
+    "reference": (1675, "f87da4345c0718ad", "2e53298db37dd074", "5eb921bb3aeb7677"),
+    "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
+    "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
+    "tuned": (145, "0931be2119463c01", "b1c7bf339845c72e", "267ce6f0c4757f9f"),
+    "tuned-rates": (19, "c1be0900c05d6568", "2bf6300236ada395", "d5ce6818a9b9c8c0"),
+}
+
+
+def test_every_shipped_board_is_listed() -> None:
+    assert set(registry.boards()) == set(IDS)
+
+
+@pytest.mark.parametrize("board", IDS)
+def test_trials_keep_their_ids(board: str) -> None:
+    ids = [trial.id for trial in spec.read(board).trials()]
+    assert (len(ids), ids[0], ids[-1], sha256("\n".join(ids).encode()).hexdigest()[:16]) == IDS[board]
