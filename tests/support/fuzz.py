@@ -12,8 +12,10 @@ Starts from shipped boards and stored records. The input that crashes is left in
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -139,6 +141,8 @@ def main(which: str, runs: str, *more: str) -> None:
         again = any(not option.startswith("-") for option in more)
         corpora = [] if again else [str(corpus)]
         options = [f"-atheris_runs={runs}", f"-max_len={LONGEST}", "-timeout=20", f"-dict={words}", *more, *corpora]
+        # libFuzzer's alarm outlives its handler, which Python takes away as it ends: the process would be killed.
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
         atheris.Setup([sys.argv[0], *options], lambda content: target(content, scratch))
         atheris.Fuzz()
 
