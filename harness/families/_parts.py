@@ -70,6 +70,17 @@ def layers(model: Any, path: str, read: int | list[int] = -1) -> list[tuple[int,
     return [(i, f"{path}.{i}", layer) for i, layer in enumerate(modules) if i < last]
 
 
+PROJECTORS = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")  # the names in transformers
+
+
+def projector(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules between tower and language model. Raises InputError if the model has none of the known names."""
+    parts = [module for path, module in model.named_modules() if path.rpartition(".")[2] in PROJECTORS]
+    if not parts:
+        raise InputError(f"model: no projector; known are modules called {', '.join(PROJECTORS)}")
+    return parts
+
+
 def linears(model: torch.nn.Module) -> str:
     """The paths and sizes of a model's Linear layers as text, with numbered blocks grouped."""
     blocks: dict[str, tuple[set[str], dict[str, str]]] = {}

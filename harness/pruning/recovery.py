@@ -1,4 +1,4 @@
-"""Recovery after pruning, the same for every method: a bias, a refit, tuning of all weights or of low-rank adapters.
+"""Recovery after pruning, the same for every method: a bias, a refit, or training of all weights or of some.
 
     calibration = Calibration(dense, samples, batch_size=16)
     tuned = tune(pruned, calibration, Tuning("full", steps=300), plan=plan, seed=0)  # tuned.vlm, tuned.curve

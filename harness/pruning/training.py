@@ -1,4 +1,4 @@
-"""Training after pruning: tuning of all weights or of low-rank adapters, with the dense model as the teacher.
+"""Training after pruning, of all weights, low-rank adapters or the projector, with the dense model as the teacher.
 
     curve, samples = train(vlm, calibration, Tuning("full", steps=300), steps=300, seed=0)
 
@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.families import projector
 from harness.progress import Progress, silent
 from harness.statistics.calibration import Calibration, answer_logits
 from harness.types import VLM, Tuning
@@ -39,8 +41,11 @@ def train(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _in_float32(vlm.model) as dtype:
         torch.manual_seed(seed)
         wrapper = adapters(vlm, tuning.rank) if tuning.method == "lora" else None
-        if wrapper is None:
+        if tuning.method == "full":
             vlm.model.requires_grad_(True)
+        if tuning.method == "projector":
+            for module in projector(vlm.model):
+                module.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
             curve, samples = _learn(vlm.model, calibration, tuning, steps, seed, progress)
         if wrapper is not None:
@@ -61,9 +66,9 @@ def _learn(
     order = _order(len(batches), seed)
 
     @cache
-    def teacher_logs(number: int) -> Tensor:
+    def teacher(number: int) -> Outputs:
         with torch.no_grad():
-            return answer_logits(calibration.vlm.model, batches[number])[0].log_softmax(-1)
+            return outputs(calibration.vlm.model, batches[number])
 
     curve: list[dict[str, Any]] = []
     samples, losses = 0, []
@@ -72,13 +77,9 @@ def _learn(
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.enable_grad():
-            logits, answers = answer_logits(model, batches[number])
-            if tuning.loss == "kl":
-                loss = functional.kl_div(
-                    logits.log_softmax(-1), teacher_logs(number), reduction="batchmean", log_target=True
-                )
-            else:
-                loss = functional.cross_entropy(logits, answers)
+            student = outputs(model, batches[number])
+            target = student if tuning.loss == "answers" else teacher(number)
+            loss = torch.stack([LOSSES[name](student, target) for name in tuning.loss.split("+")]).sum()
             loss.backward()
         nn.utils.clip_grad_norm_(weights, LARGEST)
         optimiser.step()
@@ -92,6 +93,44 @@ def _learn(
             progress(f"tuning: step {step + 1} of {steps}, loss {curve[-1]['loss']:.3f}")
             losses = []
     return curve, samples
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says where an answer token follows, (tokens, ...): log-probabilities, the tokens, hidden states."""
+
+    logs: Tensor
+    answers: Tensor
+    hidden: Tensor
+
+
+def outputs(model: Any, batch: Mapping[str, Any]) -> Outputs:
+    """The model's outputs for a batch; hidden states are those that the output embedding reads."""
+    read: list[Tensor] = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    try:
+        logits, answers = answer_logits(model, batch)
+    finally:
+        hook.remove()
+    states = read[0][:, :-1]
+    return Outputs(logits.log_softmax(-1), answers, states[batch["labels"][:, -states.shape[1] :] != -100].float())
+
+
+def _answers(student: Outputs, _: Outputs) -> Tensor:
+    return functional.nll_loss(student.logs, student.answers)
+
+
+def _kl(student: Outputs, teacher: Outputs) -> Tensor:
+    return functional.kl_div(student.logs, teacher.logs, reduction="batchmean", log_target=True)
+
+
+def _hidden(student: Outputs, teacher: Outputs) -> Tensor:
+    """The squared error over the teacher's mean square, so that its weight depends on no model's scale."""
+    return functional.mse_loss(student.hidden, teacher.hidden) / teacher.hidden.square().mean()
+
+
+LOSSES: dict[str, Callable[[Outputs, Outputs], Tensor]] = {"answers": _answers, "kl": _kl, "hidden": _hidden}
 
 
 def schedule(step: int, steps: int) -> float:

@@ -32,6 +32,7 @@ from harness.types import (
     Plan,
     Ranking,
     Trial,
+    Tuning,
     short_hash,
 )
 
@@ -126,8 +127,8 @@ class Pruner:
                 full_plan = plan if rounds == 1 else together(full_plan, plan)
             with watch("surgery"):
                 vlm = surgery.apply(vlm, plan, ranking)
-            if trial.tuning.method != "none":
-                tuned = self._recover(vlm, full_plan, trial, method.steps(trial.options), turn, watch)
+            for stage in trial.tuning.stages:
+                tuned = self._recover(vlm, full_plan, trial, stage, method.steps(trial.options), turn, watch)
                 vlm = tuned.vlm
                 learning_curves.append(list(tuned.curve))
         if learning_curves:
@@ -226,22 +227,22 @@ class Pruner:
 
     # --- recovery ---------------------------------------------------------------------------------------------
 
-    def _recover(self, vlm: VLM, plan: Plan, trial: Trial, trained: int, turn: int, watch: Watch) -> recovery.Tuned:
+    def _recover(
+        self, vlm: VLM, plan: Plan, trial: Trial, tuning: Tuning, trained: int, turn: int, watch: Watch
+    ) -> recovery.Tuned:
         """The recovered model. `trained`: steps of the method's own training, which leave fewer steps to the tuning."""
-        tuning = trial.tuning
         if tuning.trains:
             tuning = replace(tuning, steps=max(0, tuning.steps - trained * tuning.rounds))
         with watch("tuning"):
-            calibration = self._recovery_calibration(trial)
+            calibration = self._recovery_calibration(trial, tuning)
             how: dict[str, Any] = {"plan": plan, "seed": trial.seed, "turn": turn, "progress": self.progress}
             tuned = recovery.tune(vlm, calibration, tuning, **how)
         watch.add("tuning_steps", tuned.steps)
         watch.add("tuning_samples", tuned.samples)
         return tuned
 
-    def _recovery_calibration(self, trial: Trial) -> Calibration:
+    def _recovery_calibration(self, trial: Trial, tuning: Tuning) -> Calibration:
         """The dense model on the questions of the recovery: those of the calibration, or a training's own number."""
-        tuning = trial.tuning
         if not tuning.trains:
             return self._calibrated(trial)
         spec = replace(trial.calibration, samples=tuning.samples)

@@ -47,6 +47,7 @@ RECOVERIES = {
     "refit": "harness.pruning.refit",
     "full": "harness.pruning.training",
     "lora": "harness.pruning.training",
+    "projector": "harness.pruning.training",
 }
 
 
@@ -54,8 +55,9 @@ def hashes(trial: Trial) -> dict[str, str]:
     """16 hex digits each for `code`, `checkpoint`, `data` and `calibration`, if known before the run."""
     source, revision = registry.model(trial.model), trial.loading.revision
     model_type, changed = families.model_type(source, revision), registry.changed(trial.lookup)
+    recoveries = tuple(stage.method for stage in trial.tuning.stages)
     known = {
-        "code": code(trial.lookup, trial.metrics, model_type, trial.tuning.method, changed),
+        "code": code(trial.lookup, trial.metrics, model_type, recoveries, changed),
         "checkpoint": families.checkpoint_hash(source, revision),
         "data": _data(trial.questions),
         "calibration": _data(trial.calibration.questions),
@@ -77,13 +79,16 @@ def _data(questions: Questions) -> str | None:
 
 
 @functools.cache
-def code(method: str, metrics: tuple[str, ...], model_type: str | None, tuning: str = "none", changed: int = 0) -> str:
+def code(
+    method: str, metrics: tuple[str, ...], model_type: str | None, recoveries: tuple[str, ...] = (), changed: int = 0
+) -> str:
     """16 hex digits of the SHA-256 over what decides the figures of a trial of this method.
 
-    changed: when the method's file was last changed, if it is named by a path; see `registry.changed`.
+    recoveries: the methods of its recovery, see `Tuning.stages`. changed: when the method's file was last changed, if
+    it is named by a path; see `registry.changed`.
     """
     digest = sha256()
-    for line in code_hash.hashes(ROOTS, asked(method, metrics, model_type), plumbing(tuning), (registry.BUILT_IN,)):
+    for line in code_hash.hashes(ROOTS, asked(method, metrics, model_type), plumbing(recoveries), (registry.BUILT_IN,)):
         digest.update(f"{line}\n".encode())
     for path in sorted(tasks.MINI.glob("*.yaml")):  # prompts and scorers
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
@@ -97,7 +102,8 @@ def asked(method: str, metrics: tuple[str, ...], model_type: str | None) -> list
     return [registry.module_path(method), *(f"harness.metrics.{name}" for name in metrics), *family]
 
 
-def plumbing(tuning: str = "none") -> tuple[str, ...]:
+def plumbing(recoveries: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The names at which the walk over the code stops: PLUMBING, other recoveries, and the columns of each metric."""
-    others = {RECOVERY, *RECOVERIES.values()} - ({RECOVERY, RECOVERIES[tuning]} if tuning in RECOVERIES else set())
+    used = {RECOVERY, *(RECOVERIES[name] for name in recoveries)} if recoveries else set()
+    others = {RECOVERY, *RECOVERIES.values()} - used
     return (*PLUMBING, *sorted(others), *(f"harness.metrics.{name}.COLUMNS" for name in registry.metrics()))

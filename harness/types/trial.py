@@ -26,12 +26,14 @@ Mode = Literal["eager", "compile", "graphs"]
 FORBID = {"extra": "forbid"}  # an unknown key of a board file is an error
 
 
-_SETTINGS = {  # tuning method -> the settings that apply to it
+_TRAINING = ("first", "samples", "rounds", "loss", "steps", "batch", "rate")
+_SETTINGS: dict[str, tuple[str, ...]] = {  # tuning method -> the settings that apply to it
     "none": (),
     "bias": (),
     "refit": ("rounds",),
-    "full": ("samples", "rounds", "loss", "steps", "batch", "rate"),
-    "lora": ("samples", "rounds", "loss", "steps", "batch", "rate", "rank"),
+    "full": _TRAINING,
+    "lora": (*_TRAINING, "rank"),
+    "projector": _TRAINING,
 }
 
 
@@ -39,17 +41,21 @@ _SETTINGS = {  # tuning method -> the settings that apply to it
 class Tuning:
     """Recovery after pruning, the same for every method, within one compute budget: `steps` of `batch` questions.
 
+    Losses: `answers` is the cross-entropy of the right answers, `kl` the divergence from the dense model on their
+    tokens, `answers+kl+hidden` the sum of both and of the relative squared error of the last hidden states (the mix
+    that Huang et al. 2026, arXiv 2604.24380, found best). `projector` trains what joins tower and language model only.
     Raises ValueError for a setting that does not apply to the method.
     """
 
-    method: Literal["none", "full", "lora", "refit", "bias"] = "none"
-    loss: Literal["answers", "kl"] = "kl"  # cross-entropy of the answers, or KL from the dense model on their tokens
+    method: Literal["none", "full", "lora", "projector", "refit", "bias"] = "none"
+    loss: Literal["answers", "kl", "answers+kl+hidden"] = "kl"
     samples: Count = 1024  # training questions of the calibration split
     steps: Count = 300  # optimiser steps over all rounds
     batch: Count = 16
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4  # the peak learning rate
     rank: Count = 16  # rank of the adapters (lora)
     rounds: Count = 1  # times that ranking, cut and tuning repeat until the budget is met
+    first: Literal["none", "bias", "refit"] = "none"  # a recovery without training, before the training
 
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID
 
@@ -63,11 +69,27 @@ class Tuning:
         """Whether weights are learned step by step."""
         return "steps" in _SETTINGS[self.method]
 
+    @property
+    def stages(self) -> tuple[Tuning, ...]:
+        """The recoveries that follow each other after a cut; none for `none`."""
+        first = (
+            (Tuning(self.first, rounds=self.rounds if self.first == "refit" else 1),) if self.first != "none" else ()
+        )
+        return (*first, self) if self.method != "none" else ()
+
+    def content(self) -> dict[str, Any]:
+        """All settings, without those of a later version at their defaults, so that trial ids stay the same."""
+        return {name: value for name, value in asdict(self).items() if name != "first" or value != "none"}
+
     def __str__(self) -> str:
         """A label such as full-kl-300: the method, loss and steps, then settings that differ from the defaults."""
         training = (self.loss, self.steps) if self.trains else ()
         settings = [(item.name, getattr(self, item.name)) for item in fields(self)[2:] if item.name != "steps"]
-        differing = [f"{name}={value:g}" for name, value in settings if value != getattr(Tuning, name)]
+        differing = [
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+            for name, value in settings
+            if value != getattr(Tuning, name)
+        ]
         return " ".join(["-".join(map(str, (self.method, *training))), *differing])
 
 
@@ -200,7 +222,7 @@ class Trial:
         values |= {"calibration": asdict(self.calibration), "latency": self.latency.content()}
         values |= {"reference_input": asdict(self.reference_input), "tuning": str(self.tuning)}
         if self.tuning != Tuning():
-            values["recovery"] = asdict(self.tuning)
+            values["recovery"] = self.tuning.content()
         del values["method_file"]
         if self.control == "none":
             del values["control"]

@@ -23,6 +23,7 @@ IDS = {
     "heads": (172, "bea45821b465d62a", "38e744f533e4c17a", "e014475297e2b3b0"),
     "options": (184, "9d5e873511c553c8", "6e4d19c063706c57", "ebaf6b2c969e35be"),
     "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
+    "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "d21d8a1fae145264"),
     "reference": (1675, "f87da4345c0718ad", "2e53298db37dd074", "5eb921bb3aeb7677"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
