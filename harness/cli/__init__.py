@@ -53,6 +53,7 @@ app = _group(
     load=checkpoints.load,
     gate=verdicts.gate,
     verdict=verdicts.verdict,
+    compare=verdicts.compare,
     bench=bench.bench,
     results=_group(
         "The evidence: look at it, bring it together, check it.",

@@ -1,4 +1,4 @@
-"""`infoprune gate` and `infoprune verdict`: did a change make things worse, and does a board's bar hold?"""
+"""`infoprune gate`, `verdict` and `compare`: is it worse, does the bar hold, and how do two boards differ?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from harness.cli.screen import err, out, table
-from harness.cli.shared import Json
+from harness.cli.screen import err, note, out, table
+from harness.cli.shared import Json, Results, board_names
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "refused": "magenta"}
 
@@ -120,8 +120,8 @@ def _bar(bar: Any) -> None:
     if bar.overall:
         margin = _against(bar.overall, f"against {bar.overall.name} over all budgets")
         out.print(f"[bold]{bar.standing}[/]: {margin}", soft_wrap=True)
-    for note in bar.notes:
-        out.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+    for remark in bar.notes:
+        out.print(f"[yellow]note:[/] {escape(remark)}", soft_wrap=True)
     held = sum(at.holds for at in bar.budgets)
     highest = "its mean is the highest" if bar.highest else "its mean is not the highest"
     summary = f"{held} of {len(bar.budgets)} budgets hold, {bar.goal} needed; {highest}"
@@ -133,3 +133,57 @@ def _against(other: Any, name: str | None) -> str:
         return "–"
     points = f"{100 * other.estimate:+.1f} [{100 * other.lo:+.1f}, {100 * other.hi:+.1f}]"
     return escape(f"{points} {name or ''}".strip())
+
+
+def compare(
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="Board of --results, folder or file of records, or git revision.",
+            autocompletion=board_names,
+        ),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same.", autocompletion=board_names)],
+    results: Results = Path("results"),
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Write a page and a Markdown table there.")] = None,
+    json_: Json = False,
+) -> None:
+    """Two boards side by side: what differs in their circumstances, and how far their trials differ. No verdict."""
+    from harness.files import check_writable
+    from harness.report import compare as report
+    from harness.verdicts.compare import compare as beside
+
+    if out_dir is not None:
+        check_writable(out_dir, "--out")
+    with _watched(few=50) as progress:
+        comparison = beside(first, second, results, progress)
+    files = report.write(comparison, out_dir) if out_dir is not None else []
+    if json_:
+        print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
+        return
+    for side, source, about in zip("AB", comparison.sides, comparison.about, strict=True):
+        out.print(f"[bold]{side}[/bold]  {escape(source)}: {escape(about)}", soft_wrap=True)
+    differing = [fact for fact in comparison.facts if fact.differing]
+    if differing:
+        shown = table("differs", "A", "B", "trials")
+        for fact in differing:
+            shown.add_row(*map(escape, (fact.name, fact.first, fact.second, str(fact.differing))))
+        out.print(shown)
+    alike = [fact.name for fact in comparison.facts if not fact.differing]
+    out.print(escape(f"the same: {', '.join(alike) or 'nothing'}"), soft_wrap=True)
+    for line in report.summary(comparison):
+        out.print(escape(line), soft_wrap=True)
+    means = [panel for panel in comparison.panels if panel.changes]
+    for first, rows in (("mean of", means), ("trial", comparison.rows[: report.SHOWN])):
+        heads, lines = report.table(rows)
+        shown = table(first, *heads, texts=1)
+        for cells in lines:
+            texts = (f"[bold]{escape(text)}[/]" if text.endswith(report.STANDS) else escape(text) for text in cells)
+            shown.add_row(*texts)
+        if lines:
+            out.print(shown)
+    if (more := len(comparison.rows) - report.SHOWN) > 0:
+        note(f"{more} trials with smaller differences are in --out and --json", out)
+    for file in files:
+        out.print(str(file), soft_wrap=True, markup=False)

@@ -1,8 +1,9 @@
-"""The rule for comparable trials. Tables, pages, verdicts and the gate all use it.
+"""The rule for comparable trials. Tables, pages, verdicts, the gate and `compare` all use it.
 
 terms(first) == terms(second)                    # the same budgets; equal settings: they share a dense model
 regime(first) == regime(second)                  # the same was done to the weights that stay; only such results compete
 differing(first, second, "answers")              # the reason against a comparison, or an empty text
+basis(first, second, "answers")                  # how they compare all the same: paired, unpaired or refused, and why
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from harness.types import Align, Currency, Loading, Questions, Scope, Trial, Uni
 
 # Facts of a record's `env` that must agree before times are compared.
 MACHINE = ("machine", "platform", "device", "cpu", "gpu", "threads")
+
+
+What = Literal["answers", "times"]
+Basis = Literal["paired", "unpaired", "refused"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def regime(record: Record) -> str:
     return f"{regime} {tuning}" if tuning.trains else regime + str(tuning).removeprefix(tuning.method)
 
 
-def differing(first: Record, second: Record, what: Literal["answers", "times"]) -> str:
+def differing(first: Record, second: Record, what: What) -> str:
     """The reason why answers or times of two trials are not comparable; empty if they are."""
     if what == "answers":
         data = [record.hashes.get("data") for record in (first, second)]
@@ -78,6 +83,25 @@ def differing(first: Record, second: Record, what: Literal["answers", "times"]) 
     before, after = first.env, second.env
     facts = [f"{key} {before.get(key)} and {after.get(key)}" for key in MACHINE if before.get(key) != after.get(key)]
     return f"machines differ: {', '.join(facts)}" if facts else ""
+
+
+def basis(first: Record, second: Record, what: What) -> tuple[Basis, str]:
+    """How two trials compare that `differing` keeps apart, and why not better.
+
+    Answers to other questions of the same tasks and split are samples of one population, so they compare unpaired. So
+    do speedups that two machines measured on the same inputs. Other tasks or inputs are refused.
+    """
+    why = differing(first, second, what)
+    one, two = first.trial, second.trial
+    if what == "answers":
+        asked = [f"{', '.join(sorted(trial.questions.tasks))} ({trial.questions.split})" for trial in (one, two)]
+        if why and asked[0] != asked[1]:
+            return "refused", f"other tasks or another split: {asked[0]} and {asked[1]}"
+    else:
+        inputs = [pairs({"batch": max(trial.latency.batches), **vars(trial.reference_input)}) for trial in (one, two)]
+        if inputs[0] != inputs[1]:
+            return "refused", f"other inputs were timed: {inputs[0]} and {inputs[1]}"
+    return ("unpaired" if why else "paired"), why
 
 
 def pairs(mapping: Mapping[str, Any]) -> str:

@@ -80,13 +80,17 @@ def _table(name: str, read: Callable[[], bytes] | None, record: Record, columns:
 # --- sources of records ------------------------------------------------------------------------------
 
 
-def collect(source: str | Path) -> list[Stored]:
+def collect(source: str | Path, results: Path | None = None) -> list[Stored]:
     """The records of a results folder, a board's folder, a record file, or a git revision of `results`.
 
-    A revision may name another folder in git's way, `v1.0:results/demo`. Raises InputError if the source is none of
-    these, has no record, or has a file that is no record, because a verdict needs all records.
+    A revision may name another folder in git's way, `v1.0:results/demo`. With `results`, the source may also be the
+    name of a board there. Raises InputError if the source is none of these, has no record, or has a file that is no
+    record, because a verdict needs all records.
     """
-    files = _files(str(source))
+    names = sorted(path.name for path in results.glob("*") if path.is_dir()) if results else []
+    if results and source in names and not Path(source).exists():
+        source = results / source
+    files = _files(str(source), f", nor a board of {results} ({', '.join(names)})" if names else "")
     return [_stored(name, files) for name in _records(files, source)]
 
 
@@ -125,24 +129,27 @@ def _records(files: dict[str, Callable[[], bytes]], source: str | Path) -> list[
     return names
 
 
-def _files(source: str) -> dict[str, Callable[[], bytes]]:
-    """A reader for every possible record or samples file of a source, by file name."""
+def _files(source: str, neither: str = "") -> dict[str, Callable[[], bytes]]:
+    """A reader for every possible record or samples file of a source, by file name.
+
+    `neither`: what else the source is not, for the error.
+    """
     path = Path(source)
     if path.is_dir():
         paths = [file for pattern in ("*", "*/*") for file in path.glob(pattern)]
     elif path.exists():
         paths = [path, path.with_suffix(".parquet")]
     else:
-        return _revision(source)
+        return _revision(source, neither)
     return {str(file): file.read_bytes for file in paths if file.suffix in (".json", ".parquet") and file.is_file()}
 
 
-def _revision(source: str) -> dict[str, Callable[[], bytes]]:
+def _revision(source: str, neither: str) -> dict[str, Callable[[], bytes]]:
     """A reader for every file in a git revision: of `results`, or of the folder behind a colon."""
     revision, _, folder = source.partition(":")
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if not revision or commit is None:
-        raise InputError(plain(f"{source}: neither a results folder, a record file nor a git revision"))
+        raise InputError(plain(f"{source}: neither a results folder, a record file nor a git revision{neither}"))
     archive = _git("archive", "--format=tar", commit.decode().strip(), "--", folder or "results")
     if archive is None:
         raise InputError(

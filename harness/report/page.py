@@ -42,7 +42,7 @@ def board(shown: Board, data: Mapping[str, Any]) -> str:
         "methods": _methods(shown),
         "data": _json(data),
     }
-    return _fill(parts, get_plotlyjs(), _small(_file("page.js")), _small(_file("trial.js")))
+    return fill("page.html", parts, get_plotlyjs(), _small(_file("page.js")), _small(_file("trial.js")))
 
 
 def card(shown: Board) -> str:
@@ -55,11 +55,11 @@ def card(shown: Board) -> str:
 
 def index(cards: Iterable[str]) -> str:
     """The page of all boards."""
-    return _fill({"boards": "\n".join(cards)})
+    return fill("boards.html", {"boards": "\n".join(cards)})
 
 
-def _fill(parts: Mapping[str, str], *scripts: str) -> str:
-    """The template of a board or of the index, filled with parts, style and scripts."""
+def fill(name: str, parts: Mapping[str, str], *scripts: str) -> str:
+    """The template of a page, filled with escaped parts, the style and scripts of ours."""
     policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     if scripts:
         digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
@@ -69,7 +69,7 @@ def _fill(parts: Mapping[str, str], *scripts: str) -> str:
         "style": _small(_file("page.css")),
         "scripts": "".join(f"<script>{s}</script>\n" for s in scripts),
     }
-    return _template("page.html" if scripts else "boards.html", {**parts, **common})
+    return _template(name, {**parts, **common})
 
 
 def _template(name: str, parts: Mapping[str, str]) -> str:

@@ -1,6 +1,8 @@
 """Statistics of comparisons: intervals, paired differences, equivalence, power, ratios of times, hypervolumes."""
 
+from harness.stats.intervals import Estimate as Estimate
 from harness.stats.intervals import clustered_interval as clustered_interval
+from harness.stats.intervals import gap as gap
 from harness.stats.paired import Answers as Answers
 from harness.stats.paired import Difference as Difference
 from harness.stats.paired import Equivalence as Equivalence
@@ -16,5 +18,6 @@ from harness.stats.power import minimum_detectable_effect as minimum_detectable_
 from harness.stats.power import questions_needed as questions_needed
 from harness.stats.power import questions_to_settle as questions_to_settle
 from harness.stats.ratios import Ratio as Ratio
+from harness.stats.ratios import mean_ratio as mean_ratio
 from harness.stats.ratios import quotient as quotient
 from harness.stats.ratios import ratio_of_medians as ratio_of_medians

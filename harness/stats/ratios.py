@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.stats.bootstrap import CELLS
+from harness.stats.intervals import Estimate, gap
 
 
 class Ratio(NamedTuple):
@@ -53,18 +54,26 @@ def ratio_of_medians(
     return Ratio(float(np.median(above) / np.median(below)), float(lo), float(hi))
 
 
-def quotient(first: tuple[float, float, float], second: tuple[float, float, float]) -> Ratio:
+def quotient(first: Estimate, second: Estimate) -> Ratio:
     """Quotient of two independent positive estimates, each given with its interval (estimate, lo, hi).
 
     For the speedups of two records, whose single times are not stored. The interval has the confidence of the two given
-    intervals. Raises ValueError for values that are not positive.
-    Source: Zou and Donner, Statistics in Medicine 27 (2008) (variance estimates recovered from limits), on logarithms.
+    intervals: it is that of `gap` on logarithms. Raises ValueError for values that are not positive.
     """
     if not min(*first, *second) > 0:
         raise ValueError("a quotient needs positive estimates and bounds")
-    (log_a, a_lo, a_hi), (log_b, b_lo, b_hi) = np.log(first), np.log(second)
-    down, up = (
-        math.hypot(log_a - a_lo, b_hi - log_b),
-        math.hypot(a_hi - log_a, log_b - b_lo),
-    )
-    return Ratio(*(float(np.exp(x)) for x in (log_a - log_b, log_a - log_b - down, log_a - log_b + up)))
+    above, below = (Ratio(*map(math.log, side)) for side in (first, second))
+    return Ratio(*map(math.exp, gap(below, above)))
+
+
+def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
+    """Geometric mean of independent positive ratios, with the confidence of their intervals.
+
+    Raises ValueError if there are none. Source: as `gap`, on logarithms.
+    """
+    if not ratios:
+        raise ValueError("no ratios to average")
+    middle, lo, hi = np.log(ratios).T
+    mean = float(middle.mean())
+    down, up = (float(np.sqrt((side**2).sum())) / len(ratios) for side in (middle - lo, hi - middle))
+    return Ratio(math.exp(mean), math.exp(mean - down), math.exp(mean + up))

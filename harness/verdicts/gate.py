@@ -129,7 +129,7 @@ def judge(
     other, if samples are missing or answer other questions, or if both sides share no trial.
     """
     before, after = by_trial(baseline), by_trial(candidate)
-    shared = sorted((key for key in before if key in after), key=lambda key: _order(after[key].record))
+    shared = sorted((key for key in before if key in after), key=lambda key: order(after[key].record))
     if not shared:
         raise InputError(
             f"no trial is in both: the baseline has {_boards(before)}, the candidate {_boards(after)};"
@@ -137,7 +137,7 @@ def judge(
         )
     boards = {stored.record.trial.board for stored in after.values()}
     absent = [key for key in before if key not in after and before[key].record.trial.board in boards and whole]
-    names = _names({key: (after.get(key) or before[key]).record for key in (*shared, *absent)})
+    names = names_of({key: (after.get(key) or before[key]).record for key in (*shared, *absent)})
     broken, notes, ids = [], [], {}
     compared: dict[str, tuple[Stored, Stored]] = {}
     for key in shared:
@@ -176,12 +176,13 @@ def judge(
 # --- names --------------------------------------------------------------------------------------------------
 
 
-def _order(record: Record) -> tuple[Any, ...]:
+def order(record: Record) -> tuple[Any, ...]:
+    """Sort key of trials: by board, method, scope and seed, larger budgets first."""
     trial = record.trial
     return (trial.board, trial.method, record.contestant.variant, trial.scope, -trial.budget, trial.seed)
 
 
-def _names(records: Mapping[str, Record]) -> dict[str, str]:
+def names_of(records: Mapping[str, Record]) -> dict[str, str]:
     """A name for each trial, from the settings that distinguish the trials."""
     several = len({record.trial.board for record in records.values()}) > 1
     names = {}

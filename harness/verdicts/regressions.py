@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from harness import stats
 from harness.progress import Progress, silent
 from harness.records.comparison import differing
@@ -186,9 +184,9 @@ def _slowdown(ratios: Sequence[stats.Ratio], limits: Limits, tests: int, rounds:
     from scipy import special
 
     alpha, limit = limits.alpha, math.log(limits.latency)
-    middle, lo, hi = np.log(ratios).T
-    mean, scale = float(middle.mean()), len(ratios) * float(special.ndtri((1 + RECORDED) / 2))
-    down, up = (float(np.sqrt((side**2).sum())) / scale for side in (middle - lo, hi - middle))
+    mean, lo, hi = map(math.log, stats.mean_ratio(ratios))
+    scale = float(special.ndtri((1 + RECORDED) / 2))
+    down, up = (mean - lo) / scale, (hi - mean) / scale
     quantile = float(special.ndtri(1 - alpha))
     p = float(special.ndtr(-mean / down)) if down else float(mean <= 0)
     round_counts = []

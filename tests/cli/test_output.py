@@ -18,6 +18,7 @@ METHODS = {"infoprune_free", "magnitude", "random", "taylor"}
 COMMANDS: list[list[Any]] = [
     ["gate", DEMO, DEMO],
     ["gate", DEMO, DEMO, "--json"],
+    ["compare", DEMO, DEMO],
     ["results", "ls", "--results", ROOT / "results"],
     ["export", "--help"],
     ["--version"],
@@ -116,6 +117,7 @@ def tables(call: Call, monkeypatch: pytest.MonkeyPatch, width: int | None) -> di
     results = ROOT / "results"
     shown = {
         "gate": call("gate", DEMO, DEMO),
+        "compare": call("compare", DEMO, DEMO),
         "verdict": call("verdict", DEMO),
         "ls": call("results", "ls", "--results", results),
         "status": call("status", results),
@@ -129,7 +131,7 @@ def tables(call: Call, monkeypatch: pytest.MonkeyPatch, width: int | None) -> di
 def test_names_wrap_and_are_never_cut(call: Call, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     for name, text in tables(call, monkeypatch, width).items():
         assert "…" not in text and "..." not in text, name
-        if name in ("gate", "ls") and width <= 40:
+        if name in ("gate", "compare", "ls") and width <= 40:
             assert all(method in "".join(text.split()) for method in METHODS), name
 
 

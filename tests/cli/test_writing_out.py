@@ -77,6 +77,10 @@ def test_a_verdict_is_written_whole_or_refused_before(call: Call, tmp_path: Path
             refused(call("gate", DEMO, DEMO, option, bad), f"{option} {bad if bad.name != 'below' else taken}: ")
         good = tmp_path / "new" / "verdict"
         assert call("gate", DEMO, DEMO, option, good).code == 0 and good.read_text()
+    for bad in (taken, taken / "below", tmp_path / ("n" * 300)):
+        refused(call("compare", DEMO, DEMO, "--out", bad), f"--out {bad}: not writable")
+    assert call("compare", DEMO, DEMO, "--out", tmp_path / "page").code == 0
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"index.html", "README.md"}
     refused(call("bench", "--quick", "--out", tmp_path), f"--out {tmp_path}: a folder")
     full = call("gate", DEMO, DEMO, "--markdown", "/dev/full")
     assert full.code == 2 and full.err == "error: /dev/full: cannot be written: No space left on device\n"

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from harness.stats import (
+    Ratio,
     average,
     clustered_interval,
     difference,
     equivalence,
+    gap,
+    mean_ratio,
     pair,
     questions_to_settle,
     quotient,
@@ -291,6 +294,60 @@ def test_quotient_known_answers():
     assert quotient(two, one) == pytest.approx((0.5, 0.5 / wider, 0.5 * wider))
     with pytest.raises(ValueError, match="positive"):
         quotient(one, (1.0, 0.0, 2.0))
+
+
+ratios = st.builds(
+    lambda middle, down, up: Ratio(middle, middle / down, middle * up),
+    st.floats(0.1, 10),
+    st.floats(1.0, 3),
+    st.floats(1.0, 3),
+)
+
+
+@given(st.lists(ratios, min_size=1, max_size=8), st.floats(0.5, 2))
+def test_the_mean_of_ratios(several: list[Ratio], factor: float):
+    """One is its own mean, copies narrow it as their number says, and a common factor goes through it."""
+    assert mean_ratio(several[:1]) == pytest.approx(several[0])
+    first = several[0]
+    many = mean_ratio([first] * len(several))
+    assert math.log(many.estimate / many.lo) == pytest.approx(
+        math.log(first.estimate / first.lo) / math.sqrt(len(several)), abs=1e-9
+    )
+    found = mean_ratio(several)
+    assert mean_ratio([Ratio(*(factor * value for value in ratio)) for ratio in several]) == pytest.approx(
+        tuple(factor * value for value in found)
+    )
+    assert min(several).estimate * (1 - 1e-9) <= found.estimate <= max(several).estimate * (1 + 1e-9)
+    with pytest.raises(ValueError, match="no ratios"):
+        mean_ratio([])
+
+
+def test_gap_known_answers():
+    one, two = (0.8, 0.75, 0.83), (0.9, 0.88, 0.94)
+    assert gap(one, two) == pytest.approx((0.1, 0.1 - math.hypot(0.02, 0.03), 0.1 + math.hypot(0.04, 0.05)))
+    assert gap(one, (0.5, 0.5, 0.5)) == pytest.approx((-0.3, -0.33, -0.25)), "a known value only shifts"
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6))
+def test_a_gap_is_the_opposite_from_the_other_side_and_holds_its_estimate(ends: list[float]):
+    lo, middle, hi = sorted(ends[:3])
+    low, centre, high = sorted(ends[3:])
+    one, two = (middle, lo, hi), (centre, low, high)
+    there, back = gap(one, two), gap(two, one)
+    assert there == pytest.approx((-back[0], -back[2], -back[1]))
+    assert there[1] <= there[0] <= there[2]
+    assert there[2] - there[1] >= max(hi - lo, high - low) / 2 - 1e-9, "no narrower than half of either"
+
+
+def test_a_gap_covers_the_truth_as_often_as_it_says():
+    """1,000 pairs of 90 and 150 answers, a third to a half of them right; the true gap is 0.2."""
+    random, held = np.random.default_rng(8), 0
+    for seed in range(1000):
+        sides = [(random.random(number) < share).astype(float) for number, share in ((90, 0.35), (150, 0.55))]
+        known = [(s.mean(), *clustered_interval(s, range(len(s)), resamples=300, seed=seed)) for s in sides]
+        _, lo, hi = gap(*known)
+        held += lo <= 0.2 <= hi
+    assert 0.93 <= held / 1000 <= 0.97
 
 
 # --- size -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pyarrow
 
 from harness.records.record import Code, Contestant, Cost, Failure, Record, write
 from harness.records.schema import DESCRIBED
+from harness.stats import clustered_interval
 from harness.types import Trial, Tuning, regime
 
 TASKS = ("mini_gqa", "mini_textvqa", "mini_vqav2")
@@ -69,9 +70,14 @@ def put(
     data: str = "d",
     error: str = "",
     revision: str = "a",
+    interval: bool = False,
+    more: dict[str, Any] | None = None,
     **trial: Any,
 ) -> Path:
-    """Write the record of a trial; without scores it measured no accuracy, with an error it failed."""
+    """Write the record of a trial; without scores it measured no accuracy, with an error it failed.
+
+    `interval`: of the accuracy, as a sweep records it. `more` of what the latency metric measured.
+    """
     asked, contestant = trial_of(**trial)
     metrics: dict[str, Any] = {}
     answers = None
@@ -80,10 +86,14 @@ def put(
         each = np.asarray(scores, dtype=float).reshape(len(TASKS), -1).mean(axis=1).tolist()
         tasks = {task: {"accuracy": mean} for task, mean in zip(TASKS, each, strict=True)}
         metrics["accuracy"] = {"mean": float(np.mean(each)), "tasks": tasks}
+        if interval:
+            images, strata = answers["image_id"].to_pylist(), answers["task"].to_pylist()
+            ends = clustered_interval(scores, images, strata=strata)
+            metrics["accuracy"] |= dict(zip(("lo", "hi"), ends, strict=True))
     if kept is not None:
         metrics["flops"] = {"kept": kept}
     if speedup is not None:
-        metrics["latency"] = dict(zip(("speedup", "speedup_lo", "speedup_hi"), speedup, strict=True))
+        metrics["latency"] = dict(zip(("speedup", "speedup_lo", "speedup_hi"), speedup, strict=True)) | (more or {})
     record = Record(
         trial=asked,
         contestant=contestant,
