@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness.types import VLM, Budget, Column, InputError, Ranking
+from harness.text import some
+from harness.types import VLM, Block, Budget, Column, InputError, Kind, Ranking
 
 if TYPE_CHECKING:
     from harness.bench.bar import Bar
@@ -82,9 +83,26 @@ class Method:
     def rank(
         self, vlm: VLM, calibration: Calibration, *, seed: int, budget: Budget | None = None, **options: Any
     ) -> Ranking:
-        """The module's ranking; it gets the budget if it asks for it."""
+        """The module's ranking; it gets the budget if it asks for it. Raises as `check_model` does."""
+        self.check_model(vlm)
         asked = {"budget": budget} if self.per_budget else {}
         return self.module.rank(vlm, calibration, seed=seed, **asked, **options)
+
+    def ranked(self, vlm: VLM) -> list[tuple[Block, Kind]]:
+        """The (block, kind) pairs that the method scores; nothing, if it leaves the model dense."""
+        units: Any = self.units
+        return [] if self.name == "none" else vlm.select("all", units)
+
+    def check_model(self, vlm: VLM) -> None:
+        """Raise InputError for a model with low-rank factors where the method would rank: no part of a factor is a
+        head's or a channel's own, and factors of factors have no cost of their own.
+        """
+        factored = [f"{block.name} {kind}" for block, kind in self.ranked(vlm) if block.units(kind).factored]
+        if factored:
+            raise InputError(
+                f"model {vlm.name}: low-rank factors stand in {some(factored)}, and what is factored cannot be pruned"
+                f" again; give {self.name} the model from before it was factored"
+            )
 
     def check(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The options, validated against the signature; those equal to their default are dropped.

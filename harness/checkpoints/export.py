@@ -8,6 +8,7 @@ A record holds no weights, so its trial prunes the model again; the plan must be
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,16 +24,18 @@ from harness.files import check_new, new_folder
 from harness.machine.facts import facts
 from harness.progress import Progress, silent
 from harness.pruning import surgery
+from harness.pruning.solver import flops_kept
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record
 from harness.records.store import Stored, collect, find
 from harness.trials import spec
 from harness.trials.context import Context
-from harness.trials.pruner import Pruned
+from harness.trials.pruner import TOKEN, Pruned
 from harness.trials.result import code, contestant
 from harness.trials.worker import Worker
 from harness.types import (
     VLM,
+    Budget,
     Currency,
     InputError,
     Keep,
@@ -74,14 +77,7 @@ def export(results: Path, name: str, out: Path, *, device: str = "cpu", progress
     record = stored.record
     if record.error is not None:
         raise InputError(f"{stored.name}: this trial failed, so it has no model to export")
-    pruned = Worker(device, progress).prune(record.trial)
-    for what, now in pruned.hashes.items():
-        before = record.hashes.get(what)
-        if before != now:
-            raise InputError(
-                f"{stored.name}: hashes.{what}: {before} in the record, but its trial now gives {now};"
-                " use the checkpoint, data, code and kind of device that the record names"
-            )
+    pruned = _again(Worker(device, progress), record.trial, record.plan, record.hashes, stored.name)
     return _write(pruned, record.trial, out, target, device, progress, record, _dense(stored, results))
 
 
@@ -135,9 +131,9 @@ def prune(trial: Trial, out: Path, *, device: str = "cpu", progress: Progress = 
 def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:
     """Cut the dense `model` as a plan.json (or record) says and write it.
 
-    A plan that only removes units fits any weights of the same architecture. A plan that replaces Linears, or that was
-    recovered or tuned, is made again from its trial and needs its original weights. Raises InputError if the plan does
-    not fit, or if its trial now gives another plan.
+    A plan that only removes units fits any weights of the widths that it is of. A plan that replaces Linears, or that
+    was recovered or tuned, is made again from its trial and needs its original weights. Raises InputError if the plan
+    does not fit, or if its trial now gives another plan.
     """
     target = check_new("folder", out)
     saved = _read(path)
@@ -146,17 +142,14 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
     worker = Worker(device, progress)
     if _only_cuts(plan, trial):
         dense = worker.pruner.load(trial)
-        _check_fits(dense, plan, path)
-        return _write(
-            Pruned(dense, surgery.apply(dense, plan, Ranking({})), plan), trial, out, target, device, progress
-        )
-    pruned = worker.prune(trial)
-    for what, now in pruned.hashes.items():
-        if (before := saved["hashes"].get(what)) != now:
-            raise InputError(
-                f"{path}: hashes.{what}: {before}, but {model} gives {now}; this plan also replaces, recovers or tunes"
-                " weights, so it needs the model, data and code of its own trial"
-            )
+        try:
+            vlm = surgery.apply(dense, plan, Ranking({}))
+            if not plan.widths and dense.weights_hash != saved["hashes"].get("weights"):
+                _check_share(dense, plan, trial)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; this plan is of {saved['trial']['model']}") from error
+        return _write(Pruned(dense, vlm, plan), trial, out, target, device, progress)
+    pruned = _again(worker, trial, plan, saved["hashes"], str(path))
     return _write(pruned, trial, out, target, device, progress)
 
 
@@ -231,15 +224,38 @@ def _read(path: Path) -> dict[str, Any]:
     return {**saved, "method_file": file}
 
 
-def _check_fits(dense: VLM, plan: Plan, path: Path) -> None:
-    blocks = {block.name: block for block in dense.blocks}
-    for (name, kind), part in plan.parts.items():
-        if name not in blocks or kind not in ("heads", "ffn"):
-            raise InputError(f"{path}: plan.blocks.{name}.{kind}: {dense.name} has no such block")
-        assert isinstance(part, Keep)
-        count, indices = blocks[name].units(kind).count, part.indices
-        if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < count:
-            raise InputError(f"{path}: plan.blocks.{name}.{kind}: {dense.name} has units 0 to {count - 1} there")
+def _again(worker: Worker, trial: Trial, plan: Plan | None, hashes: Mapping[str, str], where: str) -> Pruned:
+    """The trial's models made again; raises InputError if the weights or the plan are not those of these hashes."""
+
+    def check(what: str, now: str) -> None:
+        if (before := hashes.get(what)) != now:
+            raise InputError(
+                f"{where}: hashes.{what}: {before}, but {trial.model} now gives {now}; a plan that is made again from"
+                " its trial needs its checkpoint, data, code and kind of device"
+            )
+
+    check("weights", worker.pruner.load(trial).weights_hash)
+    pruned = worker.prune(trial)
+    if plan is not None and not plan.widths:  # from before plans had widths
+        pruned = replace(pruned, plan=replace(pruned.plan, widths={}))
+    check("plan", pruned.hashes["plan"])
+    return pruned
+
+
+def _check_share(dense: VLM, plan: Plan, trial: Trial) -> None:
+    """Raise InputError if a plan without widths keeps another share of this model than of its own: then it is of other
+    widths. No share tells so for a budget in time.
+    """
+    if trial.currency == "latency":
+        raise InputError("plan.widths: missing, and its budget is in time, so only its own weights are known to fit")
+    extents = families.family(dense.family).extents(dense.model, Context(trial.reference_input).inputs(dense))
+    if trial.currency == "params":
+        extents = dict.fromkeys(extents, TOKEN)
+    kept = flops_kept(dense, plan, Ranking({}), Budget(trial.scope, 1.0, trial.units, extents))
+    if not math.isclose(plan.achieved, kept, rel_tol=1e-6):
+        raise InputError(
+            f"plan.achieved: {plan.achieved:.6g} of its model, but {kept:.6g} of {dense.name}, so their widths differ"
+        )
 
 
 def _write(

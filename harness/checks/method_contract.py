@@ -204,8 +204,7 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     if not isinstance(ranking, Ranking) or not isinstance(ranking.scores, Mapping):
         return [f"`rank` returned {type(ranking).__name__}; it must return Ranking({{(block name, kind): score}})"]
     units: Any = method.units
-    selected = [] if method.name == "none" else vlm.select("all", units)
-    expected: dict[tuple[str, Kind], Any] = {(block.name, kind): block.units(kind) for block, kind in selected}
+    expected: dict[tuple[str, Kind], Any] = {(block.name, kind): block.units(kind) for block, kind in method.ranked(vlm)}
     faults = []
     for key in ranking.scores:
         if key not in expected:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from harness.families._pruned import LowRankLinear
 from harness.types import Block, Component, Extent, InputError, Rows, Units
 
 
@@ -103,7 +104,7 @@ def attention(path: str, module: Any, consumer: str, *widths: str) -> Units:
     `widths` name attributes of the module that hold the width of all heads together. Raises InputError if the module
     lacks a Linear, or if a norm runs over all heads together, because then no single head can be removed.
     """
-    q, k, _, out = (_linear(path, module, name) for name in ("q_proj", "k_proj", "v_proj", consumer))
+    q, k, v, out = (_linear(path, module, name) for name in ("q_proj", "k_proj", "v_proj", consumer))
     width: int = module.head_dim
     queries: int = getattr(module, "num_key_value_groups", 1)
     for name in ("q_norm", "k_norm"):
@@ -124,6 +125,7 @@ def attention(path: str, module: Any, consumer: str, *widths: str) -> Units:
         token_macs=width * ((queries + 2) * q.in_features + queries * out.out_features),
         pair_macs=2 * queries * width,
         sizes=tuple((path, name, amount) for name, amount in counts.items() if hasattr(module, name)),
+        factored=_factored(q, k, v, out),
     )
 
 
@@ -140,6 +142,7 @@ def fused_attention(path: str, module: Any) -> Units:
         token_macs=width * (3 * qkv.in_features + out.out_features),
         pair_macs=2 * width,
         sizes=((path, "num_heads", 1),),
+        factored=_factored(qkv, out),
     )
 
 
@@ -156,6 +159,7 @@ def mlp(path: str, module: Any, up: str, down: str, activation: str) -> Units:
         pair_macs=0,
         activation=f"{path}.{activation}",
         sizes=_width(path, module),
+        factored=_factored(first, second),
     )
 
 
@@ -173,11 +177,16 @@ def gated_mlp(path: str, module: Any) -> Units:
         gated=True,
         activation=f"{path}.act_fn",
         sizes=_width(path, module),
+        factored=_factored(gate, up, down),
     )
 
 
 def _width(path: str, module: Any) -> tuple[tuple[str, str, int], ...]:
     return ((path, "intermediate_size", 1),) if hasattr(module, "intermediate_size") else ()
+
+
+def _factored(*linears: Any) -> bool:
+    return any(isinstance(linear, LowRankLinear) for linear in linears)
 
 
 def _linear(path: str, module: Any, name: str) -> Any:

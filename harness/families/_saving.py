@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from harness.families import _pruned
@@ -139,29 +140,40 @@ def _plain(vlm: VLM) -> Any:
     before = {block.name: block for block in _blocks(_skeleton(stock_class, stock_config), vlm)}
     config = copy.deepcopy(stock_config)
     components: tuple[Component, ...] = ("vision", "language")
-    for component in components:
+    for component, (kind, names) in itertools.product(components, NAMES.items()):
         part = config.vision_config if component == "vision" else config.get_text_config()
-        for kind, names in NAMES.items():
-            ratios = {
-                (block.units(kind).count, before[block.name].units(kind).count)
-                for block in vlm.blocks
-                if block.component == component
-            }
-            if len(ratios) > 1:
-                return None
-            count, full = ratios.pop()
-            if count == full:
+        shares = {
+            Fraction(block.units(kind).count, before[block.name].units(kind).count)
+            for block in vlm.blocks
+            if block.component == component
+        }
+        if not shares or shares == {1}:
+            continue
+        if len(shares) > 1:
+            return None
+        share = shares.pop()
+        for name in {part.attribute_map.get(name, name) for name in names}:  # an alias is no second width
+            if not isinstance(value := getattr(part, name, None), int | float):
                 continue
-            for name in names:
-                if isinstance(value := getattr(part, name, None), int | float):
-                    setattr(part, name, value * count / full if isinstance(value, float) else value * count // full)
-            if kind == "heads":
-                part.head_dim = _head_dim(vlm, component)
+            if isinstance(value, int) and (value * share).denominator > 1:
+                return None
+            setattr(part, name, type(value)(value * share))
+        if kind == "heads":
+            part.head_dim = _head_dim(vlm, component)
     try:
         config = type(config).from_dict(config.to_dict())  # as a loader reads it
-        return None if difference(_skeleton(stock_class, config), vlm) else config
-    except (ValueError, StrictDataclassError, RuntimeError):  # the class refuses these widths or reads them differently
+        skeleton = _skeleton(stock_class, config)
+        return None if difference(skeleton, vlm) or _shapes(skeleton) != _shapes(model) else config
+    except ImportError:
+        raise
+    except Exception:  # whatever the class raises over these widths: it cannot have them
         return None
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """The shapes of all weights and buffers by name, of layers outside of the blocks too."""
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tensor.shape for name, tensor in tensors}
 
 
 def _blocks(skeleton: Any, vlm: VLM) -> Any:

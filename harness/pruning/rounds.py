@@ -22,4 +22,5 @@ def together(first: Plan, then: Plan) -> Plan:
         before = first.parts.get(key)
         assert isinstance(part, Keep)
         parts[key] = Keep(tuple(before.indices[i] for i in part.indices)) if isinstance(before, Keep) else part
-    return Plan(parts, first.requested * then.requested, first.achieved * then.achieved)
+    requested, achieved = first.requested * then.requested, first.achieved * then.achieved
+    return Plan(parts, requested, achieved, widths={**then.widths, **first.widths})

@@ -100,7 +100,7 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
         raise InputError(
             f"budget: {budget.keep:g} of the {unit} of {budget.units} in scope {budget.scope}{widths}: {reason}"
         )
-    return Plan(parts, budget.keep, achieved, budget.align)
+    return Plan(parts, budget.keep, achieved, budget.align, widths={item.key: item.count for item in items})
 
 
 def _item(block: Block, kind: Kind, score: Score, budget: Budget) -> _Item:

@@ -21,9 +21,10 @@ from harness.types import VLM, Block, Choice, Dense, InputError, Keep, Kind, Low
 def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
     """Cut the model to what the plan keeps.
 
-    Raises KeyError if the plan chooses an option that the ranking does not offer, and InputError if a Linear to cut is
-    already factored.
+    Raises InputError if the plan is of a model of other blocks or widths, or if a Linear to cut is already factored,
+    and KeyError if the plan chooses an option that the ranking does not offer.
     """
+    _check_fits(vlm, plan)
     shared = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
     model = copy.deepcopy(vlm.model, memo=shared)
     for (name, kind), part in plan.parts.items():
@@ -36,6 +37,31 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
     from harness.families import family
 
     return dataclasses.replace(vlm, model=model, blocks=family(vlm.family).blocks(model))
+
+
+def _check_fits(vlm: VLM, plan: Plan) -> None:
+    counts = {(block.name, kind): block.units(kind).count for block, kind in vlm.select("all")}
+    for name, kind in (*plan.parts, *plan.widths):
+        if (name, kind) not in counts:
+            raise InputError(f"plan.blocks.{name}.{kind}: {vlm.name} has no such block")
+    cut = {(vlm.block(name).component, kind) for name, kind in plan.widths}
+    for block, kind in vlm.select("all"):
+        name, count = block.name, counts[block.name, kind]
+        if (block.component, kind) in cut and (of := plan.widths.get((name, kind))) != count:
+            there = f"{of} units there" if of else "no such block"
+            raise InputError(f"plan.widths.{name}.{kind}: {vlm.name} has {count} units, and the plan's model {there}")
+        part = plan.parts.get((name, kind))
+        if isinstance(part, Keep) and not _among(part.indices, count):
+            raise InputError(
+                f"plan.blocks.{name}.{kind}: {vlm.name} has units 0 to {count - 1} there; a plan lists each unit that"
+                " stays once, in rising order"
+            )
+
+
+def _among(indices: Sequence[int], count: int) -> bool:
+    """Whether these are some of `count` units: rising, and none twice."""
+    whole = all(type(index) is int for index in indices)
+    return bool(indices) and whole and list(indices) == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -37,6 +37,7 @@ from harness.types import (
 )
 
 BATCH = 16  # calibration questions per batch, unless memory is short
+TOKEN = Extent(1, 0)  # one token's multiply-adds count the weights of the Linears, so its costs are parameters
 Extents = Mapping[Component, Extent]
 
 
@@ -105,6 +106,7 @@ class Pruner:
         method = registry.method(trial.lookup)
         with watch("load"):
             dense = self.load(trial)
+            method.check_model(dense)
         context = Context(trial.reference_input, self.progress, values=self._values)
         with watch("inputs"):
             extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
@@ -196,11 +198,11 @@ class Pruner:
     # --- budgets and plans ------------------------------------------------------------------------------------
 
     def _budget(self, vlm: VLM, trial: Trial, flops: Budget, context: Context) -> Budget:
-        """The budget in the trial's currency. One token's multiply-adds count the weights of the Linears."""
+        """The budget in the trial's currency."""
         if trial.currency == "flops" or flops.keep == 1:
             return flops
         if trial.currency == "params":
-            return replace(flops, extents={component: Extent(1, 0) for component in flops.extents})
+            return replace(flops, extents=dict.fromkeys(flops.extents, TOKEN))
         latency = trial.latency
 
         def call(timed: VLM) -> Callable[[], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Units:
     gated: bool = False  # FFN only: two producers, multiplied; the activation follows the first, the gate
     activation: str = ""  # FFN only: the module between producers and consumer
     windowed: bool = False  # heads only: attention within the windows of an image
+    factored: bool = field(default=False, compare=False)  # a Linear stands as two factors: it cannot be cut or ranked
 
     def macs(self, extent: Extent) -> int:
         """Multiply-adds of one unit for one reference input."""

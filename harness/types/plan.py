@@ -51,13 +51,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """The kept part of a model: a Keep or a Choice per (block name, kind). A part that has neither stays whole."""
+    """The kept part of a model: a Keep or a Choice per (block name, kind). A part that has neither stays whole.
+
+    `widths`: how many units the model has that the plan is of, for all blocks that it may cut; {} if nobody wrote it
+    down, as before plans had widths.
+    """
 
     parts: Mapping[tuple[str, Kind], Keep | Choice]
     requested: float
     achieved: float
     align: int = 1
     currency: Currency = "flops"
+    widths: Mapping[tuple[str, Kind], int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         blocks: dict[str, dict[str, Any]] = {}
@@ -65,7 +70,10 @@ class Plan:
             value = list(part.indices) if isinstance(part, Keep) else {"option": part.position, "label": part.label}
             blocks.setdefault(block, {})[kind] = value
         content = {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
-        optional = {"align": (self.align, 1), "currency": (self.currency, "flops")}
+        widths: dict[str, dict[str, int]] = {}
+        for (block, kind), count in self.widths.items():
+            widths.setdefault(block, {})[kind] = count
+        optional = {"align": (self.align, 1), "currency": (self.currency, "flops"), "widths": (widths, {})}
         return content | {name: value for name, (value, default) in optional.items() if value != default}
 
     @classmethod
@@ -76,8 +84,11 @@ class Plan:
             for kind, part in kinds.items():
                 is_choice = isinstance(part, Mapping)
                 parts[block, kind] = Choice(part["option"], part["label"]) if is_choice else Keep(tuple(part))
+        widths: dict[tuple[str, Kind], int] = {
+            (block, kind): count for block, kinds in content.get("widths", {}).items() for kind, count in kinds.items()
+        }
         optional = {name: content[name] for name in ("align", "currency") if name in content}
-        return cls(parts, content["requested"], content["achieved"], **optional)
+        return cls(parts, content["requested"], content["achieved"], **optional, widths=widths)
 
 
 def differs(stated: float, measured: float) -> bool:
