@@ -8,7 +8,7 @@ A pruner caches what trials share: the loaded model, its calibration, and the ra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness import families, registry, tasks
@@ -70,6 +70,11 @@ class Pruned:
         return {"weights": self.dense.weights_hash, "plan": short_hash(self.plan.to_json())}
 
 
+def in_params(flops: Budget) -> Budget:
+    """The budget as a share of parameters: one token's multiply-adds count the weights of the Linears."""
+    return replace(flops, extents={component: Extent(1, 0) for component in flops.extents})
+
+
 class Pruner:
     """Makes the pruned models of trials on one device. `values`: a cache of counts that the metrics use too."""
 
@@ -95,7 +100,7 @@ class Pruner:
         model, dtype, loading = trial.model, trial.dtype, trial.loading
 
         def load() -> VLM:
-            return families.load(registry.model(model), dtype=dtype, device=self.device, name=model, **asdict(loading))
+            return families.load(registry.model(model), dtype=dtype, device=self.device, name=model, **vars(loading))
 
         return self._dense.get((model, dtype, loading), load)
 
@@ -106,7 +111,10 @@ class Pruner:
             dense = self.load(trial)
         context = Context(trial.reference_input, self.progress, values=self._values)
         with watch("inputs"):
-            extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+            extents = context.extents(dense)
+        with watch("prices"):
+            whole = self._budget(dense, trial, Budget(trial.scope, trial.budget, trial.units, extents), context)
+            solver.check(dense, whole)  # before the ranking, which may take hours
         vlm, full_plan, ranking, rounds = dense, Plan({}, 1.0, 1.0), Ranking({}), trial.tuning.rounds
         log: dict[str, Any] = {}
         learning_curves = []
@@ -146,8 +154,7 @@ class Pruner:
         if method.per_budget or trial.sequential:
             return None
         dense = self.load(trial)
-        extents = families.family(dense.family).extents(dense.model, Context(trial.reference_input).inputs(dense))
-        budget = Budget(trial.scope, trial.budget, trial.units, extents)
+        budget = Budget(trial.scope, trial.budget, trial.units, Context(trial.reference_input).extents(dense))
         ranked = self._rank(dense, dense, trial, method, budget, watch)
         return SharedRanking(self._key(trial, method, budget), ranked)
 
@@ -195,11 +202,11 @@ class Pruner:
     # --- budgets and plans ------------------------------------------------------------------------------------
 
     def _budget(self, vlm: VLM, trial: Trial, flops: Budget, context: Context) -> Budget:
-        """The budget in the trial's currency. One token's multiply-adds count the weights of the Linears."""
+        """The budget in the trial's currency."""
         if trial.currency == "flops" or flops.keep == 1:
             return flops
         if trial.currency == "params":
-            return replace(flops, extents={component: Extent(1, 0) for component in flops.extents})
+            return in_params(flops)
         latency = trial.latency
 
         def call(timed: VLM) -> Callable[[], Any]:

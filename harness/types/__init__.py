@@ -15,6 +15,7 @@ from harness.types.model import VLM as VLM
 from harness.types.model import Block as Block
 from harness.types.model import Component as Component
 from harness.types.model import Extent as Extent
+from harness.types.model import Generation as Generation
 from harness.types.model import Kind as Kind
 from harness.types.model import Rows as Rows
 from harness.types.model import Sample as Sample
