@@ -9,7 +9,7 @@ from typing import Any
 from harness.families import _generation
 from harness.families._folders import check_folder_files, check_type, generation_file, stored_values, weights_hash
 from harness.families._names import family, names
-from harness.types import VLM, Generation, InputError
+from harness.types import GREEDY, VLM, Generation, InputError
 
 
 def load(
@@ -22,7 +22,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     random_weights: bool = False,
-    generation: Generation = Generation(),
+    generation: Generation = GREEDY,
     seed: int = 0,
     name: str | None = None,
 ) -> VLM:

@@ -62,8 +62,8 @@ def _try(processor: Any, config: Any, where: str) -> None:
     image, token = Image.new("RGB", (SIDE, SIDE)), getattr(processor, "image_token", None)
     if config.image_token_id not in processor.image_token_ids:
         raise InputError(
-            f"{where}/tokenizer.json: the image token {token!r} has the id {processor.image_token_ids[0]}, but config.json "
-            f"has image_token_id {config.image_token_id}; add the token with this id"
+            f"{where}/tokenizer.json: the image token {token!r} has the id {processor.image_token_ids[0]}, but "
+            f"config.json has image_token_id {config.image_token_id}; add the token with this id"
         )
     with _gap(f"{where}/chat_template.jinja: a user's turn cannot be rendered"):
         render(processor, "What?", 1)

@@ -95,7 +95,7 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
 
 
 def check(vlm: VLM, budget: Budget, tolerance: float = TOLERANCE) -> None:
-    """Raise InputError if no plan meets the budget, whatever the ranking: each (block, kind) keeps at least one unit."""
+    """Raise InputError if the budget is too small for any ranking: each (block, kind) keeps at least one unit."""
     items = [_item(block, kind, Ordinal(()), budget) for block, kind in vlm.select(budget.scope, budget.units)]
     full = sum(item.full for item in items)
     smallest = (sum(_least(item) for item in items) + budget.fixed) / (full + budget.fixed)

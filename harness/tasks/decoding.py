@@ -1,9 +1,9 @@
 """How answers are decoded: greedily, up to an end-of-turn token of the checkpoint or LONGEST tokens.
 
-    with alone(model): model.generate(**inputs, generation_config=greedy(vlm), logits_processor=processors(vlm, ...))
+    with alone(model): model.generate(**inputs, generation_config=greedy(vlm), logits_processor=added(vlm, mask))
 
-What a board's `generation` adds is added here, and nothing else is: neither the checkpoint's generation_config.json nor a
-model's `generation_config` has a say.
+What a board's `generation` adds is added here, and nothing else is: neither the checkpoint's generation_config.json nor
+a model's `generation_config` has a say.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
     if seconds is None and todo.trials and device is not None and not fetched(board):
         devices.check_device(device, "--device")
         try:
-            seconds = _probe(board, todo, device)
+            seconds = probe(board, todo, device)
         except InputError:
             raise
         except Exception as error:  # the record of the trial will hold the error
@@ -110,7 +110,8 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
     return None if seconds is None else seconds / jobs
 
 
-def _probe(board: Board, todo: Todo, device: str) -> float | None:
+def probe(board: Board, todo: Todo, device: str) -> float | None:
+    """The seconds of these trials, from a few prefills and answers; None if that would itself take long."""
     weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
     if board.random_weights or weights > LIGHT:
         return None

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from harness import families, registry, tasks
 from harness.types import (
+    GREEDY,
     CalibrationSpec,
     Currency,
     Generation,
@@ -95,7 +96,7 @@ class Board(_Strict):
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     trust_remote_code: bool = False
     random_weights: bool = False
-    generation: Generation = Generation()  # what is added to greedy decoding, and nothing else is
+    generation: Generation = GREEDY  # what is added to greedy decoding, and nothing else is
     # What a budget is a share of, and what kept widths are multiples of; see `types.Currency` and `types.Align`.
     currency: Currency = "flops"
     align: Count | Literal["auto", "off"] | None = None

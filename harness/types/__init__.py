@@ -9,6 +9,7 @@ from harness.types.metric import Column as Column
 from harness.types.metric import MetricContext as MetricContext
 from harness.types.metric import Result as Result
 from harness.types.metric import at as at
+from harness.types.model import GREEDY as GREEDY
 from harness.types.model import SCOPES as SCOPES
 from harness.types.model import UNIT_KINDS as UNIT_KINDS
 from harness.types.model import VLM as VLM

@@ -110,6 +110,9 @@ class Generation:
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID
 
 
+GREEDY = Generation()  # with nothing added
+
+
 @dataclass(frozen=True)
 class VLM:
     """A loaded vision-language model: the transformers model and processor, and its blocks."""
@@ -120,7 +123,7 @@ class VLM:
     processor: Any
     blocks: tuple[Block, ...]
     weights_hash: str
-    generation: Generation = Generation()
+    generation: Generation = GREEDY
     generation_file: Mapping[str, Any] | None = None  # the checkpoint's generation_config.json, if it has one
     notes: tuple[str, ...] = ()  # what of the checkpoint was left out or filled in, a line each
 

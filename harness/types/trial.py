@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.types.model import FORBID, Generation, Scope, UnitKinds
+from harness.types.model import FORBID, GREEDY, Generation, Scope, UnitKinds
 from harness.types.plan import Align, Currency
 
 Count = Annotated[int, Field(ge=1)]
@@ -91,7 +91,7 @@ class Loading:
     device_map: str | None = None  # accelerate's: auto, balanced, balanced_low_0, sequential
     trust_remote_code: bool = False
     random_weights: bool = False  # only config and processor: the geometry, for FLOPs and latency
-    generation: Generation = Generation()
+    generation: Generation = GREEDY
 
     def content(self) -> dict[str, Any]:
         """The settings that differ from the defaults."""

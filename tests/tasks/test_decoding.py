@@ -145,8 +145,20 @@ def test_end_of_turn_tokens_are_the_checkpoints(mini: VLM, tmp_path: Path, plain
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[1]", '"x"', "null", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1, "x"]}', '{"eos_token_id": 2.0}']
-    + ['{"eos_token_id": -1}', '{"eos_token_id": true}', '{"eos_token_id": [[1]]}', '{"eos_token_id": {"a": 1}}'],
+    [
+        "",
+        "{",
+        "[1]",
+        '"x"',
+        "null",
+        '{"eos_token_id": "</s>"}',
+        '{"eos_token_id": [1, "x"]}',
+        '{"eos_token_id": 2.0}',
+        '{"eos_token_id": -1}',
+        '{"eos_token_id": true}',
+        '{"eos_token_id": [[1]]}',
+        '{"eos_token_id": {"a": 1}}',
+    ],
 )
 def test_a_malformed_file_is_one_line(tmp_path: Path, call: Call, content: str) -> None:
     folder = checkpoint(tmp_path / "model", content)
