@@ -237,7 +237,7 @@ def speed(quick: bool, device: str, progress: Progress) -> Iterator[Bar]:
 def cut(dense: VLM, scope: Any, keep: float, side: int, align: int = 1) -> tuple[VLM, Context]:
     """The model after random pruning of the same share of every layer, and the context that gives its stages."""
     context = Context(ReferenceInput((side, side)))
-    extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+    extents = context.extents(dense)
     ranking = registry.method("random").rank(dense, None, seed=0)  # type: ignore[arg-type]
     plan = solver.solve(dense, ranking, Budget(scope, keep, extents=extents, align=align))
     return surgery.apply(dense, plan, ranking), context

@@ -204,7 +204,8 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     if not isinstance(ranking, Ranking) or not isinstance(ranking.scores, Mapping):
         return [f"`rank` returned {type(ranking).__name__}; it must return Ranking({{(block name, kind): score}})"]
     units: Any = method.units
-    expected: dict[tuple[str, Kind], Any] = {(block.name, kind): block.units(kind) for block, kind in method.ranked(vlm)}
+    pairs = method.ranked(vlm)
+    expected: dict[tuple[str, Kind], Any] = {(block.name, kind): block.units(kind) for block, kind in pairs}
     faults = []
     for key in ranking.scores:
         if key not in expected:

@@ -115,7 +115,7 @@ def sweep(
     flags = {"limit": limit, "random_weights": random_weights}
     read = spec.read(board, **pairs(set_, "--set"), **{key: value for key, value in flags.items() if value})
     if dry_run:
-        _dry_run(read, results, device, against, jobs, json_)
+        _dry_run(read, results, device if cluster is None else None, against, jobs, json_)
         return
     limits = TrialLimits(time_limit, None if memory_limit is None else int(memory_limit * 1e9))
     how = {"inline": inline, "jobs": jobs, "limits": limits, "cluster": cluster, "mirror": _mirror(mirror)}
@@ -138,16 +138,18 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _dry_run(board: Any, results: Path, device: str, against: str | None, jobs: int, json_: bool) -> None:
+def _dry_run(board: Any, results: Path, device: str | None, against: str | None, jobs: int, json_: bool) -> None:
     """What a sweep would run and fetch, and how long it would take."""
-    from harness.trials.sweep import fetched, plan
+    from harness.trials.preflight import check, estimate, fetched
+    from harness.trials.sweep import plan
 
     todo, needed = plan(board, results, against), fetched(board)
-    seconds = _estimate(board, todo, device, jobs)
+    seconds = estimate(board, todo, device, jobs)
+    notes = check(board, todo.trials, device, fetch=False)
     if json_:
         trials = [{"id": trial.id, **trial.content()} for trial in todo.trials]
         plain = {"board": board.name, "folder": str(results / board.name), "trials": trials}
-        plain |= {"done": todo.done, "stale": todo.stale, "seconds": seconds, "fetched": needed}
+        plain |= {"done": todo.done, "stale": todo.stale, "seconds": seconds, "fetched": needed, "notes": list(notes)}
         print(json.dumps(plain, indent=1))
         return
     heads = ("method", "variant", "tuning", "scope", "units", "budget", "seeds")
@@ -161,23 +163,9 @@ def _dry_run(board: Any, results: Path, device: str, against: str | None, jobs: 
     out.print(shown)
     for line in needed:
         out.print(f"from the hub, if not in its cache: {escape(line)}", soft_wrap=True)
+    for line in notes:
+        out.print(f"{escape(board.model)}: {escape(line)}", soft_wrap=True)
     out.print(f"{_counts(todo)}; {duration(seconds)}")
-
-
-def _estimate(board: Any, todo: Any, device: str, jobs: int) -> float | None:
-    """The seconds until all is done: from records, or else from a short probe of the model on this machine."""
-    from harness.trials.sweep import fetched, probe
-
-    seconds = todo.seconds
-    if seconds is None and todo.trials and not fetched(board):
-        check_device(device)
-        try:
-            seconds = probe(board, todo, device)
-        except InputError:
-            raise
-        except Exception as error:  # the record of the trial will hold the error
-            log.info("no estimate: %s: %s", type(error).__name__, error)
-    return None if seconds is None else seconds / jobs
 
 
 def _on_cluster(executor: Executor, ray: dict[str, Any], local: dict[str, Any]) -> bool:
@@ -229,15 +217,18 @@ def _profile(rows: list[Any], jobs: int) -> None:
 def _sweep(board: Any, results: Path, device: str, against: str | None = None, **how: Any) -> Any:
     """Run a board under a progress bar, failures printed as they are known."""
     from harness.progress import progress_bar
+    from harness.trials.preflight import check, estimate
     from harness.trials.sweep import plan
     from harness.trials.sweep import sweep as run
 
-    if how.get("cluster") is None:  # the devices of a cluster are not this machine's
-        check_device(device)
+    here = device if how.get("cluster") is None else None  # the devices of a cluster are not this machine's
+    if here is not None:
+        check_device(here)
     todo = plan(board, results, against)
-    known = todo.seconds is not None
-    time = duration(todo.seconds / how.get("jobs", 1)) if known else "--dry-run estimates the time"
-    note(f"{board.name}: {_counts(todo)}; {time}")
+    seconds = estimate(board, todo, here, how.get("jobs", 1))
+    note(f"{board.name}: {_counts(todo)}; {duration(seconds)}")
+    for line in check(board, todo.trials, here):
+        note(f"{board.model}: {line}")
     with progress_bar(err) as bar:
         task = bar.add_task("starting", total=len(todo.trials))
 

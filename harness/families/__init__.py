@@ -13,6 +13,7 @@ from harness.families._folders import checkpoint_hash as checkpoint_hash
 from harness.families._folders import model_type as model_type
 from harness.families._folders import weights_hash as weights_hash
 from harness.families._loading import attention as attention
+from harness.families._loading import check_attention as check_attention
 from harness.families._loading import load as load
 from harness.families._loading import save as save
 from harness.families._names import family as family

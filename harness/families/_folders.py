@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
+from harness.families._generation import FILE
 from harness.families._names import names
 from harness.types import InputError
 
@@ -48,14 +50,28 @@ def check_folder_files(folder: Path, random_weights: bool) -> None:
     if not path.is_file():
         raise InputError(f"model {folder}: config.json is missing; a transformers checkpoint folder has one")
     _model_type(path)
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    processors = [_mapping(folder / name) for name in ("processor_config.json", "preprocessor_config.json")]
+    if processors == [None, None]:
         raise InputError(f"model {folder}: no processor (preprocessor_config.json or processor_config.json is missing)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise InputError(f"model {folder}: no tokenizer (tokenizer.json is missing)")
-    weights = [] if random_weights else sorted(folder.glob("*.safetensors"))
-    if not weights and not random_weights:
+    if processors[1] is None and "image_processor" not in (processors[0] or {}):
+        raise InputError(f"model {folder}: no image processor (preprocessor_config.json is missing)")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json"):
+        _mapping(folder / name)
+    generation_file(folder / FILE)
+    if not random_weights:
+        _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise InputError(f"model {folder}: no *.safetensors weights; other formats are not read")
-    for file in weights:
+    shards = (_mapping(folder / "model.safetensors.index.json") or {}).get("weight_map") or {}
+    if lacking := sorted(set(shards.values()) - {file.name for file in files}):
+        raise InputError(f"model {folder}: {lacking[0]} is missing, which model.safetensors.index.json names; add it")
+    for file in files:
         try:
             with safetensors.safe_open(
                 file, framework="numpy"
@@ -63,6 +79,38 @@ def check_folder_files(folder: Path, random_weights: bool) -> None:
                 pass
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(f"model {file}: not a complete safetensors file ({error})") from error
+
+
+def stored_values(folder: Path) -> int:
+    """The number of values in a folder's weights, by the headers of its files."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safetensors.safe_open(file, framework="numpy") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
+
+
+def generation_file(path: Path) -> dict[str, Any] | None:
+    """The content of a generation_config.json, None if there is none; its end-of-turn tokens are checked."""
+    content = _mapping(path)
+    ends = (content or {}).get("eos_token_id")
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and (type(token) is not int or token < 0):
+            raise InputError(f"model {path}: eos_token_id: must be a token's id or a list of ids, not {ends!r:.80}")
+    return content
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file of a checkpoint; None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"model {path}: not JSON that can be read; copy the file anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"model {path}: must hold a mapping of keys, not {content!r:.80}; copy the file anew")
+    return content
 
 
 def _model_type(path: Path) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.families._folders import check_folder_files, check_type, weights_hash
+from harness.families import _generation
+from harness.families._folders import check_folder_files, check_type, generation_file, stored_values, weights_hash
 from harness.families._names import family, names
-from harness.types import VLM, InputError
+from harness.types import GREEDY, VLM, Generation, InputError
 
 
 def load(
@@ -21,6 +22,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     random_weights: bool = False,
+    generation: Generation = GREEDY,
     seed: int = 0,
     name: str | None = None,
 ) -> VLM:
@@ -28,21 +30,20 @@ def load(
 
     `device_map` ("auto", or a mapping from modules to devices) spreads the model with accelerate; `device` is then
     ignored. `random_weights` reads only config and processor, draws the weights from `seed`, and sets `weights_hash` to
-    "random:SEED". Raises InputError naming what is missing: the folder, its config, its processor, or a supported model
-    type. For an unsupported type, the error lists the model's Linear layers and says which file to write.
+    "random:SEED"; on the device "meta" there are then only shapes. Raises InputError naming what is missing, before any
+    weight is read: the folder, its config, a supported model type, or something that its processor needs. For an
+    unsupported type, the error lists the model's Linear layers and says which file to write.
     """
     import torch
     import transformers
-    from transformers import AutoProcessor
 
-    from harness.families import _pruned
+    from harness.families import _processors, _pruned
 
     if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
         raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
     if random_weights and device_map is not None:
         raise InputError("device_map: random weights are drawn on one device; remove device_map")
-    if attention == "flash_attention_2":
-        _check_flash(dtype, device)
+    check_attention(attention, dtype, device)
     folder = Path(source)
     if folder.is_dir():
         check_folder_files(folder, random_weights)
@@ -55,16 +56,21 @@ def load(
         config = _config(source, hub_settings)
         if config.model_type not in names():
             raise _unknown(config, source)
-        processor = AutoProcessor.from_pretrained(source, **hub_settings)
+        processor, notes = _processors.complete(source, config, hub_settings)
+        _generation.check(generation, config.get_text_config().vocab_size)
+        stated = _stated(source, hub_settings)
+        decoding = _generation.tokens(stated, config)
         model_class = _class(config)
         if random_weights:
             with torch.random.fork_rng([device] if device.startswith("cuda") else []), torch.device(device):
                 torch.manual_seed(seed)
                 model = model_class._from_config(config, **settings)
+            model.generation_config = decoding
         else:
-            model = model_class.from_pretrained(
-                source, config=config, device_map=device_map, **settings, **hub_settings
-            )
+            _check_amount(source, model_class, config)
+            settings |= {"generation_config": decoding, "device_map": device_map, "output_loading_info": True}
+            model, loaded = model_class.from_pretrained(source, config=config, **settings, **hub_settings)
+            _check_complete(source, loaded["missing_keys"])
     except _pruned.ShapeError as error:
         raise InputError(f"model {source}/config.json: {error}") from error
     except OSError as error:
@@ -83,6 +89,9 @@ def load(
         processor=processor,
         blocks=family(config.model_type).blocks(model),
         weights_hash=f"random:{seed}" if random_weights else weights_hash(model),
+        generation=generation,
+        generation_file=stated,
+        notes=(*notes, *_generation.left_out(stated)),
     )
 
 
@@ -102,13 +111,51 @@ def attention(model: Any) -> str:
     return ", ".join(dict.fromkeys(part._attn_implementation for part in parts))
 
 
-def _check_flash(dtype: str, device: str) -> None:
+def check_attention(attention: str, dtype: str, device: str) -> None:
+    """Raise InputError for an attention that cannot run in this dtype on this device."""
+    if attention != "flash_attention_2":
+        return
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     if not is_flash_attn_2_available():
         raise InputError("attention: flash_attention_2 needs the package flash-attn and a CUDA device; use sdpa")
     if dtype == "float32" or not device.startswith("cuda"):
         raise InputError(f"attention: flash_attention_2 runs in bfloat16 or float16 on cuda, not {dtype} on {device}")
+
+
+def _stated(source: str | Path, hub_settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of the checkpoint's generation_config.json; None if it has none."""
+    from transformers.utils.hub import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(str(source), _generation.FILE, revision=hub_settings["revision"], **quiet)
+    return None if path is None else generation_file(Path(path))
+
+
+def _check_amount(source: str | Path, model_class: Any, config: Any) -> None:
+    """A config that lacks a part describes the default model, which may be many times larger than the memory."""
+    from harness.families import _saving
+
+    if not Path(source).is_dir():
+        return
+    stored, described = (
+        stored_values(Path(source)),
+        sum(p.numel() for p in _saving.outline(model_class, config).parameters()),
+    )
+    if stored < described:
+        raise InputError(
+            f"model {source}: the weights hold {stored:,} values, but config.json describes a model of {described:,}; "
+            "add the missing *.safetensors files, or the missing part of config.json"
+        )
+
+
+def _check_complete(source: str | Path, missing: Iterable[str]) -> None:
+    """transformers would draw missing weights at random."""
+    if names := sorted(missing):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise InputError(
+            f"model {source}: the weights lack {names[0]}{more}; add the *.safetensors files that hold them"
+        )
 
 
 def _class(config: Any) -> Any:

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+def render(processor: Any, text: str, images: int) -> str:
+    """One user turn with this many images before its text, up to where the model's answer begins."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    message = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+
 def encode(
     processor: Any,
     images: Sequence[Sequence[Image.Image]],
@@ -26,11 +33,7 @@ def encode(
     -100 elsewhere. Without, the prompt ends where the model's answer begins. Returns tensors; ids: (n, longest).
     """
     tokenizer = processor.tokenizer
-    prompts = []
-    for row_images, text in zip(images, texts, strict=True):
-        content = [{"type": "image"} for _ in row_images] + [{"type": "text", "text": text}]
-        message = [{"role": "user", "content": content}]
-        prompts.append(processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    prompts = [render(processor, text, len(row_images)) for row_images, text in zip(images, texts, strict=True)]
     endings = [""] * len(prompts) if answers is None else [a + tokenizer.eos_token for a in answers]
     texts = [p + e for p, e in zip(prompts, endings, strict=True)]
     # If the template already writes the beginning-of-sequence token, the tokenizer must not add a second one.

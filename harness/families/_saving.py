@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import json
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from harness.families import _pruned
+from harness.families._generation import FILE
 from harness.families._pruned import LowRankLinear
 from harness.types import VLM, Component, Kind
 
@@ -46,13 +48,15 @@ def save(vlm: VLM, folder: Path) -> Form:
     if config is None:
         form = "custom code"
         config = _without_shapes(model.config)
-        config.pruned = difference(_skeleton(stock_class, config), vlm)
+        config.pruned = difference(outline(stock_class, config), vlm)
         config.auto_map = {"AutoModelForImageTextToText": f"{CODE.removesuffix('.py')}.Pruned"}
-    skeleton = _skeleton(stock_class if form == "plain" else _pruned.pruned(stock_class), config)
+    skeleton = outline(stock_class if form == "plain" else _pruned.pruned(stock_class), config)
     skeleton.load_state_dict(model.state_dict(), assign=True)
     skeleton.tie_weights()
     skeleton.generation_config = model.generation_config
     skeleton.save_pretrained(folder)
+    if vlm.generation_file is not None:  # as the checkpoint has it, though nothing here decodes by it
+        (folder / FILE).write_text(json.dumps(vlm.generation_file, indent=2) + "\n", encoding="utf-8")
     vlm.processor.save_pretrained(folder)
     if form == "custom code":
         name = stock_class.__name__
@@ -118,7 +122,7 @@ def _settings(module: nn.Module) -> Mapping[str, Any]:
     return {k: v for k, v in vars(module).items() if type(v) in NUMBERS and not k.startswith("_") and k != "training"}
 
 
-def _skeleton(model_class: Any, config: Any) -> Any:
+def outline(model_class: Any, config: Any) -> Any:
     """A model without weights, built from a copy of the config because building can change it."""
     with torch.device("meta"):
         return model_class._from_config(copy.deepcopy(config))
@@ -137,7 +141,7 @@ def _plain(vlm: VLM) -> Any:
     model: Any = vlm.model
     stock_config = _without_shapes(model.config)
     stock_class = stock(stock_config)
-    before = {block.name: block for block in _blocks(_skeleton(stock_class, stock_config), vlm)}
+    before = {block.name: block for block in _blocks(outline(stock_class, stock_config), vlm)}
     config = copy.deepcopy(stock_config)
     components: tuple[Component, ...] = ("vision", "language")
     for component, (kind, names) in itertools.product(components, NAMES.items()):
@@ -162,7 +166,7 @@ def _plain(vlm: VLM) -> Any:
             part.head_dim = _head_dim(vlm, component)
     try:
         config = type(config).from_dict(config.to_dict())  # as a loader reads it
-        skeleton = _skeleton(stock_class, config)
+        skeleton = outline(stock_class, config)
         return None if difference(skeleton, vlm) or _shapes(skeleton) != _shapes(model) else config
     except ImportError:
         raise

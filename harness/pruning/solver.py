@@ -90,17 +90,27 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
     achieved = (sum(_cost(item, parts.get(item.key)) for item in items) + budget.fixed) / dense_cost
     if abs(achieved / budget.keep - 1) > tolerance:
         smallest = (sum(_least(item) for item in items) + budget.fixed) / dense_cost
-        reason = (
-            f"the smallest reachable is {smallest:.4f}"
-            if smallest > budget.keep
-            else f"the nearest plan keeps {achieved:.4f}"
-        )
-        unit = "seconds" if budget.rates else "FLOPs"
-        widths = f" with widths in multiples of {budget.align}" if budget.align > 1 else ""
-        raise InputError(
-            f"budget: {budget.keep:g} of the {unit} of {budget.units} in scope {budget.scope}{widths}: {reason}"
-        )
+        raise _missed(budget, smallest, f"the nearest plan keeps {achieved:.4f}")
     return Plan(parts, budget.keep, achieved, budget.align, widths={item.key: item.count for item in items})
+
+
+def check(vlm: VLM, budget: Budget, tolerance: float = TOLERANCE) -> None:
+    """Raise InputError if the budget is too small for any ranking: each (block, kind) keeps at least one unit."""
+    items = [_item(block, kind, Ordinal(()), budget) for block, kind in vlm.select(budget.scope, budget.units)]
+    full = sum(item.full for item in items)
+    smallest = (sum(_least(item) for item in items) + budget.fixed) / (full + budget.fixed)
+    if smallest > budget.keep * (1 + tolerance):
+        raise _missed(budget, smallest)
+
+
+def _missed(budget: Budget, smallest: float, nearest: str = "") -> InputError:
+    """The error for a budget that is below the smallest reachable one, or for which units are too coarse."""
+    reason = f"the smallest reachable is {smallest:.4f}" if smallest > budget.keep else nearest
+    unit = "seconds" if budget.rates else "FLOPs"
+    widths = f" with widths in multiples of {budget.align}" if budget.align > 1 else ""
+    return InputError(
+        f"budget: {budget.keep:g} of the {unit} of {budget.units} in scope {budget.scope}{widths}: {reason}"
+    )
 
 
 def _item(block: Block, kind: Kind, score: Score, budget: Budget) -> _Item:

@@ -17,15 +17,16 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from harness.families import encode
 from harness.machine.memory import out_of_memory, release
 from harness.machine.phases import inside
+from harness.tasks import decoding
 from harness.tasks.ahead import Ahead
+from harness.tasks.decoding import LONGEST
 from harness.types import VLM, InputError
 
-LONGEST = 16  # maximal new tokens: the official short-answer limit
 GREY = (128, 128, 128)
 Shown = Literal["own", "blank", "shuffled"]  # the image shown with a question
 PLAIN = {"last_hidden_state", "pooler_output"}  # image features that can be shared
@@ -69,27 +70,6 @@ class Reply:
     answers: list[str]
     overlong: list[bool]
     firsts: torch.Tensor | None
-
-
-class Finite(LogitsProcessor):
-    """Raise FloatingPointError at NaN or +Inf logits, because a broken model must fail, not score low."""
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if torch.isnan(scores).any() or torch.isposinf(scores).any():
-            raise FloatingPointError("the model's logits are NaN or Inf")
-        return scores
-
-
-class First(LogitsProcessor):
-    """Stores the log-probabilities of each answer's first token, (rows, vocabulary), on the CPU."""
-
-    def __init__(self) -> None:
-        self.scores: torch.Tensor | None = None
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if self.scores is None:
-            self.scores = scores.float().log_softmax(-1).cpu()
-        return scores
 
 
 class Adapter(lmms):
@@ -139,21 +119,7 @@ class Adapter(lmms):
         tokenizer = vlm.processor.tokenizer
         # A copy to decode with, because another thread may encode with the processor's tokenizer.
         self.tokenizer = copy.deepcopy(tokenizer) if ahead(vlm.model) else tokenizer
-        model: Any = vlm.model
-        ends = model.generation_config.eos_token_id
-        self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        # Set everything that a checkpoint's generation config could change, so that decoding stays greedy.
-        self.generation = GenerationConfig(
-            max_new_tokens=LONGEST,
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            repetition_penalty=1.0,
-            eos_token_id=sorted(self.ends),
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        self.ends = decoding.ends(vlm)
 
     def __repr__(self) -> str:
         images = f", {self.images} images" if self.images != "own" else ""
@@ -232,8 +198,10 @@ class Adapter(lmms):
 
     def _generate(self, requests: Sequence[Instance], batch: Batch) -> Reply:
         model: Any = self.vlm.model
-        first = First()
-        watching = LogitsProcessorList([Finite(), first] if self.first else [Finite()])
+        first = decoding.First()
+        added = decoding.added(self.vlm, batch.inputs["attention_mask"])
+        watching = LogitsProcessorList([decoding.Finite(), *([first] if self.first else []), *added])
+        how = {"generation_config": decoding.greedy(self.vlm), "logits_processor": watching}
 
         def generate() -> torch.Tensor:
             inputs: dict[str, Any] = place(batch.inputs, model)
@@ -241,9 +209,9 @@ class Adapter(lmms):
                 seen = model.get_image_features(**place(batch.distinct, model))
                 seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
                 inputs["mm_encoder_outputs"] = {"image": seen}
-            return model.generate(**inputs, generation_config=self.generation, logits_processor=watching)
+            return model.generate(**inputs, **how)
 
-        with inside("generate"), torch.no_grad():
+        with inside("generate"), torch.no_grad(), decoding.alone(model):
             try:
                 tokens = generate()
             except FloatingPointError as error:

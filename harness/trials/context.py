@@ -15,7 +15,7 @@ from harness import families
 from harness.families import encode
 from harness.progress import Progress, silent
 from harness.trials.caches import OfModels
-from harness.types import VLM, ReferenceInput
+from harness.types import VLM, Component, Extent, ReferenceInput
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,8 +44,15 @@ class Context:
 
     def inputs(self, vlm: VLM, batch: int = 1, image_size: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
         """The reference input, repeated `batch` times and encoded for this model. `image_size` replaces its size."""
-        image = Image.new("RGB", image_size or self.reference.image, (128, 128, 128))
-        device = next(vlm.model.parameters()).device
+        return self._encoded(vlm, batch, image_size or self.reference.image, next(vlm.model.parameters()).device)
+
+    def extents(self, vlm: VLM) -> Mapping[Component, Extent]:
+        """The tokens and (query, key) pairs of the reference input, which a budget in FLOPs is about."""
+        inputs = self._encoded(vlm, 1, self.reference.image, "cpu")  # a model without weights has no device
+        return families.family(vlm.family).extents(vlm.model, inputs)
+
+    def _encoded(self, vlm: VLM, batch: int, size: tuple[int, int], device: Any) -> dict[str, torch.Tensor]:
+        image = Image.new("RGB", size, (128, 128, 128))
         return encode(vlm.processor, [[image]] * batch, [self.reference.text] * batch, device=device)
 
     def stages(

@@ -8,7 +8,7 @@ A pruner caches what trials share: the loaded model, its calibration, and the ra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness import families, registry, tasks
@@ -37,7 +37,6 @@ from harness.types import (
 )
 
 BATCH = 16  # calibration questions per batch, unless memory is short
-TOKEN = Extent(1, 0)  # one token's multiply-adds count the weights of the Linears, so its costs are parameters
 Extents = Mapping[Component, Extent]
 
 
@@ -72,6 +71,11 @@ class Pruned:
         return {"weights": self.dense.weights_hash, "plan": short_hash(self.plan.to_json())}
 
 
+def in_params(flops: Budget) -> Budget:
+    """The budget as a share of the weights of the Linears: one token's multiply-adds count them."""
+    return replace(flops, extents=dict.fromkeys(flops.extents, Extent(1, 0)))
+
+
 class Pruner:
     """Makes the pruned models of trials on one device. `values`: a cache of counts that the metrics use too."""
 
@@ -97,7 +101,7 @@ class Pruner:
         model, dtype, loading = trial.model, trial.dtype, trial.loading
 
         def load() -> VLM:
-            return families.load(registry.model(model), dtype=dtype, device=self.device, name=model, **asdict(loading))
+            return families.load(registry.model(model), dtype=dtype, device=self.device, name=model, **vars(loading))
 
         return self._dense.get((model, dtype, loading), load)
 
@@ -109,7 +113,10 @@ class Pruner:
             method.check_model(dense)
         context = Context(trial.reference_input, self.progress, values=self._values)
         with watch("inputs"):
-            extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
+            extents = context.extents(dense)
+        with watch("prices"):
+            whole = self._budget(dense, trial, Budget(trial.scope, trial.budget, trial.units, extents), context)
+            solver.check(dense, whole)  # before the ranking, which may take hours
         vlm, full_plan, ranking, rounds = dense, Plan({}, 1.0, 1.0), Ranking({}), trial.tuning.rounds
         log: dict[str, Any] = {}
         learning_curves = []
@@ -149,8 +156,7 @@ class Pruner:
         if method.per_budget or trial.sequential:
             return None
         dense = self.load(trial)
-        extents = families.family(dense.family).extents(dense.model, Context(trial.reference_input).inputs(dense))
-        budget = Budget(trial.scope, trial.budget, trial.units, extents)
+        budget = Budget(trial.scope, trial.budget, trial.units, Context(trial.reference_input).extents(dense))
         ranked = self._rank(dense, dense, trial, method, budget, watch)
         return SharedRanking(self._key(trial, method, budget), ranked)
 
@@ -202,7 +208,7 @@ class Pruner:
         if trial.currency == "flops" or flops.keep == 1:
             return flops
         if trial.currency == "params":
-            return replace(flops, extents=dict.fromkeys(flops.extents, TOKEN))
+            return in_params(flops)
         latency = trial.latency
 
         def call(timed: VLM) -> Callable[[], Any]:

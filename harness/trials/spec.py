@@ -18,8 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from harness import families, registry, tasks
 from harness.types import (
+    GREEDY,
     CalibrationSpec,
     Currency,
+    Generation,
     InputError,
     LatencySpec,
     Loading,
@@ -94,6 +96,7 @@ class Board(_Strict):
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     trust_remote_code: bool = False
     random_weights: bool = False
+    generation: Generation = GREEDY  # what is added to greedy decoding, and nothing else is
     # What a budget is a share of, and what kept widths are multiples of; see `types.Currency` and `types.Align`.
     currency: Currency = "flops"
     align: Count | Literal["auto", "off"] | None = None
@@ -320,6 +323,7 @@ def _explain(error: ValidationError, content: Mapping[str, Any], path: Path) -> 
         parts: dict[str, Any] = {
             "methods": Entry.model_fields,
             "calibration": [item.name for item in fields(CalibrationSpec)],
+            "generation": [item.name for item in fields(Generation)],
             "latency": [item.name for item in fields(LatencySpec)],
             "reference_input": [item.name for item in fields(ReferenceInput)],
             "tuning": [item.name for item in fields(Tuning)],

@@ -8,26 +8,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import families, registry, tasks
 from harness.files import check_writable
 from harness.progress import Progress, silent
 from harness.records import record
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
-from harness.trials import spec, staleness
+from harness.trials import preflight, spec, staleness
 from harness.trials.executors import Make, local, ray, real
 from harness.trials.executors.local import UNLIMITED, TrialLimits
 from harness.trials.journal import Journal
 from harness.trials.locks import Claims
-from harness.types import VLM, InputError, Questions, Trial
-
-LIGHT = 2e9  # bytes of weights up to which `probe` loads a model
-FEW = 16  # questions of each task that it asks
+from harness.types import InputError, Trial
 
 
 @dataclass(frozen=True)
@@ -118,54 +114,6 @@ def against(trials: Iterable[Trial], baseline: Sequence[Stored]) -> list[Trial]:
     return needed
 
 
-def fetched(board: spec.Board) -> list[str]:
-    """The model and question sets that a run needs from the hub; it fetches those that the Hugging Face cache lacks."""
-    source = registry.model(board.model)
-    downloads = [] if Path(source).is_dir() else [f"model {source} at revision {board.revision or 'main'}"]
-    downloads += tasks.fetched(board.questions)
-    for entry in board.methods:
-        downloads += tasks.fetched(board.calibration_of(entry).questions)
-    return list(dict.fromkeys(downloads))
-
-
-def probe(board: spec.Board, todo: Todo, device: str = "cpu") -> float | None:
-    """A rough estimate of the trials' seconds from a few prefills and answers, for a first run without records.
-
-    None if the probe itself would take long: for random weights, or for more than `LIGHT` bytes of weights.
-    """
-    weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
-    if board.random_weights or weights > LIGHT:
-        return None
-    import torch
-
-    from harness.machine.timing import seconds
-    from harness.trials.context import Context
-
-    vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **asdict(board.loading))
-    batch = max(board.latency.batches)
-    call = Context(board.reference_input).stages(vlm, batch)["all"]
-    prefill = seconds(call, torch.device(device), min) / batch
-    # Each timed round runs both models' stages.
-    settings = len(board.latency.modes) * (1 + len(board.latency.images))
-    rounds = 4 * settings * board.latency.repeats * sum(board.latency.batches) * ("latency" in board.metrics)
-    asked = tasks.count(board.questions) * bool({"accuracy", "floors", "fidelity"} & set(board.metrics))
-    answer = _seconds_per_answer(vlm, board.questions) if asked else prefill
-    # A question of calibration or training is run forward and back, about three times a prefill.
-    rankings = {trial.ranking: trial.calibration.samples for trial in todo.trials if trial.method != "none"}
-    trained = sum(trial.tuning.steps * trial.tuning.batch for trial in todo.trials if trial.tuning.trains)
-    learned = 3 * (sum(rankings.values()) + trained)
-    return len(todo.trials) * (prefill * rounds + answer * asked) + answer * learned
-
-
-def _seconds_per_answer(vlm: VLM, questions: Questions) -> float:
-    """The seconds that this model takes for a question, whose image may be smaller than the reference input."""
-    few = replace(questions, limit=min(questions.limit or FEW, FEW))
-    tasks.answer(vlm, few)  # loads the sets, and warms up
-    start = time.perf_counter()
-    tasks.answer(vlm, few)
-    return (time.perf_counter() - start) / tasks.count(few)
-
-
 def sweep(
     board: spec.Board,
     results: Path,
@@ -184,12 +132,11 @@ def sweep(
 
     Trials run in worker processes (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`, and
     only the time limit). Several sweeps may share a folder; each trial runs in one of them. `mirror` gets each record
-    after it is written. Raises InputError before any work if the hub has no such model or the folder is not writable,
-    and later if the folder becomes unwritable; finished records stay.
+    after it is written. Raises InputError before any work for what `preflight.check` refuses and if the folder is not
+    writable, and later if the folder becomes unwritable; finished records stay.
     """
     todo = todo or plan(board, results)
-    if todo.trials:
-        families.check(registry.model(board.model), revision=board.revision, random_weights=board.random_weights)
+    preflight.check(board, todo.trials, device if cluster is None else None)
     folder, failed = results / board.name, []
     check_writable(folder)
     finished, elsewhere, ids, start = 0, 0, [], time.perf_counter()

@@ -81,6 +81,8 @@ class Worker:
                     dense = self.pruner.load(trial)
                     hashes["weights"] = dense.weights_hash
                     env = {**env, "attention": families.attention(dense.model)}
+                    if dense.notes:
+                        env["notes"] = list(dense.notes)
                 pruned = self.pruner.prune(trial, watch)
                 hashes |= pruned.hashes
                 watch.set("peak_memory_bytes", peak(self.device))  # before the metrics run: the peak of pruning alone

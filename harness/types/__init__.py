@@ -9,12 +9,14 @@ from harness.types.metric import Column as Column
 from harness.types.metric import MetricContext as MetricContext
 from harness.types.metric import Result as Result
 from harness.types.metric import at as at
+from harness.types.model import GREEDY as GREEDY
 from harness.types.model import SCOPES as SCOPES
 from harness.types.model import UNIT_KINDS as UNIT_KINDS
 from harness.types.model import VLM as VLM
 from harness.types.model import Block as Block
 from harness.types.model import Component as Component
 from harness.types.model import Extent as Extent
+from harness.types.model import Generation as Generation
 from harness.types.model import Kind as Kind
 from harness.types.model import Rows as Rows
 from harness.types.model import Sample as Sample

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +92,28 @@ class Extent:
     window_pairs: int = 0  # (query, key) pairs of blocks with windowed attention
 
 
+FORBID = {"extra": "forbid"}  # an unknown key of a board file is an error
+Token = Annotated[int, Field(ge=0)]  # a token's id
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a board adds to greedy decoding, for a checkpoint that needs it; transformers' names and meanings.
+
+    Nothing else changes answers: what a checkpoint's generation_config.json says of decoding is left out.
+    """
+
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    suppress_tokens: tuple[Token, ...] = ()
+    bad_words_ids: tuple[Annotated[tuple[Token, ...], Field(min_length=1)], ...] = ()
+
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID
+
+
+GREEDY = Generation()  # with nothing added
+
+
 @dataclass(frozen=True)
 class VLM:
     """A loaded vision-language model: the transformers model and processor, and its blocks."""
@@ -99,6 +124,9 @@ class VLM:
     processor: Any
     blocks: tuple[Block, ...]
     weights_hash: str
+    generation: Generation = GREEDY
+    generation_file: Mapping[str, Any] | None = None  # the checkpoint's generation_config.json, if it has one
+    notes: tuple[str, ...] = ()  # what of the checkpoint was left out or filled in, a line each
 
     def block(self, name: str) -> Block:
         return next(block for block in self.blocks if block.name == name)

@@ -16,15 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.types.model import Scope, UnitKinds
+from harness.types.model import FORBID, GREEDY, Generation, Scope, UnitKinds
 from harness.types.plan import Align, Currency
 
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Count, Count]  # width and height of an image, in pixels
 Mode = Literal["eager", "compile", "graphs"]
-
-FORBID = {"extra": "forbid"}  # an unknown key of a board file is an error
-
 
 _TRAINING = ("first", "samples", "rounds", "loss", "steps", "batch", "rate")
 _SETTINGS: dict[str, tuple[str, ...]] = {  # tuning method -> the settings that apply to it
@@ -116,10 +113,17 @@ class Loading:
     device_map: str | None = None  # accelerate's: auto, balanced, balanced_low_0, sequential
     trust_remote_code: bool = False
     random_weights: bool = False  # only config and processor: the geometry, for FLOPs and latency
+    generation: Generation = GREEDY
 
     def content(self) -> dict[str, Any]:
         """The settings that differ from the defaults."""
-        return changed(self)
+        settings = changed(self)
+        return settings | ({"generation": changed(self.generation)} if "generation" in settings else {})
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Loading:
+        """The inverse of `content`."""
+        return cls(**{**content, "generation": Generation(**_tuples(content.get("generation", {})))})
 
 
 def changed(values: Any) -> dict[str, Any]:
@@ -245,7 +249,7 @@ class Trial:
                 "latency": LatencySpec(**_tuples(latency)),
                 "reference_input": ReferenceInput(**_tuples(reference)),
                 "tuning": Tuning(**content.get("recovery", {})),
-                "loading": Loading(**content.get("loading", {})),
+                "loading": Loading.of(content.get("loading", {})),
             }
         )
 

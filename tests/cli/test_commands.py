@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness import registry, tasks
-from harness.trials import spec, sweep
+from harness.trials import preflight, spec, sweep
 from tests.support.commands import Call, Done, put, refused
 from tests.support.paths import ROOT
 
@@ -115,7 +115,7 @@ def test_list(call: Call, thing: str) -> None:
 
 
 def test_shipped_boards_are_sound(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "probe", lambda board, todo, device: None)
+    monkeypatch.setattr(preflight, "probe", lambda board, todo, device: None)
     for name in registry.boards():
         done = call("sweep", name, "--dry-run")
         assert (done.code, done.err) == (0, ""), name
@@ -136,7 +136,7 @@ def test_against_a_baseline_only_what_the_gate_needs_runs(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shipped demo's records of one method as the baseline: dense and the others are left out."""
-    monkeypatch.setattr(sweep, "probe", lambda board, todo, device: None)
+    monkeypatch.setattr(preflight, "probe", lambda board, todo, device: None)
     shipped = ROOT / "results" / "demo"
     for path in shipped.glob("*.json"):
         if json.loads(path.read_text())["trial"]["method"] == "magnitude":
@@ -208,21 +208,36 @@ def test_bad_models_and_help_need_no_torch(tmp_path: Path, board: dict[str, Any]
 # --- known before the run -----------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_how_long_the_sweep_takes(
+def test_sweep_and_dry_run_say_the_same_time(
     call: Call, tmp_path: Path, board: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a probe, from records, and per worker. A sweep itself does not spend time on a probe."""
+    """From a probe, from records, and per worker."""
     file = put(tmp_path / "board.yaml", {**board, "metrics": ["flops"]})
     results = tmp_path / "results"
-    monkeypatch.setattr(sweep, "probe", lambda board, todo, device: 7200.0)
-    assert "3 trials to run, 0 done; about 2.0 h" in call("sweep", file, "--dry-run", "--results", results).out
-    assert "3 trials to run, 0 done; about 60 min" in call("sweep", file, "--dry-run", "--jobs", "2").out
-    monkeypatch.setattr(sweep, "probe", None)
-    assert "3 trials to run, 0 done; --dry-run estimates" in call("sweep", file, "--results", results, "--inline").err
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "sweep", lambda *given, **settings: sweep.Outcome(results, 0, 0, ()))
+        for seconds, jobs, line in ((7200.0, 1, "about 2.0 h"), (7200.0, 2, "about 60 min"), (None, 1, "time unknown")):
+            patch.setattr(preflight, "probe", lambda board, todo, device, seconds=seconds: seconds)
+            dry, run = (call("sweep", file, "--jobs", jobs, *flag) for flag in (["--dry-run"], []))
+            assert f"3 trials to run, 0 done; {line}" in dry.out and f"3 trials to run, 0 done; {line}" in run.err
+    assert call("sweep", file, "--results", results, "--inline").code == 0
     more = put(tmp_path / "more.yaml", {**board, "metrics": ["flops"], "methods": ["random", "magnitude", "taylor"]})
+    monkeypatch.setattr(preflight, "probe", None)  # records are enough
     dry, run = (call("sweep", more, "--results", results, flag) for flag in ("--dry-run", "--inline"))
     line = "1 trials to run, 3 done; about 0 min"
     assert line in dry.out and line in run.err
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--inline"])
+def test_an_estimate_that_fails_ends_no_sweep(
+    call: Call, board: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    def broken(*given: Any) -> None:
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(preflight, "probe", broken)
+    done = call("sweep", put(tmp_path / "board.yaml", {**board, "metrics": ["flops"]}), flag)
+    assert done.code == 0 and "3 trials to run, 0 done; time unknown" in done.out + done.err
 
 
 def test_an_estimate_from_records_is_that_of_each_recovery(tmp_path: Path, board: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from harness.trials import spec
 from harness.types import (
     SCOPES,
     CalibrationSpec,
+    Generation,
     InputError,
     LatencySpec,
     Loading,
@@ -184,6 +185,7 @@ def test_an_id_depends_on_every_part_of_a_part(kind: Any) -> None:
     plain = trial()
     name = next(field.name for field in dataclasses.fields(Trial) if type(getattr(plain, field.name)) is kind)
     values = {"method": "full", "loss": "answers", "modes": ("eager", "compile"), "images": ((1, 1),)}
+    values["generation"] = Generation(no_repeat_ngram_size=2)
     for field in dataclasses.fields(kind):
         value = getattr(getattr(plain, name), field.name)
         other = values.get(field.name, (*value, 7) if isinstance(value, tuple) else 7)
