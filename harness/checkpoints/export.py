@@ -74,7 +74,7 @@ def export(results: Path, name: str, out: Path, *, device: str = "cpu", progress
     record = stored.record
     if record.error is not None:
         raise InputError(f"{stored.name}: this trial failed, so it has no model to export")
-    pruned = Worker(device, progress).prune(record.trial)
+    pruned = Worker(device, progress).prune(_again(record.trial, record.plan))
     for what, now in pruned.hashes.items():
         before = record.hashes.get(what)
         if before != now:
@@ -150,7 +150,7 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
         return _write(
             Pruned(dense, surgery.apply(dense, plan, Ranking({})), plan), trial, out, target, device, progress
         )
-    pruned = worker.prune(trial)
+    pruned = worker.prune(_again(trial, plan))
     for what, now in pruned.hashes.items():
         if (before := saved["hashes"].get(what)) != now:
             raise InputError(
@@ -158,6 +158,11 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
                 " weights, so it needs the model, data and code of its own trial"
             )
     return _write(pruned, trial, out, target, device, progress)
+
+
+def _again(trial: Trial, plan: Plan | None) -> Trial:
+    """The trial with the step of widths that its plan was solved with, whatever the device here would choose."""
+    return replace(trial, align="off" if plan is None or plan.align == 1 else plan.align)
 
 
 def row(results: Path, name: str) -> Stored:

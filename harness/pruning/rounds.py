@@ -5,6 +5,8 @@ plan = together(first, then)
 
 from __future__ import annotations
 
+import math
+
 from harness.types import Choice, InputError, Keep, Plan
 
 
@@ -22,4 +24,5 @@ def together(first: Plan, then: Plan) -> Plan:
         before = first.parts.get(key)
         assert isinstance(part, Keep)
         parts[key] = Keep(tuple(before.indices[i] for i in part.indices)) if isinstance(before, Keep) else part
-    return Plan(parts, first.requested * then.requested, first.achieved * then.achieved)
+    align = math.gcd(first.align, then.align) if first.parts else then.align
+    return Plan(parts, first.requested * then.requested, first.achieved * then.achieved, align)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from harness.records.record import Record
 from harness.types import Align, Currency, Loading, Questions, Scope, Trial, UnitKinds
 
-# Facts of a record's `env` that must agree before times are compared.
+# Facts of a record's `env` that must agree before times are compared; of the device only the kind, because the GPUs of a
+# machine share the trials of a sweep, and the same trial may run on another one next time. `gpu` names the model.
 MACHINE = ("machine", "platform", "device", "cpu", "gpu", "threads")
 
 
@@ -75,9 +76,14 @@ def differing(first: Record, second: Record, what: Literal["answers", "times"]) 
     if what == "answers":
         data = [record.hashes.get("data") for record in (first, second)]
         return f"data differ (hash {data[0]} and {data[1]}): other questions" if data[0] != data[1] else ""
-    before, after = first.env, second.env
-    facts = [f"{key} {before.get(key)} and {after.get(key)}" for key in MACHINE if before.get(key) != after.get(key)]
+    facts = [f"{key} {before} and {after}" for key, before, after in other_machine(first.env, second.env)]
     return f"machines differ: {', '.join(facts)}" if facts else ""
+
+
+def other_machine(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The facts with their values by which two machines (`env`) differ, so that times of them cannot be compared."""
+    kinds = [{**env, "device": str(env.get("device")).partition(":")[0]} for env in (first, second)]
+    return [(key, first.get(key), second.get(key)) for key in MACHINE if kinds[0].get(key) != kinds[1].get(key)]
 
 
 def pairs(mapping: Mapping[str, Any]) -> str:

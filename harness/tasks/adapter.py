@@ -72,12 +72,22 @@ class Reply:
 
 
 class Finite(LogitsProcessor):
-    """Raise FloatingPointError at NaN or +Inf logits, because a broken model must fail, not score low."""
+    """Notes whether logits are NaN or +Inf, because a broken model must fail, not score low.
+
+    To ask after each token would be a wait for the device each time, so `check` asks once per batch.
+    """
+
+    def __init__(self) -> None:
+        self._broken: list[torch.Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if torch.isnan(scores).any() or torch.isposinf(scores).any():
-            raise FloatingPointError("the model's logits are NaN or Inf")
+        self._broken.append((scores.isnan() | scores.isposinf()).any())
         return scores
+
+    def check(self) -> None:
+        """Raise FloatingPointError if any of the logits were NaN or +Inf."""
+        if torch.stack(self._broken).any():
+            raise FloatingPointError("the model's logits are NaN or Inf")
 
 
 class First(LogitsProcessor):
@@ -233,15 +243,18 @@ class Adapter(lmms):
     def _generate(self, requests: Sequence[Instance], batch: Batch) -> Reply:
         model: Any = self.vlm.model
         first = First()
-        watching = LogitsProcessorList([Finite(), first] if self.first else [Finite()])
 
         def generate() -> torch.Tensor:
+            finite = Finite()
+            watching = LogitsProcessorList([finite, first] if self.first else [finite])
             inputs: dict[str, Any] = place(batch.inputs, model)
             if batch.order:
                 seen = model.get_image_features(**place(batch.distinct, model))
                 seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
                 inputs["mm_encoder_outputs"] = {"image": seen}
-            return model.generate(**inputs, generation_config=self.generation, logits_processor=watching)
+            tokens = model.generate(**inputs, generation_config=self.generation, logits_processor=watching)
+            finite.check()
+            return tokens
 
         with inside("generate"), torch.no_grad():
             try:
