@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -82,10 +83,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+# What catches operators sees those of its own thread, so transformers must load weights in this one.
+ENVIRONMENT = {"HF_DEACTIVATE_ASYNC_LOAD": "1"}
+
+
 @contextmanager
 def patched() -> Iterator[None]:
     """The functions of `torch.cuda` above, in place of torch's."""
-    with mock.patch.multiple(torch.cuda, **FUNCTIONS), mock.patch.object(
-        torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
+    accelerator = {"current_accelerator": lambda check_available=False: torch.device("cuda")}
+    with (
+        mock.patch.multiple(torch.cuda, **FUNCTIONS),
+        mock.patch.multiple(torch.accelerator, **accelerator),
+        mock.patch.dict(os.environ, ENVIRONMENT),
     ):
         yield

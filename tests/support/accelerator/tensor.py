@@ -56,7 +56,9 @@ class FakeCuda(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, index: int) -> FakeCuda:
+    def __new__(cls, inner: Tensor, index: int = 0, requires_grad: bool = False) -> Any:
+        if isinstance(inner, FakeCuda):  # accelerate makes parameters anew by calling their type
+            return torch.nn.Parameter(inner, requires_grad)
         if index >= Runtime.ledger.devices:
             raise RuntimeError("CUDA error: invalid device ordinal (fake)")
         tensor = Tensor._make_wrapper_subclass(
@@ -95,7 +97,7 @@ class FakeCuda(Tensor):
             device, dtype, form = args[0].device, args[0].dtype, None
         else:
             device, dtype, _, form = torch._C._nn._parse_to(*args, **kwargs)
-        same = device is None or (device.type == "cuda" and index_of(device) == self.index)
+        same = device is None or (rules.on_device(device) and index_of(device) == self.index)
         if same and not copy and dtype in (None, self.dtype) and form in (None, torch.preserve_format):
             return self
         layout = {} if form is None else {"memory_format": form}
