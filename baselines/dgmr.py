@@ -17,6 +17,7 @@ from harness.statistics import Calibration
 from harness.types import VLM, Ordinal, Ranking
 
 UNITS = "ffn"
+BLOCK = 64  # picks between two looks at whether a round has ended; each look is a wait for the device
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
@@ -40,16 +41,33 @@ def _picks(weight: Tensor) -> list[int]:
     floor = float(weight.norm(dim=1).max()) * max(weight.shape) * torch.finfo(torch.float64).eps
     unpicked = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     order: list[int] = []
-    while unpicked.any():
-        residual = weight.clone()
-        for number in range(min(weight.shape[1], int(unpicked.sum()))):
-            norms = torch.where(unpicked, residual.norm(dim=1), -1)
-            pick = int(norms.argmax())
-            if norms[pick] <= floor and number:
-                break
-            order.append(pick)
-            unpicked[pick] = False
-            if norms[pick] > floor:
-                direction = residual[pick] / norms[pick]
-                residual -= torch.outer(residual @ direction, direction)
+    while len(order) < len(weight):
+        picks = _round(weight, unpicked, floor)
+        order += picks
+        unpicked[torch.tensor(picks, device=weight.device)] = False
     return order
+
+
+def _round(weight: Tensor, unpicked: Tensor, floor: float) -> list[int]:
+    """The picks of one round among the unpicked rows (n,)."""
+    residual, left = weight.clone(), unpicked.clone()
+    most = min(weight.shape[1], int(left.sum()))
+    picks: list[int] = []
+    while len(picks) < most:
+        block, norms = [], []
+        for _ in range(min(BLOCK, most - len(picks))):
+            lengths = torch.where(left, residual.norm(dim=1), -1)
+            pick = lengths.argmax(0, keepdim=True)
+            length = lengths[pick]
+            block.append(pick)
+            norms.append(length)
+            left.index_fill_(0, pick, False)
+            direction = torch.where(length > floor, residual[pick].squeeze(0) / length, 0)
+            residual -= torch.outer(residual @ direction, direction)
+        ended = [norm <= floor for norm in torch.cat(norms).tolist()]
+        numbers = torch.cat(block).tolist()
+        for number, end in zip(numbers, ended, strict=True):
+            if end and picks:
+                return picks
+            picks.append(number)
+    return picks

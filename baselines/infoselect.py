@@ -84,7 +84,7 @@ def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = float(rest.diagonal().max())
     floor = largest * len(rest) * torch.finfo(rest.dtype).eps
     unpicked = torch.ones(len(rest), dtype=torch.bool, device=rest.device)
-    order: list[int] = []
+    order: list[Tensor] = []  # on the device: to read a pick would be a wait for it, at every channel
     gains: list[Tensor] = []
     for start in range(0, len(rest), BLOCK):
         size = min(BLOCK, len(rest) - start)
@@ -94,12 +94,13 @@ def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         for n in range(size):
             varies = variance > floor
             gain = torch.where(varies, norms / variance.clamp(min=floor if floor > 0 else 1), 0)
-            pick = int(torch.where(unpicked, gain, -1).argmax())
+            pick = torch.where(unpicked, gain, -1).argmax(0, keepdim=True)
             order.append(pick)
             gains.append(gain[pick])
-            unpicked[pick] = False
-            row = rest[pick] - rows[:n, pick] @ scaled[:n]
-            column = effect[:, pick] - columns[:, :n] @ rows[:n, pick]
+            unpicked.index_fill_(0, pick, False)
+            before = rows[:n, pick].squeeze(1)
+            row = rest[pick].squeeze(0) - before @ scaled[:n]
+            column = effect[:, pick].squeeze(1) - columns[:, :n] @ before
             scaled[n] = row * varies[pick]
             rows[n] = scaled[n] / variance[pick].clamp(min=floor if floor > 0 else 1)
             columns[:, n] = column
@@ -108,7 +109,7 @@ def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             variance = variance - rows[n] * scaled[n]
         effect -= columns @ rows
         rest -= rows.T @ scaled
-    return torch.tensor(order, device=rest.device), torch.stack(gains)
+    return torch.cat(order), torch.cat(gains)
 
 
 def layer_weights(vlm: VLM, calibration: Calibration, weigh: Weigh) -> dict[tuple[str, Kind], float]:

@@ -95,7 +95,8 @@ def curvatures(calibration: Calibration, linears: Sequence[Factorable], damping:
     for path, weight in weights.items():
         mean = (traces[path] / len(weight)).clamp(min=1e-30)  # a Linear that no loss depends on is treated plainly
         exact = weight.double()
-        everywhere = torch.eye(len(weight)).to(exact) if len(weight) == size[path] else exact.T @ exact
+        wide = len(weight) == size[path]
+        everywhere = torch.eye(len(weight), dtype=exact.dtype, device=exact.device) if wide else exact.T @ exact
         sums[path] = (sums[path] + damping * mean * everywhere) / tokens
     return sums
 

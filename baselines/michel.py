@@ -56,7 +56,7 @@ def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
     }
     device = next(vlm.model.parameters()).device
     gates = {key: torch.ones(units.count, device=device, requires_grad=True) for key, units in units_of.items()}
-    sums = {key: torch.zeros(units.count, dtype=torch.float64) for key, units in units_of.items()}
+    sums: dict[tuple[str, Kind], Tensor] = {}
 
     def hook(key: tuple[str, Kind]) -> Callable[..., None]:
         def see(_: Any, args: tuple[Tensor, ...]) -> None:
@@ -64,7 +64,8 @@ def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
 
             def add(gradient: Tensor) -> None:
                 products = (gated.detach() * gradient).double().flatten(0, -2)
-                sums[key] += products.unflatten(1, (units_of[key].count, -1)).sum(2).abs().sum(0).cpu()
+                batch_sums = products.unflatten(1, (units_of[key].count, -1)).sum(2).abs().sum(0)
+                sums[key] = sums[key] + batch_sums if key in sums else batch_sums
 
             gated.register_hook(add)
 
@@ -77,4 +78,4 @@ def _by_token(calibration: Calibration) -> dict[tuple[str, Kind], Tensor]:
             hooks.callback(consumer.register_forward_pre_hook(hook(key)).remove)  # after the gate's own hook
         for batch in single.batches():
             torch.autograd.grad(vlm.model(**batch, use_cache=False).loss, list(gates.values()))
-    return {key: sum_ / len(calibration.samples) for key, sum_ in sums.items()}
+    return {key: sums[key].cpu() / len(calibration.samples) for key in units_of}

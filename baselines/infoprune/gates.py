@@ -52,9 +52,8 @@ class Training:
     logits: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        device = next(self.vlm.model.parameters()).device
-        self.logits = {
-            name: torch.full((layer.count,), START, device=device, requires_grad=True)
+        self.logits = {  # beside what J of their layer is computed from
+            name: torch.full((layer.count,), START, device=layer.covariance.device, requires_grad=True)
             for name, layer in self.layers.items()
         }
 
@@ -76,7 +75,7 @@ class Training:
             place = int(torch.randint(len(batches), (1,), generator=random))
             masks = {name: self._sample(logit, random) for name, logit in self.logits.items()}
             open_ = [self.macs[name] * self._open(logit).sum() for name, logit in self.logits.items()]
-            kept = torch.stack(open_).sum() / full
+            kept = together(open_).sum() / full
             gates: dict[tuple[str, Kind], Tensor] = {(name, "heads"): mask for name, mask in masks.items()}
             with calibration.frozen(), torch.enable_grad(), calibration.gated(gates):
                 logits, tokens = answer_logits(self.vlm.model, batches[place])
@@ -84,10 +83,10 @@ class Training:
                 task = kl_div(logits.log_softmax(-1), dense[place], log_target=True, reduction="batchmean")
             else:
                 task = cross_entropy(logits, tokens)
-            lost = torch.stack([term(mask) for term, mask in zip(information, masks.values(), strict=True)]).mean()
+            lost = together([term(mask) for term, mask in zip(information, masks.values(), strict=True)]).mean()
             # The target falls from 1 to the budget over the first half: gates that close early rarely open again.
             target = 1 - (1 - self.share) * min(1.0, 2 * (step + 1) / steps)
-            excess = kept - target
+            excess = (kept - target).to(task.device)
             loss = task + self.information * lost.to(task) + linear * excess + quadratic * excess.square()
             optimizer.zero_grad()
             loss.backward()
@@ -125,6 +124,11 @@ class Training:
     def _dense_answers(self, batches: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         with self.calibration.frozen(), torch.no_grad():
             return [answer_logits(self.vlm.model, batch)[0].log_softmax(-1) for batch in batches]
+
+
+def together(numbers: Sequence[Tensor]) -> Tensor:
+    """Numbers of layers that may lie on several devices, on the first one's: (len(numbers),)."""
+    return torch.stack([number.to(numbers[0].device) for number in numbers])
 
 
 def threshold(gates: Sequence[tuple[float, int]], share: float) -> float:

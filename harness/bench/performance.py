@@ -28,6 +28,7 @@ from harness.metrics import _counting
 from harness.progress import Progress, silent
 from harness.pruning import solver, surgery
 from harness.records import record
+from harness.records.comparison import other_machine
 from harness.records.record import Record
 from harness.trials import spec
 from harness.trials.context import Context
@@ -76,12 +77,10 @@ def worse(results: list[Bar], file: Path, env: dict[str, Any], quick: bool) -> l
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         known = {bar["name"]: bar for bar in earlier["bars"]}
-        for key in ("device", "cpu", "gpu", "threads"):
-            if earlier["env"].get(key) != env.get(key):
-                raise InputError(
-                    f"{file}: env.{key}: measured with {earlier['env'].get(key)}, not {env.get(key)}; "
-                    "times of different machines cannot be compared"
-                )
+        for key, before, now in other_machine(earlier["env"], env):
+            raise InputError(
+                f"{file}: env.{key}: measured with {before}, not {now}; times of different machines cannot be compared"
+            )
         if earlier["quick"] != quick:
             raise InputError(
                 f"{file}: quick: {earlier['quick']}; run this bench {'with' if not quick else 'without'} --quick"

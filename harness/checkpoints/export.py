@@ -235,7 +235,8 @@ def _again(worker: Worker, trial: Trial, plan: Plan | None, hashes: Mapping[str,
             )
 
     check("weights", worker.pruner.load(trial).weights_hash)
-    pruned = worker.prune(trial)
+    # With the step of widths that the plan was solved with, whatever this device would choose.
+    pruned = worker.prune(replace(trial, align="off" if plan is None or plan.align == 1 else plan.align))
     if plan is not None and not plan.widths:  # from before plans had widths
         pruned = replace(pruned, plan=replace(pruned.plan, widths={}))
     check("plan", pruned.hashes["plan"])

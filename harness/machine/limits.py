@@ -1,10 +1,11 @@
-"""Measured limits of this machine: matrix rate, copy bandwidth, and the widths at which matrix products run fast.
+"""Limits of this machine: measured rates of matrix products and copies, and the widths that products are made for.
 
     machine("cpu", "float32").matmul_flops      # FLOPs per second of a large product
     step("cuda", "bfloat16")                    # use widths that are multiples of this number
 
-Measured once per machine, device, dtype, thread count and torch version, then stored in the user's cache folder
-(`$XDG_CACHE_HOME/infoprune-bench`, else `~/.cache/infoprune-bench`).
+Rates are measured once per machine, kind of device, dtype, thread count and torch version, then stored in the user's
+cache folder (`$XDG_CACHE_HOME/infoprune-bench`, else `~/.cache/infoprune-bench`). Widths are not measured: they are a
+part of the plan, so they must be the same on every machine of a kind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -26,11 +26,11 @@ from harness.machine.facts import facts
 from harness.machine.timing import seconds
 from harness.types import InputError
 
-STEPS = (1, 8, 16, 32, 64, 128)  # multiples to which widths are rounded in the measurement
-GOOD = 0.97  # share of the best rate that a multiple must reach
-
-
-# --- measured ---------------------------------------------------------------------------------------------
+# Bytes of which the rows of a matrix should be a multiple. GPUs: NVIDIA, Matrix Multiplication Background User's Guide,
+# "Tensor Core Requirements": 16 bytes, and 128 on A100 (compute capability 8.0; newer ones are treated alike).
+# https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/
+# Processors: Intel, oneMKL Developer Guide, "Coding Techniques": 64 bytes, the width of a cache line and of AVX-512.
+PROCESSOR, GPU, AMPERE = 64, 16, 128
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,11 @@ def machine(device: str, dtype: str) -> Machine:
 
 
 def step(device: str, dtype: str) -> int:
-    """The smallest multiple of STEPS whose products reach GOOD of the best rate over all of STEPS."""
-    rates = {int(key): rate for key, rate in table(device, dtype).items()}
-    return min(multiple for multiple, rate in rates.items() if rate >= GOOD * max(rates.values()))
-
-
-def table(device: str, dtype: str) -> dict[str, float]:
-    """FLOPs per second by multiple, for products whose width is an odd number times the multiple."""
-    return _cached("widths", device, dtype, _widths)
+    """The multiple of widths for which matrix products of this dtype are documented to be fast on this device."""
+    size = getattr(torch, dtype).itemsize
+    if not device.startswith("cuda"):
+        return PROCESSOR // size
+    return (AMPERE if torch.cuda.get_device_capability(device) >= (8, 0) else GPU) // size
 
 
 def _rates(device: str, dtype: str) -> dict[str, float]:
@@ -69,25 +66,6 @@ def _rates(device: str, dtype: str) -> dict[str, float]:
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
     return {"matmul_flops": best, "copy_bytes": copied}
-
-
-def _widths(device: str, dtype: str) -> dict[str, float]:
-    """Median rate of an FFN's two products by multiple, at three odd multiples of it around one width."""
-    gpu = device.startswith("cuda")
-    tokens, inner, centre = (8192, 4096, 5120) if gpu else (256, 768, 1280)
-    torch_dtype = getattr(torch, dtype)
-    inputs = torch.randn(tokens, inner, device=device).to(torch_dtype)
-    medians = {}
-    for multiple in STEPS:
-        rates = []
-        for shift in (-1, 0, 1):
-            width = multiple * (2 * (centre // (2 * multiple) + shift) + 1)
-            up, down = (
-                torch.randn(*shape, device=device).to(torch_dtype) for shape in ((inner, width), (width, inner))
-            )
-            rates.append(4 * tokens * inner * width / _seconds(lambda a=up, b=down: inputs @ a @ b, device))
-        medians[str(multiple)] = median(rates)
-    return medians
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:
@@ -125,7 +103,7 @@ def _about(device: str, dtype: str) -> dict[str, Any]:
     """The facts that a measurement depends on."""
     known = facts(device)
     return {key: known.get(key) for key in ("cpu", "gpu", "threads")} | {
-        "device": device,
+        "device": device.partition(":")[0],  # GPUs of one model have one measurement
         "dtype": dtype,
         "torch": torch.__version__,
     }

@@ -127,11 +127,11 @@ def energy(call: Callable[[], Any], device: torch.device) -> float | None:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # millijoules
+        start, calls = time.perf_counter(), 0
+        while time.perf_counter() - start < WINDOW:
+            call()
+            torch.cuda.synchronize(device)
+            calls += 1
+        return (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1000 / calls
     except pynvml.NVMLError:  # an older GPU, a partition of one, or missing rights
         return None
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < WINDOW:
-        call()
-        torch.cuda.synchronize(device)
-        calls += 1
-    return (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1000 / calls

@@ -99,5 +99,6 @@ def least_squares(covariance: Tensor, cross: Tensor, weight: Tensor, damping: fl
     variance of X * |W - weight|^2, so directions without data keep their weights.
     """
     ridge = damping * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)
-    root = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(covariance))
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    root = torch.linalg.cholesky(covariance + ridge * identity)
     return weight + torch.cholesky_solve((cross - weight @ covariance).T, root).T

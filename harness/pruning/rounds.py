@@ -5,6 +5,8 @@ plan = together(first, then)
 
 from __future__ import annotations
 
+import math
+
 from harness.types import Choice, InputError, Keep, Plan
 
 
@@ -23,4 +25,5 @@ def together(first: Plan, then: Plan) -> Plan:
         assert isinstance(part, Keep)
         parts[key] = Keep(tuple(before.indices[i] for i in part.indices)) if isinstance(before, Keep) else part
     requested, achieved = first.requested * then.requested, first.achieved * then.achieved
-    return Plan(parts, requested, achieved, widths={**then.widths, **first.widths})
+    align = math.gcd(first.align, then.align) if first.parts else then.align
+    return Plan(parts, requested, achieved, align, widths={**then.widths, **first.widths})

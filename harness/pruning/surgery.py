@@ -100,12 +100,14 @@ def _set(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _keep(model: nn.Module, units: Units, kept: Sequence[int]) -> None:
-    """Remove the rows and columns of all units except the kept ones."""
-    device = next(model.parameters()).device
+    """Remove the rows and columns of all units except the kept ones.
+
+    Indices stay on the CPU, from where they reach each Linear's own device.
+    """
 
     def spread(offset: int, width: int) -> torch.Tensor:
-        starts = torch.tensor(list(kept), device=device) * width + offset
-        return (starts[:, None] + torch.arange(width, device=device)).flatten()
+        starts = torch.tensor(list(kept)) * width + offset
+        return (starts[:, None] + torch.arange(width)).flatten()
 
     for path in dict.fromkeys(rows.module for rows in units.producers):
         linear = _get(model, path)

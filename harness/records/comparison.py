@@ -16,7 +16,8 @@ from typing import Any, Literal
 from harness.records.record import Record
 from harness.types import Align, Currency, Loading, Questions, Scope, Trial, UnitKinds
 
-# Facts of a record's `env` that must agree before times are compared.
+# Facts of a record's `env` that must agree before times are compared. Of the device only the kind: the GPUs of a machine
+# share the trials of a sweep, and the same trial may run on another one next time. `gpu` names the model.
 MACHINE = ("machine", "platform", "device", "cpu", "gpu", "threads")
 
 
@@ -80,8 +81,7 @@ def differing(first: Record, second: Record, what: What) -> str:
     if what == "answers":
         data = [record.hashes.get("data") for record in (first, second)]
         return f"data differ (hash {data[0]} and {data[1]}): other questions" if data[0] != data[1] else ""
-    before, after = first.env, second.env
-    facts = [f"{key} {before.get(key)} and {after.get(key)}" for key in MACHINE if before.get(key) != after.get(key)]
+    facts = [f"{key} {before} and {after}" for key, before, after in other_machine(first.env, second.env)]
     return f"machines differ: {', '.join(facts)}" if facts else ""
 
 
@@ -102,6 +102,12 @@ def basis(first: Record, second: Record, what: What) -> tuple[Basis, str]:
         if inputs[0] != inputs[1]:
             return "refused", f"other inputs were timed: {inputs[0]} and {inputs[1]}"
     return ("unpaired" if why else "paired"), why
+
+
+def other_machine(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The facts with their values by which two machines (`env`) differ, so that times of them cannot be compared."""
+    kinds = [{**env, "device": str(env.get("device")).partition(":")[0]} for env in (first, second)]
+    return [(key, first.get(key), second.get(key)) for key in MACHINE if kinds[0].get(key) != kinds[1].get(key)]
 
 
 def pairs(mapping: Mapping[str, Any]) -> str:

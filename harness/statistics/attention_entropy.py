@@ -53,7 +53,7 @@ class EntropyMeter(TorchFunctionMode):
         if func is scaled_dot_product_attention and self._block is not None:
             units = self._vlm.block(self._block).heads
             heads = entropy(*args, **(kwargs or {}))
-            self._entropies[self._block].append(heads.double().cpu().reshape(units.count, -1).mean(1))
+            self._entropies[self._block].append(heads.double().reshape(units.count, -1).mean(1))
         return func(*args, **(kwargs or {}))
 
     def means(self) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ class EntropyMeter(TorchFunctionMode):
                 raise InputError(
                     f"model {self._vlm.name}: the attention of {name} cannot be seen; load the model with sdpa"
                 )
-        return {name: torch.stack(entropies).mean(0) for name, entropies in self._entropies.items()}
+        return {name: torch.stack(entropies).cpu().mean(0) for name, entropies in self._entropies.items()}
 
 
 def entropy(

@@ -26,9 +26,10 @@ from harness.machine.timing import wait
 from harness.progress import Progress, silent
 from harness.statistics import gradients, moments
 from harness.statistics.attention_entropy import EntropyMeter
+from harness.statistics.finite import finite, first_broken
 from harness.statistics.gradients import answer_logits as answer_logits
 from harness.statistics.moments import Features, Lazy, Moment, Sum
-from harness.statistics.passes import ForwardOrder, ResumedPasses
+from harness.statistics.passes import ForwardOrder, ResumedPasses, Tokens
 from harness.statistics.unit_weights import block_linears
 from harness.statistics.unit_weights import linears as linears
 from harness.statistics.unit_weights import unit_sums as unit_sums
@@ -185,12 +186,13 @@ class Calibration:
             sums[path].add(rows)
 
         self.visit(modules, add, self._resumed)
-        for path, sum_ in sums.items():  # in the order of the forward pass
-            self._check(path, sum_.total, sum_.gram.diagonal())  # the diagonal bounds all other entries
+        # The diagonal bounds all other entries.
+        self._check({path: finite(sum_.total) & finite(sum_.gram.diagonal()) for path, sum_ in sums.items()})
         return {path: sum_.moment() for path, sum_ in sums.items()}
 
-    def _check(self, path: str, *sums: Tensor) -> None:
-        if not all(sum_.isfinite().all() for sum_ in sums):
+    def _check(self, flags: Mapping[str, Tensor]) -> None:
+        """Whether sums are finite, by path, in the order of the forward pass."""
+        if path := first_broken(flags):
             raise InputError(f"model {self.vlm.name}: {path}: its input on the calibration samples has NaN or Inf")
 
     def features(self, modules: Iterable[str]) -> Mapping[str, Features]:
@@ -212,8 +214,7 @@ class Calibration:
             sums[path] = sums[path] + batch_sums if path in sums else batch_sums
 
         self.visit(modules, add)
-        for path, sum_ in sums.items():  # in the order of the forward pass
-            self._check(path, sum_)
+        self._check({path: finite(sum_) for path, sum_ in sums.items()})
         return {path: Features(*(sum_ / counts[path])) for path, sum_ in sums.items()}
 
     def rows(self, modules: Iterable[str], limit: int = 4096) -> Mapping[str, Tensor]:
@@ -228,8 +229,8 @@ class Calibration:
         quota = -(-limit // len(self._encoded()))
 
         def take(path: str, rows: Tensor) -> None:
-            places = torch.linspace(0, len(rows) - 1, min(quota, len(rows)), device=rows.device).long()
-            parts[path].append(rows[places].clone())
+            places = torch.linspace(0, len(rows) - 1, min(quota, len(rows))).long()  # the same on every device
+            parts[path].append(rows[places.to(rows.device)])
 
         self.visit(modules, take)
         return {path: torch.cat(rows) for path, rows in parts.items()}
@@ -246,17 +247,17 @@ class Calibration:
         resumed = ResumedPasses(self.vlm, lasting=False) if resumed is None else resumed
         start = time.perf_counter()
         patches = {p for block in self.vlm.blocks if block.component == "vision" for p in block_linears(block)}
-        real = torch.empty(0)
+        tokens: Tokens
 
         def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda module, args: see(path, args[0].flatten(0, -2) if path in patches else args[0][real])
+            return lambda module, args: see(path, args[0].flatten(0, -2) if path in patches else tokens.of(args[0]))
 
         with self.frozen(), torch.no_grad(), ExitStack() as hooks:
             for path in modules:
                 hooks.callback(model.get_submodule(path).register_forward_pre_hook(hook(path)).remove)
             run = hooks.enter_context(resumed.going(*self._order.span(modules)))
             for number, batch in enumerate(self._encoded()):
-                real = batch["attention_mask"].to(device).bool()
+                tokens = Tokens(batch["attention_mask"])
                 inputs = {key: value for key, value in batch.items() if key != "labels"}
                 run(number, lambda inputs=inputs: model(**_on(device, inputs), use_cache=False, logits_to_keep=1))
         wait(device)()

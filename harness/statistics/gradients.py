@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from harness.statistics.finite import finite, first_broken
 from harness.types import VLM, InputError, Kind
 
 
@@ -34,8 +35,7 @@ def gate_gradients(vlm: VLM, batches: Iterable[Mapping[str, Any]]) -> dict[tuple
             loss = cross_entropy(*answer_logits(vlm.model, batch))
             rows.append(torch.autograd.grad(loss, list(gates.values())))
     gradients = {key: torch.stack([row[i] for row in rows]).double().cpu() for i, key in enumerate(gates)}
-    for (block, kind), gradient in gradients.items():
-        _check_finite(vlm, f"{block} {kind}", gradient)
+    _check(vlm, {f"{block} {kind}": finite(gradient) for (block, kind), gradient in gradients.items()})
     return gradients
 
 
@@ -53,9 +53,9 @@ def visit_gradients(
             weight.requires_grad_(True)
         for batch in batches:
             gradients = torch.autograd.grad(cross_entropy(*answer_logits(vlm.model, batch)), list(weights.values()))
-            for path, gradient in zip(weights, gradients, strict=True):
-                _check_finite(vlm, path, gradient)
-            see(dict(zip(weights, gradients, strict=True)))
+            by_path = dict(zip(weights, gradients, strict=True))
+            _check(vlm, {path: finite(gradient) for path, gradient in by_path.items()})
+            see(by_path)
 
 
 def visit_output_gradients(
@@ -63,27 +63,50 @@ def visit_output_gradients(
 ) -> None:
     """One pass with gradients by the Linears' outputs. See `Calibration.visit_output_gradients`."""
 
+    def flat(path: str, gradient: Tensor) -> None:
+        see(path, gradient.flatten(0, -2))
+
+    with frozen(vlm.model), torch.enable_grad(), watched_outputs(vlm, modules, flat, "answer loss has") as check:
+        for batch in batches:
+            cross_entropy(*answer_logits(vlm.model, batch), reduction="sum").backward()
+            check()
+
+
+@contextmanager
+def watched_outputs(
+    vlm: VLM, modules: Iterable[str], see: Callable[[str, Tensor], None], what: str
+) -> Iterator[Callable[[], None]]:
+    """Inside, each backward pass gives `see` the path and output gradient (..., out) of each Linear, last ones first.
+
+    Yields a function to call after each batch. It raises InputError naming a Linear whose gradient was not finite; one
+    wait for the device answers for all of them. what: the words "... has" or "... have" of the error.
+    """
+    flags: dict[str, Tensor] = {}
+
     def watch(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def checked(gradient: Tensor) -> None:
-            _check_finite(vlm, path, gradient)
-            see(path, gradient.flatten(0, -2))
+        def noted(gradient: Tensor) -> None:
+            flags[path] = finite(gradient)
+            see(path, gradient)
 
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             output.requires_grad_()  # the weights are frozen, so the first output would have no gradient
-            output.register_hook(checked)
+            output.register_hook(noted)
 
         return hook
 
-    with frozen(vlm.model), torch.enable_grad(), ExitStack() as hooks:
+    def check() -> None:
+        _check(vlm, flags, what)
+        flags.clear()
+
+    with ExitStack() as hooks:
         for path in dict.fromkeys(modules):
             hooks.callback(vlm.model.get_submodule(path).register_forward_hook(watch(path)).remove)
-        for batch in batches:
-            cross_entropy(*answer_logits(vlm.model, batch), reduction="sum").backward()
+        yield check
 
 
-def _check_finite(vlm: VLM, place: str, gradient: Tensor) -> None:
-    if not gradient.isfinite().all():
-        raise InputError(f"model {vlm.name}: {place}: the answer loss has a NaN or Inf gradient")
+def _check(vlm: VLM, flags: Mapping[str, Tensor], what: str = "answer loss has") -> None:
+    if place := first_broken(flags):
+        raise InputError(f"model {vlm.name}: {place}: the {what} a NaN or Inf gradient")
 
 
 def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -94,8 +117,8 @@ def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     inputs, labels = {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
     width = int((labels != -100).sum(1).max())
     logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
-    is_answer = labels[:, -width:] != -100
-    return logits[is_answer].float(), labels[:, -width:][is_answer]
+    rows, places = (labels[:, -width:] != -100).nonzero(as_tuple=True)  # once: to find them is a wait for the device
+    return logits[rows, places].float(), labels[:, -width:][rows, places]
 
 
 @contextmanager

@@ -11,10 +11,28 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from harness.statistics.unit_weights import block_linears
 from harness.types import VLM
+
+
+class Tokens:
+    """The rows of a batch's language tokens without padding, for activations on any device.
+
+    mask: (rows, length). On the CPU, its places are known without a wait for the device.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self._places = mask.bool().flatten().nonzero().squeeze(1)
+        self._on: dict[torch.device, Tensor] = {}
+
+    def of(self, values: Tensor) -> Tensor:
+        """The rows (n, d) of values (rows, length, d)."""
+        if values.device not in self._on:
+            self._on[values.device] = self._places.to(values.device)
+        return values.flatten(0, -2).index_select(0, self._on[values.device])
 
 
 class Seen(Exception):

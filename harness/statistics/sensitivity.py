@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.statistics import moments
 from harness.statistics.calibration import Calibration, answer_logits
+from harness.statistics.gradients import watched_outputs
+from harness.statistics.passes import Tokens
 from harness.statistics.unit_weights import block_linears
-from harness.types import InputError
 
 TINY = torch.finfo(torch.float64).tiny  # where no answer depends on any row, all moments are 0
 
@@ -34,26 +33,19 @@ def row_weights(calibration: Calibration, modules: Iterable[str]) -> dict[str, l
     norms: dict[str, list[Tensor]] = {path: [] for path in paths}
     generator = torch.Generator().manual_seed(0)
 
-    def watch(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def see(gradient: Tensor) -> None:
-            if not gradient.isfinite().all():
-                raise InputError(f"model {vlm.name}: {path}: the answer logits have a NaN or Inf gradient")
-            rows = gradient.flatten(0, -2) if path in patches else gradient[real]
-            norms[path].append(rows.float().norm(dim=1))
+    tokens: Tokens
 
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            output.requires_grad_()  # the weights are frozen, so the first output would have no gradient
-            output.register_hook(see)
+    def see(path: str, gradient: Tensor) -> None:
+        rows = gradient.flatten(0, -2) if path in patches else tokens.of(gradient)
+        norms[path].append(rows.float().norm(dim=1))
 
-        return hook
-
-    with calibration.frozen(), torch.enable_grad(), ExitStack() as hooks:
-        for path in paths:
-            hooks.callback(vlm.model.get_submodule(path).register_forward_hook(watch(path)).remove)
+    watched = watched_outputs(vlm, paths, see, "answer logits have")
+    with calibration.frozen(), torch.enable_grad(), watched as check:
         for batch in calibration.batches():
-            real = batch["attention_mask"].bool()
+            tokens = Tokens(batch["attention_mask"])
             logits = answer_logits(vlm.model, batch)[0]
             (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum().backward()
+            check()
     return norms
 
 

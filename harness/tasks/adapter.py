@@ -200,16 +200,19 @@ class Adapter(lmms):
         model: Any = self.vlm.model
         first = decoding.First()
         added = decoding.added(self.vlm, batch.inputs["attention_mask"])
-        watching = LogitsProcessorList([decoding.Finite(), *([first] if self.first else []), *added])
-        how = {"generation_config": decoding.greedy(self.vlm), "logits_processor": watching}
 
         def generate() -> torch.Tensor:
+            finite = decoding.Finite()
+            watching = [finite, *([first] if self.first else []), *added]
             inputs: dict[str, Any] = place(batch.inputs, model)
             if batch.order:
                 seen = model.get_image_features(**place(batch.distinct, model))
                 seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
                 inputs["mm_encoder_outputs"] = {"image": seen}
-            return model.generate(**inputs, **how)
+            how = {"generation_config": decoding.greedy(self.vlm), "logits_processor": LogitsProcessorList(watching)}
+            tokens = model.generate(**inputs, **how)
+            finite.check()
+            return tokens
 
         with inside("generate"), torch.no_grad(), decoding.alone(model):
             try:

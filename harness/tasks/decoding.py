@@ -28,12 +28,22 @@ LONGEST = 16  # maximal new tokens: the official short-answer limit
 
 
 class Finite(LogitsProcessor):
-    """Raise FloatingPointError at NaN or +Inf logits, because a broken model must fail, not score low."""
+    """Notes whether logits are NaN or +Inf, because a broken model must fail, not score low.
+
+    To ask after each token would be a wait for the device each time, so `check` asks once per batch.
+    """
+
+    def __init__(self) -> None:
+        self._broken: list[torch.Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if torch.isnan(scores).any() or torch.isposinf(scores).any():
-            raise FloatingPointError("the model's logits are NaN or Inf")
+        self._broken.append((scores.isnan() | scores.isposinf()).any())
         return scores
+
+    def check(self) -> None:
+        """Raise FloatingPointError if any of the logits were NaN or +Inf."""
+        if torch.stack(self._broken).any():
+            raise FloatingPointError("the model's logits are NaN or Inf")
 
 
 class First(LogitsProcessor):

@@ -221,10 +221,10 @@ class Pruner:
     def _solve(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial) -> tuple[Plan, Ranking]:
         """The plan with the widths that the trial requires, and the ranking behind it.
 
-        If the trial sets no `align`, a GPU's measured step is tried first, and dropped if no plan meets it.
+        If the trial sets no `align`, a GPU's step is tried first, and dropped if no plan meets it.
         """
-        measured = trial.align == "auto" or (trial.align is None and self.device.startswith("cuda"))
-        align = step(self.device, trial.dtype) if measured else trial.align if isinstance(trial.align, int) else 1
+        automatic = trial.align == "auto" or (trial.align is None and self.device.startswith("cuda"))
+        align = step(self.device, trial.dtype) if automatic else trial.align if isinstance(trial.align, int) else 1
         try:
             aligned = solver.aligned(ranking, align)
             return solver.solve(vlm, aligned, replace(budget, align=align)), aligned

@@ -13,7 +13,7 @@ TOLERANCE = 0.01  # largest relative distance of a plan from its budget, and of 
 Currency = Literal["flops", "params", "latency"]  # what a budget is a share of
 
 
-# A multiple; "auto": the multiple that was measured on this machine; "off": none; None: "auto" on a GPU, else "off".
+# A multiple; "auto": the one that suits the device and dtype; "off": none; None: "auto" on a GPU, else "off".
 Align = int | Literal["auto", "off"] | None
 
 
