@@ -30,7 +30,7 @@ from harness.records.record import Record
 from harness.records.store import Stored, collect, find
 from harness.trials import spec
 from harness.trials.context import Context
-from harness.trials.pruner import TOKEN, Pruned
+from harness.trials.pruner import Pruned, in_params
 from harness.trials.result import code, contestant
 from harness.trials.worker import Worker
 from harness.types import (
@@ -249,10 +249,8 @@ def _check_share(dense: VLM, plan: Plan, trial: Trial) -> None:
     """
     if trial.currency == "latency":
         raise InputError("plan.widths: missing, and its budget is in time, so only its own weights are known to fit")
-    extents = families.family(dense.family).extents(dense.model, Context(trial.reference_input).inputs(dense))
-    if trial.currency == "params":
-        extents = dict.fromkeys(extents, TOKEN)
-    kept = flops_kept(dense, plan, Ranking({}), Budget(trial.scope, 1.0, trial.units, extents))
+    budget = Budget(trial.scope, 1.0, trial.units, Context(trial.reference_input).extents(dense))
+    kept = flops_kept(dense, plan, Ranking({}), in_params(budget) if trial.currency == "params" else budget)
     if not math.isclose(plan.achieved, kept, rel_tol=1e-6):
         raise InputError(
             f"plan.achieved: {plan.achieved:.6g} of its model, but {kept:.6g} of {dense.name}, so their widths differ"
