@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -90,54 +90,91 @@ def check_file(path: Path, what: str) -> None:
         raise InputError(f"{what} {path}: not writable: {os.strerror(error.errno or 0)}") from error
 
 
-def check_new(what: str, folder: Path) -> Path:
+def check_new(what: str, folder: Path, stamp: str | None = None) -> Path:
     """The folder that this path leads to, links followed; it is new or empty, and can be written.
 
-    Raises InputError for any other.
+    stamp: a file name; a folder with such a file may be replaced. Creates nothing. Raises InputError for any other
+    folder.
     """
     target = Path(os.path.realpath(folder))
     try:
         if os.path.lexists(target):
-            if not target.is_dir() or any(target.iterdir()):
+            if not target.is_dir() or (any(target.iterdir()) and not (stamp and (target / stamp).is_file())):
                 raise InputError(f"{what} {folder}: already exists and is not an empty folder; name a new or empty one")
             check_writable(target, what)
         else:
-            check_writable(target.parent, what)
-            target.mkdir()  # the name may be impossible
-            target.rmdir()
+            with _parents(target):
+                check_writable(target.parent, what)
+                target.mkdir()  # the name may be impossible
+                target.rmdir()
     except OSError as error:
         raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
     return target
+
+
+def check_space(what: str, folder: Path, needed: int, hint: str = "free some space, or name another folder") -> None:
+    """Raise InputError unless the disk of `folder` (or its nearest parent that exists) has this many bytes free."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise InputError(f"{what} {folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; {hint}")
 
 
 # --- folders --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, stamp: str = "config.json") -> Iterator[Path]:
     """A folder to fill, which becomes `target` (see `check_new`) if nothing is raised and vanishes otherwise.
 
-    Raises InputError if the system does not let it be written.
+    stamp: the file without which the folder is not what it should be; a folder that has one is replaced. Raises
+    InputError if the system does not let it be written, or if something else was written there meanwhile.
     """
+    older = (target / stamp).is_file()
     part = (target if target.exists() else target.parent) / f".{os.getpid()}.part"
-    try:
-        part.mkdir()
-        yield part
-        public(part)
-        if target.exists():  # the current folder, or a mount: it stays, and takes the files
-            # The config comes last: without it the folder is no checkpoint.
-            for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
-                file.rename(target / file.name)
+    with _parents(target):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            public(part)
+            if target.exists():  # the current folder, a mount, or what is replaced: it stays, and takes the files
+                _move(part, target, stamp, older)
+            else:
+                part.rename(target)
+        except OSError as error:
+            raise unwritable(target, error) from error
+        except Exception as error:
+            if "(os error " not in str(error):  # as libraries in Rust say it
+                raise
+            raise InputError(f"{target}: cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _move(part: Path, target: Path, stamp: str, older: bool) -> None:
+    """Move the files of `part` into `target`, the stamp last. What is older there goes; else the folder is empty."""
+    others = set(target.iterdir()) - {part}
+    if others and not older:
+        raise InputError(f"{target}: something else was written there meanwhile; it is left as it is")
+    files = sorted(part.iterdir(), key=lambda file: file.name == stamp)
+    for file in files:
+        file.rename(target / file.name)
+    for other in others - {target / file.name for file in files}:
+        if other.is_dir() and not other.is_symlink():
+            shutil.rmtree(other)
         else:
-            part.rename(target)
-    except OSError as error:
-        raise unwritable(target, error) from error
-    except Exception as error:
-        if "(os error " not in str(error):  # as libraries in Rust say it
-            raise
-        raise InputError(f"{target}: cannot be written: {error}") from error
+            other.unlink()
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """On leaving, the folders above that were missing on entering go, unless they hold something."""
+    missing = [parent for parent in folder.parents if not parent.exists()]  # the nearest first
+    try:
+        yield
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def public(folder: Path) -> None:

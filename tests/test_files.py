@@ -70,6 +70,34 @@ def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path, error: Exceptio
         raise RuntimeError
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_another_wrote_meanwhile_is_left(tmp_path: Path, exists: bool) -> None:
+    target = tmp_path / "new" / "out"
+    if exists:
+        target.mkdir(parents=True)
+    with pytest.raises(InputError, match="something else was written there"), new_folder(target) as part:
+        (part / "config.json").write_text("ours")
+        target.mkdir(exist_ok=True)
+        (target / "config.json").write_text("theirs")
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["theirs"]
+
+
+def test_an_older_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for name in ("stamp", "old", "sub/below"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("old")
+    with pytest.raises(InputError, match="not an empty folder"):
+        check_new("--out", tmp_path / "out", "other")
+    target = check_new("--out", tmp_path / "out", "stamp")
+    with pytest.raises(RuntimeError), new_folder(target, "stamp") as part:
+        (part / "stamp").write_text("new")
+        raise RuntimeError
+    assert len([*target.rglob("*")]) == 4 and (target / "stamp").read_text() == "old"
+    with new_folder(target, "stamp") as part:
+        (part / "stamp").write_text("new")
+    assert [(path.name, path.read_text()) for path in target.rglob("*")] == [("stamp", "new")]
+
+
 def test_a_folder_is_filled_where_the_path_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
@@ -105,7 +133,7 @@ def test_what_can_be_no_new_folder(tmp_path: Path, make: Callable[[Path], Path])
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=r"^--out .*(not writable|already exists)"):
         check_new("--out", make(tmp_path))
-    assert sorted(tmp_path.iterdir()) == before or make(tmp_path).parent.parent != tmp_path
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_text_goes_where_the_user_said(tmp_path: Path) -> None:

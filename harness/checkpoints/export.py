@@ -20,7 +20,7 @@ import torch
 from harness import families, registry
 from harness import tasks as question_sets
 from harness.checkpoints.card import card
-from harness.files import check_new, new_folder
+from harness.files import check_new, check_space, new_folder
 from harness.machine.facts import facts
 from harness.progress import Progress, silent
 from harness.pruning import surgery
@@ -77,7 +77,7 @@ def export(results: Path, name: str, out: Path, *, device: str = "cpu", progress
     record = stored.record
     if record.error is not None:
         raise InputError(f"{stored.name}: this trial failed, so it has no model to export")
-    pruned = _again(Worker(device, progress), record.trial, record.plan, record.hashes, stored.name)
+    pruned = _again(Worker(device, progress), record.trial, target, record.plan, record.hashes, stored.name)
     return _write(pruned, record.trial, out, target, device, progress, record, _dense(stored, results))
 
 
@@ -125,7 +125,9 @@ def trial(
 def prune(trial: Trial, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:
     """Prune a model as the trial says and write it; raises InputError if `out` is not a new or empty folder."""
     target = check_new("folder", out)
-    return _write(Worker(device, progress).prune(trial), trial, out, target, device, progress)
+    worker = Worker(device, progress)
+    _load(worker, trial, target)
+    return _write(worker.prune(trial), trial, out, target, device, progress)
 
 
 def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:
@@ -141,7 +143,7 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
     trial = replace(Trial.of(saved["trial"]), model=model, method_file=saved["method_file"])
     worker = Worker(device, progress)
     if _only_cuts(plan, trial):
-        dense = worker.pruner.load(trial)
+        dense = _load(worker, trial, target)
         try:
             vlm = surgery.apply(dense, plan, Ranking({}))
             if not plan.widths and dense.weights_hash != saved["hashes"].get("weights"):
@@ -149,7 +151,7 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
         except InputError as error:
             raise InputError(f"{path}: {error}; this plan is of {saved['trial']['model']}") from error
         return _write(Pruned(dense, vlm, plan), trial, out, target, device, progress)
-    pruned = _again(worker, trial, plan, saved["hashes"], str(path))
+    pruned = _again(worker, trial, target, plan, saved["hashes"], str(path))
     return _write(pruned, trial, out, target, device, progress)
 
 
@@ -224,7 +226,18 @@ def _read(path: Path) -> dict[str, Any]:
     return {**saved, "method_file": file}
 
 
-def _again(worker: Worker, trial: Trial, plan: Plan | None, hashes: Mapping[str, str], where: str) -> Pruned:
+def _load(worker: Worker, trial: Trial, target: Path) -> VLM:
+    """The dense model; raises InputError if the disk has no room even for what no plan cuts of it."""
+    dense = worker.pruner.load(trial)
+    cut = tuple(f"{block.path}." for block in dense.blocks if trial.scope in ("all", block.component))
+    stays = (weight for name, weight in dense.model.named_parameters() if not name.startswith(cut))
+    check_space("folder", target, sum(weight.numel() * weight.element_size() for weight in stays))
+    return dense
+
+
+def _again(
+    worker: Worker, trial: Trial, target: Path, plan: Plan | None, hashes: Mapping[str, str], where: str
+) -> Pruned:
     """The trial's models made again; raises InputError if the weights or the plan are not those of these hashes."""
 
     def check(what: str, now: str) -> None:
@@ -234,7 +247,7 @@ def _again(worker: Worker, trial: Trial, plan: Plan | None, hashes: Mapping[str,
                 " its trial needs its checkpoint, data, code and kind of device"
             )
 
-    check("weights", worker.pruner.load(trial).weights_hash)
+    check("weights", _load(worker, trial, target).weights_hash)
     # With the step of widths that the plan was solved with, whatever this device would choose.
     pruned = worker.prune(replace(trial, align="off" if plan is None or plan.align == 1 else plan.align))
     if plan is not None and not plan.widths:  # from before plans had widths

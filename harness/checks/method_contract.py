@@ -25,6 +25,7 @@ from PIL import Image
 
 from harness import families, registry
 from harness.checks.model_state import State
+from harness.checks.pruned_models import factored, narrowed
 from harness.metrics import flops
 from harness.pruning import solver, surgery
 from harness.statistics.calibration import Calibration
@@ -36,6 +37,8 @@ from harness.types import (
     VLM,
     Additive,
     Budget,
+    Component,
+    Extent,
     Global,
     InputError,
     Kind,
@@ -45,6 +48,7 @@ from harness.types import (
     Ranking,
     ReferenceInput,
     Sample,
+    Scope,
     Score,
     Trial,
 )
@@ -57,7 +61,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "intermediate_size": 64,
 }
-CHECKS = ("signature", "rank", "scores", "model", "seed", "budgets")
+CHECKS = ("signature", "rank", "scores", "model", "seed", "budgets", "pruned")
 ROLES = ("studied", "reference")
 OWN_REGIMES = ("none", "bias", "refit", "trained")
 SIGNATURE = "def rank(vlm, calibration, *, seed)"
@@ -136,7 +140,10 @@ def breaches(name: str, module: ModuleType, vlm: VLM) -> list[Breach]:
             return [*_once(breaches), *(Breach("scores", text) for text in wrong)]
         rankings.append(ranking)
     breaches += [Breach("seed", text) for text in differences(*rankings)]
-    breaches += [Breach("budgets", text) for text in unsolved(method, vlm, rankings[0])]
+    # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
+    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if method.units == "both" else ((0.75, 0.5), 0.03)
+    breaches += [Breach("budgets", text) for text in unsolved(method, vlm, rankings[0], keeps, tolerance)]
+    breaches += [Breach("pruned", text) for text in pruned_again(method, vlm, extents)]
     return _once(breaches)
 
 
@@ -204,8 +211,9 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     if not isinstance(ranking, Ranking) or not isinstance(ranking.scores, Mapping):
         return [f"`rank` returned {type(ranking).__name__}; it must return Ranking({{(block name, kind): score}})"]
     units: Any = method.units
-    pairs = method.ranked(vlm)
-    expected: dict[tuple[str, Kind], Any] = {(block.name, kind): block.units(kind) for block, kind in pairs}
+    expected: dict[tuple[str, Kind], Any] = {
+        (block.name, kind): block.units(kind) for block, kind in method.ranked(vlm)
+    }
     faults = []
     for key in ranking.scores:
         if key not in expected:
@@ -276,7 +284,14 @@ def differences(first: Ranking, again: Ranking) -> list[str]:
     return [] if first.log == again.log else ["the same seed and samples gave another log in a second run"]
 
 
-def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
+def unsolved(
+    method: registry.Method,
+    vlm: VLM,
+    ranking: Ranking,
+    keeps: Sequence[float],
+    tolerance: float,
+    scopes: Sequence[Scope] = SCOPES,
+) -> list[str]:
     """The budgets for which this ranking gives no plan, or a plan whose model does not run or costs more than stated.
 
     One line each.
@@ -284,8 +299,6 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
     if not ranking.scores:  # dense
         return []
     units: Any = method.units
-    # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
-    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if units == "both" else ((0.75, 0.5), 0.03)
     reference = ReferenceInput((64, 64))
     context = Context(reference)
     inputs = context.inputs(vlm)
@@ -294,7 +307,7 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
         "check", vlm.name, method.name, {}, "all", units, 1.0, 0, Questions(()), (), reference_input=reference
     )
     faults = []
-    for scope in SCOPES:
+    for scope in scopes:
         for keep in keeps:
             try:
                 budget = _of_what_can_go(vlm, ranking, Budget(scope, keep, units, extents))
@@ -310,6 +323,27 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
             except Exception as error:
                 faults.append(f"{keep:g} of scope {scope}: the plan cannot be applied: {_one_line(error)}")
     return faults[:SHOWN]
+
+
+def pruned_again(method: registry.Method, vlm: VLM, extents: Mapping[Component, Extent]) -> list[str]:
+    """The faults of the method on a model that was pruned before, one line each: it must score and cut blocks of any
+    widths, leave factors of the kind that it does not score alone, and refuse to score factors.
+    """
+    faults = []
+    kinds: tuple[Kind, ...] = ("heads", "ffn")
+    cases = [("of uneven widths", narrowed(vlm)), *((f"with factored {kind}", factored(vlm, [kind])) for kind in kinds)]
+    for what, model in cases:
+        refused = any(block.units(kind).factored for block, kind in method.ranked(model))
+        try:
+            calibration = Calibration(model, samples(), batch_size=4)
+            ranking = method.rank(model, calibration, seed=0, budget=Budget("all", 0.75, extents=extents))
+        except Exception as error:
+            if not (refused and isinstance(error, InputError)):
+                faults.append(f"on a model {what}: raised {_one_line(error, method.module)}")
+            continue
+        wrong = scores(method, model, ranking) or unsolved(method, model, ranking, (0.75,), 1.0, ("all",))
+        faults += [f"on a model {what}: {text}" for text in wrong]
+    return faults
 
 
 def _of_what_can_go(vlm: VLM, ranking: Ranking, budget: Budget) -> Budget:

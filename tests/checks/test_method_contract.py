@@ -214,7 +214,7 @@ def test_the_method_of_the_guide_is_sound_and_ten_lines(call: Call, tmp_path: Pa
     file.write_text(guide())
     assert sum(bool(line.strip()) for line in guide().splitlines()) <= 11
     done = call("check-method", file)
-    assert (done.code, done.out) == (0, "ok  power: signature, rank, scores, model, seed, budgets\n")
+    assert (done.code, done.out) == (0, "ok  power: signature, rank, scores, model, seed, budgets, pruned\n")
     done = call("check-method", file, "--json")
     assert json.loads(done.out) == {"method": "power", "sound": True, "findings": []}
 

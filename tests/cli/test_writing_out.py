@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,18 +58,47 @@ def test_a_bad_out_is_refused_before_the_work(
         refused(call(*words), f"folder {tmp_path / name.removesuffix('/below')}: ")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(pruned: list[Any], tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk."""
+@pytest.mark.parametrize("room", [0, 40_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(pruned: list[Any], tmp_path: Path, room: int) -> None:
+    """A limit on the size of files stands for the disk: full from the start, or once the weights are written."""
     code = (
-        "import resource; from harness import cli\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); cli.main()"
+        "import resource; from harness import cli; from harness.checkpoints import export\n"
+        f"if not {room}: export.Worker = None\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); cli.main()"
     )
     here = tmp_path / "here"
     here.mkdir()
-    words = [sys.executable, "-c", code, *map(str, pruned), "--out", "out"]
+    words = [sys.executable, "-B", "-c", code, *map(str, pruned), "--out", "new/out"]
     done = subprocess.run(words, cwd=here, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {here}/out: cannot be written: ")
+    told = f"{here}/new/out: cannot be written: " if room else f"folder {here}/new: not writable: File too large"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {told}"), done.stderr
     assert "Traceback" not in done.stderr and not list(here.iterdir())
+
+
+def test_too_little_room_is_said_before_the_work(
+    call: Call, pruned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no budget cuts has to fit: of the tiny model in scope vision, its language model."""
+    monkeypatch.setattr(export.Worker, "prune", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=50_000))
+    for out in ("out", "new/out"):
+        refused(call(*pruned, "--out", out), f"/{out}: 0.0 GB free, ", "GB needed; free some space")
+
+
+def test_what_fails_later_leaves_no_folder(call: Call, pruned: list[Any]) -> None:
+    """Of a path that was not there, no part stays."""
+    refused(call(*pruned, "--out", "new/deep/out", "--budget", "0.0001"), "the smallest reachable is")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077], ids=oct)
+def test_permissions_follow_the_umask(call: Call, pruned: list[Any], mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        assert call(*pruned, "--out", "new/out").code == 0
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in Path("new/out").iterdir()} == {0o666 & ~mask}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (Path("new"), Path("new/out"))} == {0o777 & ~mask}
 
 
 def test_a_verdict_is_written_whole_or_refused_before(call: Call, tmp_path: Path) -> None:

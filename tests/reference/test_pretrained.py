@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tokenizers import pre_tokenizers
 
 from harness import registry, tasks
 from harness.families import encode
+from harness.files import check_space
 from harness.reference.model import SUFFIX
 from harness.reference.pretrained import assemble, build, dinov2, folder, smollm2, wheels
 from harness.reference.pretrained.adapters import Learned
@@ -26,7 +29,7 @@ from harness.reference.pretrained.things import NAMES
 from harness.reference.pretrained.train import Recipe, loss_and_hits, train
 from harness.reference.pretrained.warmup import features, project
 from harness.types import InputError, Questions
-from tests.support.commands import Call
+from tests.support.commands import Call, refused
 from tests.support.painters import Plain
 
 # --- a tiny model of the same make ----------------------------------------------------------------------------
@@ -243,9 +246,9 @@ def test_no_network_is_one_line_with_the_offline_way(monkeypatch: pytest.MonkeyP
 
 
 def test_too_little_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
-    wheels.check_space(tmp_path / "not" / "there", needed=1)
-    with pytest.raises(InputError, match="GB needed"):
-        wheels.check_space(tmp_path, needed=10**18)
+    check_space("--out", tmp_path / "not" / "there", needed=1)
+    with pytest.raises(InputError, match=r"^--out .* GB free, 1000000000.0 GB needed; free some space"):
+        check_space("--out", tmp_path, needed=10**18)
 
 
 # --- the built folder -----------------------------------------------------------------------------------------
@@ -295,15 +298,55 @@ def test_a_wrong_result_leaves_nothing(cache: Path, call: Call) -> None:
     folder.EXPECTED.write_text('{"weights": "other"}')
     done = call("reference", "build", "dinov2-smollm2")
     assert done.code == 2 and "expected other" in done.err
-    assert list(cache.parent.iterdir()) == []
+    assert not cache.parent.exists()
 
 
 def test_a_foreign_folder_is_left_alone(cache: Path, call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     done = call("reference", "build", "dinov2-smollm2", "--out", tmp_path / "mine")
-    assert done.code == 2 and "holds something else" in done.err
+    assert done.code == 2 and "already exists and is not an empty folder" in done.err
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_build_goes_where_the_path_leads(cache: Path, call: Call, tmp_path: Path) -> None:
+    """And an older build there is replaced."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "later").symlink_to("nothing yet")
+    places = (tmp_path / "link", tmp_path / "later", Path("."), tmp_path / ("n" * 250), tmp_path / "new" / "deep")
+    for adapters in (b"older", b"newer"):
+        folder.SHIPPED.write_bytes(adapters)
+        for out in places:
+            done = call("reference", "build", "dinov2-smollm2", "--out", out)
+            assert done.code == 0, done
+            assert {file.name for file in out.iterdir()} == {"config.json", "README.md", folder.STAMP}
+            assert folder.version(out) == folder.current()
+            (out / "old").touch()
+            assert "already built" in call("reference", "build", "dinov2-smollm2", "--out", out).err
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "later").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "taken", "taken/below", "loop", "full"])
+def test_a_bad_out_is_refused_before_the_work(
+    cache: Path, call: Call, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "full" / "a").mkdir(parents=True)
+    monkeypatch.setattr(build, "fetched", None)  # the work
+    refused(
+        call("reference", "build", "dinov2-smollm2", "--out", tmp_path / name),
+        f"--out {tmp_path / 'taken'}" if "/" in name else f"--out {tmp_path / name}: ",
+    )
+
+
+def test_a_build_without_room_is_refused_before_the_work(
+    cache: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "fetched", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1_000_000_000))
+    refused(call("reference", "build", "dinov2-smollm2", "--out", "new/deep"), "--out ", "1.0 GB free, 1.3 GB needed")
 
 
 def test_missing_packages_are_one_line_with_the_command(

