@@ -63,6 +63,7 @@ class Exported:
     weights: str  # hash of the dense model's weights
     before: Mapping[str, int]
     after: Mapping[str, int]
+    notes: tuple[str, ...] = ()  # what of the dense checkpoint was left out or filled in
 
 
 def export(results: Path, name: str, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:
@@ -302,6 +303,7 @@ def _write(
             weights=record.hashes["weights"],
             before=sizes[0],
             after=sizes[1],
+            notes=pruned.dense.notes,
         )
         content = (measured or record).to_json()
         copied = {key: content[key] for key in COPIED}

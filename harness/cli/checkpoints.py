@@ -147,5 +147,7 @@ def _show(done: Any, json_: bool) -> None:
         sizes = [f"{size / 1e6:,.2f}" if key == "bytes" else f"{size:,}" for size in (before, after)]
         shown.add_row(label, *sizes, f"{after / before:.4f}")
     out.print(shown)
+    for line in done.notes:
+        note(line)
     how = "with trust_remote_code=True" if done.form == "custom code" else "as the stock class"
     out.print(f"{done.folder}: {done.form}; plain transformers loads it {how}", soft_wrap=True, markup=False)

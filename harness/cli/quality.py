@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.screen import err, out
+from harness.cli.screen import err, note, out
 from harness.cli.shared import Device, Json, check_device, method_names, model_names
 from harness.types import InputError
 
@@ -49,8 +49,10 @@ def quality(
     check_device(device)
     check_writable(out_dir, "--out")
     stored = _stored(out_dir / "quality.json")
+    vlm = families.load(source, name=model, device=device)
+    for line in vlm.notes:
+        note(line)
     with progress_bar(err) as bar:
-        vlm = families.load(source, name=model, device=device)
         wanted = asked(vlm, samples, channels)
         measured = measure(vlm, names, wanted, lambda items, text: bar.track(items, description=text), stored)
     files = write(measured, out_dir, frozenset(method.name for method in contestants if method.role == "studied"))

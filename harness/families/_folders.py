@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,18 @@ def _model_type(path: Path) -> str:
         return json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a transformers config with a model_type") from error
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint leads to into one line; an import that fails is no damage."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ImportError | InputError):
+            raise
+        text = " ".join(str(error).split())
+        raise InputError(f"{what}: {type(error).__name__}: {text[:300]}") from error
 
 
 def check_type(path: Path) -> None:

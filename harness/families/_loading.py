@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.families import _generation
-from harness.families._folders import check_folder_files, check_type, generation_file, stored_values, weights_hash
+from harness.families._folders import (
+    check_folder_files,
+    check_type,
+    explained,
+    generation_file,
+    stored_values,
+    weights_hash,
+)
 from harness.families._names import family, names
 from harness.types import GREEDY, VLM, Generation, InputError
 
@@ -68,9 +75,10 @@ def load(
             model.generation_config = decoding
         else:
             _check_amount(source, model_class, config)
-            settings |= {"generation_config": decoding, "device_map": device_map, "output_loading_info": True}
+            settings |= {"generation_config": decoding, "device_map": device_map}
+            settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             model, loaded = model_class.from_pretrained(source, config=config, **settings, **hub_settings)
-            _check_complete(source, loaded["missing_keys"])
+            _check_complete(source, loaded)
     except _pruned.ShapeError as error:
         raise InputError(f"model {source}/config.json: {error}") from error
     except OSError as error:
@@ -138,23 +146,24 @@ def _check_amount(source: str | Path, model_class: Any, config: Any) -> None:
 
     if not Path(source).is_dir():
         return
-    stored, described = (
-        stored_values(Path(source)),
-        sum(p.numel() for p in _saving.outline(model_class, config).parameters()),
-    )
-    if stored < described:
+    with explained(f"model {source}/config.json: describes no model that can be made"):
+        described = sum(weight.numel() for weight in _saving.outline(model_class, config).parameters())
+    if (stored := stored_values(Path(source))) < described:
         raise InputError(
             f"model {source}: the weights hold {stored:,} values, but config.json describes a model of {described:,}; "
             "add the missing *.safetensors files, or the missing part of config.json"
         )
 
 
-def _check_complete(source: str | Path, missing: Iterable[str]) -> None:
-    """transformers would draw missing weights at random."""
-    if names := sorted(missing):
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+def _check_complete(source: str | Path, loaded: Mapping[str, Any]) -> None:
+    """transformers would draw at random what is missing or of another shape."""
+    if missing := sorted(loaded["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"model {source}: the weights lack {missing[0]}{more}; add the *.safetensors files of it")
+    for name, stored, described in sorted(loaded["mismatched_keys"]):
         raise InputError(
-            f"model {source}: the weights lack {names[0]}{more}; add the *.safetensors files that hold them"
+            f"model {source}: the weight {name} has the shape {tuple(stored)}, but config.json describes "
+            f"{tuple(described)}; config.json and *.safetensors must be of one model"
         )
 
 
@@ -169,12 +178,14 @@ def _class(config: Any) -> Any:
 def _config(source: str | Path, hub_settings: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
+    path = Path(source) / "config.json"
     try:
-        return AutoConfig.from_pretrained(source, **hub_settings)
-    except ValueError as error:  # transformers does not know the type, or may not run its code
-        if Path(source).is_dir():
-            check_type(Path(source) / "config.json")
-        raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
+        with explained(f"model {path}: not a config that transformers takes"):
+            return AutoConfig.from_pretrained(source, **hub_settings)
+    except InputError:
+        if path.is_file():
+            check_type(path)  # transformers does not know the type, or may not run its code
+        raise
 
 
 def _unknown(config: Any, source: str | Path) -> InputError:

@@ -5,13 +5,12 @@ processor, notes = complete("path/to/checkpoint", config, {})
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from harness.families._folders import explained
 from harness.families._prompts import encode, render
 from harness.types import InputError
 
@@ -29,7 +28,7 @@ def complete(source: str | Path, config: Any, hub_settings: dict[str, Any]) -> t
     from transformers import AutoProcessor
 
     where = f"model {source}"
-    with _gap(f"{where}: no processor can be made of its files; add {FILES} of the model that it comes from"):
+    with explained(f"{where}: no processor can be made of its files; add {FILES} of the model that it comes from"):
         processor = AutoProcessor.from_pretrained(source, **hub_settings)
     for part, file in (("image_processor", "preprocessor_config.json"), ("tokenizer", "tokenizer.json")):
         if getattr(processor, part, None) is None:
@@ -51,6 +50,7 @@ def complete(source: str | Path, config: Any, hub_settings: dict[str, Any]) -> t
             f"{where}/tokenizer.json: token {token!r} has the id {last}, but the embedding has {rows} rows (vocab_size "
             "in config.json); add tokenizer files that belong to the weights"
         )
+    processor.chat_template = processor.chat_template or tokenizer.chat_template
     if not processor.chat_template:
         raise InputError(f"{where}: chat_template.jinja is missing; add the template of the model's turns")
     _try(processor, config, where)
@@ -65,21 +65,9 @@ def _try(processor: Any, config: Any, where: str) -> None:
             f"{where}/tokenizer.json: the image token {token!r} has the id {processor.image_token_ids[0]}, but "
             f"config.json has image_token_id {config.image_token_id}; add the token with this id"
         )
-    with _gap(f"{where}/chat_template.jinja: a user's turn cannot be rendered"):
+    with explained(f"{where}/chat_template.jinja: a user's turn cannot be rendered"):
         render(processor, "What?", 1)
-    with _gap(f"{where}/chat_template.jinja: must show each image as {token!r}, but a question cannot be encoded"):
+    with explained(f"{where}/chat_template.jinja: must show each image as {token!r}, but a question cannot be encoded"):
         inputs = encode(processor, [[image], [image]], ["What?", "What is this?"], ["a", "b c"])
     if not (inputs["input_ids"] == config.image_token_id).any(1).all():
         raise InputError(f"{where}/chat_template.jinja: shows no image; a user's turn must show each as {token!r}")
-
-
-@contextmanager
-def _gap(what: str) -> Iterator[None]:
-    """Turn whatever a damaged file leads to into one line; an import that fails is no gap of a checkpoint."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, ImportError):
-            raise
-        text = " ".join(str(error).split())
-        raise InputError(f"{what}: {type(error).__name__}: {text[:300]}") from error
