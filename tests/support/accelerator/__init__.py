@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.utils import backend_registration
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.support.accelerator import cuda
 from tests.support.accelerator.ledger import Ledger
@@ -33,10 +34,19 @@ def installed(devices: int = 1, total: int = 1 << 34) -> Iterator[Ledger]:
     cuda.seed_all(0)
     with cuda.patched(), torch.autograd.set_multithreading_enabled(False), Factories():
         torch._C._set_only_lift_cpu_tensors(True)
+        torch.__future__.set_swap_module_params_on_conversion(True)  # as between real devices, tied weights stay tied
         try:
             yield Runtime.ledger
         finally:
             torch._C._set_only_lift_cpu_tensors(False)
+            torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Work on the CPU inside `installed` that must run as without it: what catches operators also hides some of them."""
+    with _disable_current_modes():
+        yield
 
 
 @functools.cache
@@ -44,6 +54,7 @@ def _register() -> torch.library.Library:
     """Once per process, C++ learns of the device type; without `installed`, nothing uses it."""
     backend_registration._setup_privateuseone_for_python_backend(BACKEND)
     torch._C._ensureCUDADeviceGuardSet()
+    torch.accelerator.current_accelerator = lambda check_available=False: None  # as before, outside of `installed`
     # torch.tensor(numbers on the device) reads each of them below the place where operators are caught.
     library = torch.library.Library("aten", "IMPL")
     library.impl(

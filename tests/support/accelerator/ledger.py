@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 
 import torch
 
-WATCHED = ("/harness/", "/baselines/")  # the source files that a wait is put down to
+WATCHED = ("/harness/", "/baselines/", "/tests/accelerator/")  # the source files that a wait is put down to
+PASSING = "__torch_function__"  # sees the calls of others
 
 
 @dataclass(eq=False)
@@ -50,7 +51,7 @@ class Ledger:
     def wait(self, reason: str) -> None:
         """Count a wait of the host for a device: where in the sources it happens, and whether in transformers' code."""
         frame, inside = sys._getframe(1), ""
-        while frame is not None and not any(part in frame.f_code.co_filename for part in WATCHED):
+        while frame is not None and not _watched(frame.f_code):
             if not inside and "/transformers/" in frame.f_code.co_filename:
                 inside = f" in transformers ({_place(frame)})"
             frame = frame.f_back
@@ -62,6 +63,10 @@ class Ledger:
 
     def reset_peaks(self) -> None:
         self.peaks = list(self.held)
+
+
+def _watched(code: Any) -> bool:
+    return code.co_name != PASSING and any(part in code.co_filename for part in WATCHED)
 
 
 def _place(frame: Any) -> str:

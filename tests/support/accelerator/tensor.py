@@ -92,16 +92,9 @@ class FakeCuda(Tensor):
     def get_device(self) -> int:
         return self.index
 
-    def to(self, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
-        if args and isinstance(args[0], Tensor):
-            device, dtype, form = args[0].device, args[0].dtype, None
-        else:
-            device, dtype, _, form = torch._C._nn._parse_to(*args, **kwargs)
-        same = device is None or (rules.on_device(device) and index_of(device) == self.index)
-        if same and not copy and dtype in (None, self.dtype) and form in (None, torch.preserve_format):
-            return self
-        layout = {} if form is None else {"memory_format": form}
-        return aten._to_copy(self, dtype=dtype or self.dtype, device=self.device if same else device, **layout)
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return Tensor.to(self, *map(_below, args), **{name: _below(value) for name, value in kwargs.items()})
 
     def cuda(self, device: Any = None, **_: Any) -> Tensor:
         return self.to(torch.device("cuda", index_of(device)))
@@ -153,6 +146,13 @@ class FakeCuda(Tensor):
         return f"FakeCuda({self.inner}, device='{self.device}')"
 
 
+def _below(value: Any) -> Any:
+    """An argument of `to` as C++ knows it, which compares devices."""
+    named = isinstance(value, torch.device | str) and torch.device(value).type == "cuda"
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return torch.device(BACKEND, index_of(value)) if named or number else value
+
+
 class Factories(TorchDispatchMode):
     """Sees every operator, and so those that put tensors on the device without having one there: factories, copies."""
 
@@ -171,31 +171,34 @@ def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         Runtime.ledger.wait(reason)
     index = index_of(wanted) if rules.on_device(wanted) else fakes[0].index if fakes and wanted is None else None
     known: dict[int, Tensor] = {}
-
-    def bare(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            inner = value.inner if isinstance(value, FakeCuda) else value
-            known[id(inner)] = value
-            return inner
-        return type(value)(map(bare, value)) if type(value) in (list, tuple) else value
-
-    def placed(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            same = known.get(id(value))
-            return same if same is not None else value if index is None else FakeCuda(value, index)
-        return type(value)(map(placed, value)) if type(value) in (list, tuple) else value
-
-    inner_kwargs = {name: bare(value) for name, value in kwargs.items()}
+    inner_kwargs = {name: _bare(value, known) for name, value in kwargs.items()}
     if rules.on_device(wanted):
         inner_kwargs["device"] = torch.device("cpu")
     call: Callable[..., Any] = OPERATORS.get(func, func)
     if torch.Tag.nondeterministic_seeded in func.tags and index is not None and kwargs.get("generator") is None:
         call = functools.partial(_drawn, call, index)
-    out = call(*map(bare, args), **inner_kwargs)
+    out = call(*(_bare(value, known) for value in args), **inner_kwargs)
     if torch.Tag.inplace_view in func.tags:
         with torch._C._DisableTorchDispatch():  # the sizes that C++ knows of
             func(*args, **kwargs)
-    return placed(out)
+    return _placed(out, known, index)
+
+
+def _bare(value: Any, known: dict[int, Tensor]) -> Any:
+    """An argument with the CPU's tensors; `known` notes which tensor each of them was."""
+    if isinstance(value, Tensor):
+        inner = value.inner if isinstance(value, FakeCuda) else value
+        known[id(inner)] = value
+        return inner
+    return type(value)(_bare(each, known) for each in value) if type(value) in (list, tuple) else value
+
+
+def _placed(value: Any, known: dict[int, Tensor], index: int | None) -> Any:
+    """A result on the device; an argument that the operator returns is that argument."""
+    if isinstance(value, Tensor):
+        same = known.get(id(value))
+        return same if same is not None else value if index is None else FakeCuda(value, index)
+    return type(value)(_placed(each, known, index) for each in value) if type(value) in (list, tuple) else value
 
 
 def _drawn(call: Callable[..., Any], index: int, *args: Any, **kwargs: Any) -> Any:
