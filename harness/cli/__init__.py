@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from harness import progress, registry
-from harness.cli import bench, catalogue, checkpoints, quality, reference, results, sweep, verdicts
+from harness.cli import bench, catalogue, checkpoints, quality, recommend, reference, results, sweep, verdicts
 from harness.cli.screen import MARKUP, UNWRITABLE, err, streams
 from harness.cli.shared import homes_expanded
 from harness.types import InputError
@@ -54,6 +54,7 @@ app = _group(
     gate=verdicts.gate,
     verdict=verdicts.verdict,
     compare=verdicts.compare,
+    recommend=recommend.recommend,
     bench=bench.bench,
     results=_group(
         "The evidence: look at it, bring it together, check it.",

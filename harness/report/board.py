@@ -16,7 +16,8 @@ import pandas as pd
 
 from harness.records.comparison import regime
 from harness.records.record import Record, dig
-from harness.report import tables, totals
+from harness.report import choices, tables, totals
+from harness.report.choices import Choice
 from harness.report.reported import Figure, figures
 from harness.report.samples import Samples
 from harness.report.totals import Total
@@ -72,6 +73,11 @@ class Board:
         """Whether accuracy is what the board is about. Boards of random weights show speed instead."""
         rows = self.frame.to_dict("records")
         return bool(tables.values(rows, "accuracy") or not tables.values(rows, "latency_speedup"))
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The best choices at some budgets, of boards that compare several kinds of units."""
+        return choices.table(self.frame)
 
     @property
     def legend(self) -> str:

@@ -21,7 +21,7 @@ import pandas as pd
 from harness import registry
 from harness.records.record import Record, load
 from harness.records.store import board_folders
-from harness.report import details, examples, latex, page, plots, reported, spreadsheet, tables, totals
+from harness.report import choices, details, examples, latex, page, plots, reported, spreadsheet, tables, totals
 from harness.report.board import Board
 from harness.report.samples import Samples
 from harness.text import plain
@@ -154,6 +154,8 @@ def _json(board: Board) -> str:
 def _markdown(board: Board, repeat: str) -> str:
     facts = "\n".join(f"- {name}: {tables.escape(text)}" for name, text in board.facts)
     sections = [f"# {tables.escape(board.name)}", facts, board.notes, "## Methods", _contestants(board)]
+    if board.choices:
+        sections += ["## What to choose", choices.LEGEND, choices.text(board.choices)]
     if board.accurate:
         sections += [f"## Accuracy at equal {tables.escape(board.currency)}", _legend(board)]
         for panel, curve_totals in zip(board.panels, board.totals, strict=True):

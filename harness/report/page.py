@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from harness.report import reported, tables, totals
+from harness.report import choices, reported, tables, totals
 from harness.report.board import Board
 from harness.text import plain
 
@@ -37,6 +37,7 @@ def board(shown: Board, data: Mapping[str, Any]) -> str:
         "facts": _facts(shown),
         "notes": escape(f"{shown.notes} {shown.legend}".strip()),
         "subject": "Accuracy" if shown.accurate else "Speed",
+        "choices": _choices(shown.choices),
         "standings": _standings(shown) if shown.accurate else "",
         "table": _table(shown),
         "methods": _methods(shown),
@@ -91,6 +92,22 @@ def _file(name: str) -> str:
 
 def _facts(shown: Board) -> str:
     return f'<dl class="facts">{"".join(f"<dt>{escape(key)}<dd>{escape(value)}" for key, value in shown.facts)}</dl>'
+
+
+def _choices(listed: Sequence[choices.Choice]) -> str:
+    """The table of best choices, with a command to copy in each row; nothing if there are none."""
+    if not listed:
+        return ""
+    heads = "".join(f"<th scope=col>{escape(head)}" for head in choices.HEADS)
+    rows = []
+    for choice in listed:
+        first, *cells, command = map(escape, choice.cells)
+        rows.append(f"<tr><th scope=row>{first}{''.join(f'<td>{cell}' for cell in cells)}<td><code>{command}</code>")
+    return (
+        f'<section id="choices"><h2>What to choose</h2><p class="quiet">{escape(choices.LEGEND)}</p>'
+        f'<div class="scroll" tabindex="0"><table class="summary"><thead><tr>{heads}<tbody>{"".join(rows)}</table>'
+        "</div></section>"
+    )
 
 
 def _standings(shown: Board) -> str:

@@ -1,0 +1,153 @@
+"""What to choose: for each budget the best of all methods, kinds of units and recoveries, and how to make it.
+
+    from harness.report.leaderboards import frame
+    best(frame(Path("results/demo")), 0.5, scope="vision").command
+
+The best of many is a little lucky: its accuracy on new questions is likely lower than the one that it was chosen by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from harness.report.tables import NOTHING, budget_text, markdown, values
+from harness.report.tables import escape as escaped
+from harness.types import TOLERANCE, InputError
+from harness.types.kinds import in_words
+
+FACTORS = (1.33, 2.0, 3.2, 5.0)  # how much cheaper: the rows of the table
+HEADS = ("budget", "best choice", "cuts", "accuracy", "speedup", "weights MB", "needs", "make it")
+LEGEND = (
+    "For each budget the most accurate of all methods, kinds of units and recoveries: first without training, then with "
+    "it if that is better. The best of many is a little lucky: expect slightly less on new questions. The command writes the "
+    "model as a checkpoint."
+)
+# What a regime needs besides the model, by its first word.
+NEEDS = {"none": "nothing", "bias": "calibration questions", "refit": "calibration questions"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best trials of a budget. accuracy, lo, hi: fractions, means over seeds; speedup: a factor. NaN: unknown."""
+
+    budget: float
+    name: str  # method and variant
+    regime: str
+    units: str
+    accuracy: float
+    lo: float
+    hi: float
+    speedup: float
+    weight_bytes: float
+    trial: str  # id of the first seed's record
+
+    @property
+    def needs(self) -> str:
+        """What it takes to make the model: nothing more, calibration questions, or training."""
+        return NEEDS.get(self.regime.split()[0].rstrip(","), "training")
+
+    @property
+    def command(self) -> str:
+        """The command that writes this model as a checkpoint."""
+        return f"infoprune export {self.trial} my-model"
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells under HEADS, as plain text."""
+        interval = "" if math.isnan(self.lo + self.hi) else f" [{100 * self.lo:.1f}, {100 * self.hi:.1f}]"
+        return [
+            budget_text(self.budget),
+            self.name,
+            in_words(self.units),
+            f"{100 * self.accuracy:.1f}{interval}",
+            NOTHING if math.isnan(self.speedup) else f"{self.speedup:.2f}×",
+            NOTHING if math.isnan(self.weight_bytes) else f"{self.weight_bytes / 1e6:,.1f}",
+            self.needs,
+            self.command,
+        ]
+
+
+def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bool = True) -> Choice | None:
+    """The most accurate choice that costs at most this share; None if no trial does.
+
+    Of the budgets on the board only the largest that fits counts, so that costs are equal. training: whether choices
+    that need training count. Among equals the faster one wins. Failed trials never count.
+    """
+    rows = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
+    groups: dict[Any, list[Any]] = {}
+    for row in rows.to_dict("records"):
+        if row["budget"] <= budget * (1 + TOLERANCE) and not math.isnan(row["accuracy"]):
+            groups.setdefault((row["curve"], row["regime"], row["units"], row["budget"]), []).append(row)
+    choices = [_choice(seeds) for seeds in groups.values()]
+    choices = [choice for choice in choices if training or choice.needs != "training"]
+    largest = max((choice.budget for choice in choices), default=None)
+    return max((choice for choice in choices if choice.budget == largest), key=_order, default=None)
+
+
+def table(frame: pd.DataFrame, scope: str = "all") -> list[Choice]:
+    """The best choices at 1.33x, 2x, 3.2x and 5x of a board, without training and, where it is better, with it.
+
+    Empty unless the board compares several kinds of units in this scope: otherwise its tables say it.
+    """
+    whole = frame[(frame.scope == scope) & (frame.method != "none")]
+    if whole.units.nunique() < 2:
+        return []
+    rows: dict[Choice, None] = {}
+    for factor in FACTORS:
+        for training in (False, True):
+            choice = best(frame, 1 / factor, scope=scope, training=training)
+            if choice is not None and abs(choice.budget * factor - 1) < 0.02:
+                rows[choice] = None
+    return list(rows)
+
+
+def text(choices: Sequence[Choice]) -> str:
+    """The choices as a Markdown table."""
+    rows = [[*map(escaped, choice.cells[:-1]), f"`{choice.cells[-1]}`"] for choice in choices]
+    return markdown(HEADS, rows, "left")
+
+
+def _choice(seeds: Sequence[Any]) -> Choice:
+    first = min(seeds, key=lambda row: row["seed"])
+
+    def mean(column: str) -> float:
+        measured = values(seeds, column) if column in first else []
+        return fmean(measured) if measured else math.nan
+
+    figures = [mean(column) for column in ("accuracy", "accuracy_lo", "accuracy_hi", "latency_speedup", "weight_bytes")]
+    return Choice(first["budget"], first["curve"], first["regime"], first["units"], *figures, trial=first["trial"])
+
+
+def _order(choice: Choice) -> tuple[float, float, str]:
+    return choice.accuracy, 0.0 if math.isnan(choice.speedup) else choice.speedup, choice.trial
+
+
+def recommend(
+    frame: pd.DataFrame, model: str, budget: float, *, scope: str = "all", training: bool = True
+) -> tuple[str, Choice]:
+    """The board that answers best for this model, and its best choice.
+
+    Of several boards and settings, those with the most trials that fit count, because a wider search is a better
+    answer. Raises InputError if no board has a trial of the model in this scope within the budget.
+    """
+    if model not in set(frame.model):
+        raise InputError.unknown("model", model, sorted(set(frame.model)), "no board has trials of it; ")
+    answers = []
+    for (board, _), rows in frame[frame.model == model].groupby(["board", "setting"]):
+        choice = best(rows, budget, scope=scope, training=training)
+        if choice is not None:
+            fitting = int(((rows.budget == choice.budget) & (rows.scope == scope)).sum())
+            answers.append((choice.budget, fitting, str(board), choice))
+    if not answers:
+        raise InputError(
+            f"model {model}: no board has a trial in scope {scope} that keeps at most {budget:g}"
+            f"{'' if training else ' and needs no training'}; sweep a board with such a budget first"
+        )
+    _, _, board, choice = max(answers, key=lambda answer: answer[:3])
+    return board, choice

@@ -1,0 +1,103 @@
+"""The best choice of a budget: of everything that fits, at equal cost, and only what was measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.records.record import Record
+from harness.report import choices
+from harness.report.tables import board_frame
+from harness.types import InputError
+from tests.support.records import board_record, failed_record
+
+TUNED: dict[str, Any] = {"recovery": {"method": "full"}}
+
+
+def trial(method: str, mean: float, speedup: float = 1.5, budget: float = 0.5, **changes: Any) -> Record:
+    accuracy = {"mean": mean, "lo": mean - 0.02, "hi": mean + 0.02, "tasks": {}}
+    metrics = {"flops": {"kept": budget}, "latency": {"speedup": speedup}, "accuracy": accuracy}
+    return board_record(method, budget=budget, metrics=metrics, **changes)
+
+
+def frame(*records: Record) -> pd.DataFrame:
+    return board_frame([board_record(), *records])
+
+
+def name(choice: choices.Choice | None) -> str | None:
+    return choice and choice.name
+
+
+def test_the_most_accurate_wins_and_the_faster_among_equals() -> None:
+    rows = frame(trial("taylor", 0.8), trial("wanda", 0.8, speedup=1.7), trial("flap", 0.7, speedup=2.0))
+    assert name(choices.best(rows, 0.5)) == "wanda"
+
+
+def test_training_is_a_choice_only_if_it_is_wanted() -> None:
+    rows = frame(trial("taylor", 0.8), trial("wanda", 0.9, **TUNED), trial("flap", 0.85, recovery={"method": "refit"}))
+    tuned, plain = choices.best(rows, 0.5), choices.best(rows, 0.5, training=False)
+    assert (name(tuned), tuned and tuned.needs) == ("wanda", "training")
+    assert (name(plain), plain and plain.needs) == ("flap", "calibration questions")
+    alone = choices.best(frame(trial("wanda", 0.9, **TUNED)), 0.5, training=False)
+    assert alone is None
+    trained = choices.best(frame(trial("l0_gates", 0.9, regime="trained, refit")), 0.5)
+    assert trained and trained.needs == "training"  # the method's own training, refitted or not
+
+
+def test_costs_are_equal() -> None:
+    """A model of 0.9 does not fit into 0.5, and one of 0.2 does not compete with one of 0.5 that fits."""
+    rows = frame(trial("taylor", 0.9, budget=0.9), trial("wanda", 0.5, budget=0.5), trial("flap", 0.6, budget=0.2))
+    assert [name(choices.best(rows, budget)) for budget in (1.0, 0.6, 0.497, 0.3, 0.1)] == [
+        "taylor", "wanda", "wanda", "flap", None,
+    ]  # fmt: skip
+
+
+def test_what_failed_or_is_of_another_scope_is_no_choice() -> None:
+    rows = frame(failed_record("flap", budget=0.5), trial("wanda", 0.9, scope="vision"), trial("taylor", 0.4))
+    assert name(choices.best(rows, 0.5)) == "taylor"
+    assert name(choices.best(rows, 0.5, scope="vision")) == "wanda"
+
+
+def test_seeds_count_as_one_choice_by_their_mean() -> None:
+    lucky = [trial("random", mean, seed=seed) for seed, mean in enumerate((0.9, 0.5, 0.5))]
+    assert name(choices.best(frame(*lucky, trial("taylor", 0.7)), 0.5)) == "taylor"
+    choice = choices.best(frame(*lucky), 0.5)
+    assert choice and choice.accuracy == pytest.approx(1.9 / 3) and choice.trial == lucky[0].id
+
+
+def test_the_table_is_of_boards_that_compare_kinds() -> None:
+    heads = [trial("wanda", 0.8, units="heads"), trial("wanda", 0.9, units="heads", **TUNED)]
+    assert choices.table(frame(*heads)) == []
+    shown = choices.table(frame(*heads, trial("wanda", 0.7, units="ffn"), trial("wanda", 0.3, units="ffn", budget=0.2)))
+    assert [(choice.units, choice.needs, choice.budget) for choice in shown] == [
+        ("heads", "nothing", 0.5), ("heads", "training", 0.5), ("ffn", "nothing", 0.2),
+    ]  # fmt: skip
+    text = choices.text(shown)
+    assert text.count("\n") == 4 and f"`infoprune export {shown[0].trial} my-model`" in text
+
+
+def test_unknown_figures_are_dashes() -> None:
+    choice = choices.Choice(0.5, "taylor", "none", "both", 0.8, math.nan, math.nan, math.nan, math.nan, "abc")
+    assert choice.cells[3:6] == ["80.0", "–", "–"]
+
+
+def test_recommend_takes_the_board_that_looked_widest() -> None:
+    narrow = [trial("magnitude", 0.95, board="narrow")]
+    wide = [trial("taylor", 0.8, board="wide"), trial("wanda", 0.7, board="wide")]
+    rows = pd.concat(
+        [board_frame([board_record(board=b), *records]) for b, records in (("narrow", narrow), ("wide", wide))]
+    )
+    board, choice = choices.recommend(rows, "reference", 0.5)
+    assert (board, choice.name) == ("wide", "taylor")
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "says"),
+    [("referense", 0.5, "did you mean 'reference'"), ("reference", 0.3, "no board has a trial in scope all")],
+)
+def test_what_no_record_answers_is_refused(model: str, budget: float, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        choices.recommend(frame(trial("taylor", 0.8)), model, budget)
