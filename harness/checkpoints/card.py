@@ -31,7 +31,7 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
     why = "brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says its widths"
     form = why if trust else "loads as transformers' stock class"
     measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
-    part = {"both": "", "heads": "heads' ", "ffn": "FFNs' "}[trial.units]
+    part = {"heads": "heads' ", "ffn": "FFNs' "}.get(trial.units, "")
     return f"""---
 {front}
 ---

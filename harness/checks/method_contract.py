@@ -13,7 +13,7 @@ import json
 import random
 import traceback
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +31,9 @@ from harness.statistics.calibration import Calibration
 from harness.text import SHOWN, some
 from harness.trials.context import Context
 from harness.types import (
+    BOTH,
+    KINDS,
     SCOPES,
-    UNIT_KINDS,
     VLM,
     Additive,
     Budget,
@@ -47,6 +48,7 @@ from harness.types import (
     Sample,
     Score,
     Trial,
+    unit_kinds,
 )
 
 VISION = {"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
@@ -152,7 +154,11 @@ def signature(name: str, module: ModuleType) -> list[str]:
     if not inspect.isfunction(rank := getattr(module, "rank", None)):
         return [f"no function `rank`; write `{SIGNATURE}`"]
     faults = list(_parameters(rank))
-    for constant, allowed in (("UNITS", UNIT_KINDS), ("ROLE", ROLES), ("REGIME", OWN_REGIMES)):
+    try:
+        unit_kinds(getattr(module, "UNITS", BOTH))
+    except ValueError as error:
+        faults.append(f"UNITS: {error}")
+    for constant, allowed in (("ROLE", ROLES), ("REGIME", OWN_REGIMES)):
         value = getattr(module, constant, allowed[0])
         if value not in allowed:
             faults.append(f"{constant} = {value!r}; choose from: {', '.join(allowed)}")
@@ -203,18 +209,15 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     """The faults of a ranking for this model, one line each."""
     if not isinstance(ranking, Ranking) or not isinstance(ranking.scores, Mapping):
         return [f"`rank` returned {type(ranking).__name__}; it must return Ranking({{(block name, kind): score}})"]
-    units: Any = method.units
+    units = method.units
     selected = [] if method.name == "none" else vlm.select("all", units)
     expected: dict[tuple[str, Kind], Any] = {(block.name, kind): block.units(kind) for block, kind in selected}
     faults = []
     for key in ranking.scores:
         if key not in expected:
-            shown_key = " ".join(map(str, key)) if isinstance(key, tuple) else key
-            unknown = InputError.unknown("block and kind", shown_key, [f"{block} {kind}" for block, kind in expected])
-            kinds = f" (UNITS = {units!r})" if units != "both" else ""
-            faults.append(f"{unknown}{kinds}")
+            faults.append(_unexpected(key, expected, units))
     if missing := [f"{block} {kind}" for block, kind in expected if (block, kind) not in ranking.scores]:
-        hint = "" if units != "both" else "; a method that ranks only one kind sets UNITS = 'heads' or 'ffn'"
+        hint = "" if units != BOTH else "; a method that ranks only one kind sets UNITS = 'heads' or 'ffn'"
         faults.append(f"no score for {some(missing)}{hint}")
     for (name, kind), block_units in expected.items():
         if (name, kind) in ranking.scores:
@@ -232,6 +235,17 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     except (TypeError, ValueError) as error:
         faults.append(f"the log cannot be stored in a record: {error}")
     return [*faults[:SHOWN], *([f"{len(faults) - SHOWN} more like these"] if len(faults) > SHOWN else [])]
+
+
+def _unexpected(key: Any, expected: Iterable[tuple[str, Kind]], units: str) -> str:
+    """The fault of a key of the scores that is not the block and kind of any unit to rank."""
+    block, kind = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+    known = list(expected)
+    if any(block == name for name, _ in known) and kind not in KINDS:
+        return str(InputError.unknown("kind", kind, KINDS, f"{block}: "))
+    shown = " ".join(map(str, key)) if isinstance(key, tuple) else key
+    unknown = InputError.unknown("block and kind", shown, [f"{name} {kind}" for name, kind in known])
+    return f"{unknown} (UNITS = {units!r})" if units != BOTH else str(unknown)
 
 
 def _fault(score: Score | Any, count: int, macs: int) -> str:
@@ -283,9 +297,9 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
     """
     if not ranking.scores:  # dense
         return []
-    units: Any = method.units
+    units = method.units
     # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
-    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if units == "both" else ((0.75, 0.5), 0.03)
+    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if units == BOTH else ((0.75, 0.5), 0.03)
     reference = ReferenceInput((64, 64))
     context = Context(reference)
     inputs = context.inputs(vlm)

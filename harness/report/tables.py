@@ -20,8 +20,9 @@ from harness import registry
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record, dig
 from harness.text import plain, shorten
-from harness.types import REGIMES, SCOPES, UNIT_KINDS
+from harness.types import REGIMES, SCOPES
 from harness.types import Column as Figure
+from harness.types.kinds import in_words, kinds_order
 
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
@@ -43,7 +44,6 @@ SHOWN = (
     *(REST, "accuracy", TASKS, "gain_over_blind", "flips"),
 )
 
-UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
 CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # the quantity that a budget is a share of
 STUDIED = "◆"
 NOTHING = "–"
@@ -133,7 +133,7 @@ def panels(frame: pd.DataFrame) -> list[Panel]:
             dense_rows.append(row)
             continue
         key = (row["setting"], row["scope"], row["units"], row.get(TERMS, ""), row["regime"])
-        title = f"Scope {row['scope']}, {UNITS[row['units']]}, regime {row['regime']}"
+        title = f"Scope {row['scope']}, {in_words(row['units'])}, regime {row['regime']}"
         title += f" ({row['setting']})" if several else ""
         title += f" ({row[TERMS]})" if TERMS in row else ""
         panel = panel_by_key.setdefault(key, Panel(title, dense_rows, {}))
@@ -328,7 +328,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         row["setting"],
         row["method"] != "none",
         SCOPES.index(row["scope"]),
-        UNIT_KINDS.index(row["units"]),
+        kinds_order(row["units"]),
         row.get(TERMS, ""),
         regime_order(row["regime"]),
         row["role"] != "studied",

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from harness import families, registry, tasks
 from harness.types import (
+    BOTH,
     CalibrationSpec,
     Currency,
     InputError,
@@ -29,6 +30,7 @@ from harness.types import (
     Trial,
     Tuning,
     UnitKinds,
+    kinds,
 )
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -76,7 +78,7 @@ class Board(_Strict):
     methods: tuple[Entry, ...] = Field(min_length=1)
     budgets: tuple[Fraction, ...] = Field(min_length=1)
     scopes: tuple[Scope, ...] = Field(default=("vision",), min_length=1)
-    units: UnitKinds = "both"
+    units: UnitKinds = BOTH
     tasks: tuple[str, ...] = Field(min_length=1)
     split: str = "validation"
     limit: Count | None = None
@@ -133,7 +135,7 @@ class Board(_Strict):
         floor_budgets = self.floors if isinstance(self.floors, tuple) else ()
         dense_settings = {
             **common,
-            "units": "both",
+            "units": BOTH,
             "calibration": self._drawn(self.calibration),
             "metrics": with_floors,
         }
@@ -286,9 +288,10 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             calibration = board.calibration_of(entry)
             tasks.require(calibration.questions, calibration.samples)
             method = registry.method(entry.method)
-            if method.units not in ("both", board.units) and entry.method != "none":
+            if not set(kinds(board.units)) <= set(kinds(method.units)) and entry.method != "none":
+                ranked = ", ".join(kinds(method.units))
                 raise InputError(
-                    f"methods: {method.name} ranks {method.units} only, so it cannot meet a budget over "
+                    f"methods: {method.name} ranks {ranked} only, so it cannot meet a budget over "
                     f"units: {board.units}; set units: {method.units}, or leave the method out"
                 )
             options = method.check(entry.options, "methods: ")

@@ -5,21 +5,25 @@ solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a r
 """
 
 from harness.types.errors import InputError as InputError
+from harness.types.kinds import BOTH as BOTH
+from harness.types.kinds import KINDS as KINDS
+from harness.types.kinds import WIDTHS as WIDTHS
+from harness.types.kinds import Kind as Kind
+from harness.types.kinds import UnitKinds as UnitKinds
+from harness.types.kinds import kinds as kinds
+from harness.types.kinds import unit_kinds as unit_kinds
 from harness.types.metric import Column as Column
 from harness.types.metric import MetricContext as MetricContext
 from harness.types.metric import Result as Result
 from harness.types.metric import at as at
 from harness.types.model import SCOPES as SCOPES
-from harness.types.model import UNIT_KINDS as UNIT_KINDS
 from harness.types.model import VLM as VLM
 from harness.types.model import Block as Block
 from harness.types.model import Component as Component
 from harness.types.model import Extent as Extent
-from harness.types.model import Kind as Kind
 from harness.types.model import Rows as Rows
 from harness.types.model import Sample as Sample
 from harness.types.model import Scope as Scope
-from harness.types.model import UnitKinds as UnitKinds
 from harness.types.model import Units as Units
 from harness.types.plan import TOLERANCE as TOLERANCE
 from harness.types.plan import Align as Align

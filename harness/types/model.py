@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.types.kinds import BOTH, Kind, UnitKinds, kinds
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -16,16 +18,7 @@ Component = Literal["vision", "language"]
 Scope = Literal["vision", "language", "all"]
 
 
-Kind = Literal["heads", "ffn"]
-
-
-UnitKinds = Literal["both", "heads", "ffn"]
-
-
 SCOPES: tuple[Scope, ...] = ("vision", "language", "all")
-
-
-UNIT_KINDS: tuple[UnitKinds, ...] = ("both", "heads", "ffn")
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,8 @@ class Block:
     heads: Units
     ffn: Units
 
-    def units(self, kind: Kind) -> Units:
-        return self.heads if kind == "heads" else self.ffn
+    def units(self, kind: Kind) -> Units:  # raises KeyError for a kind that no block has
+        return {"heads": self.heads, "ffn": self.ffn}[kind]
 
 
 @dataclass(frozen=True)
@@ -102,10 +95,9 @@ class VLM:
     def block(self, name: str) -> Block:
         return next(block for block in self.blocks if block.name == name)
 
-    def select(self, scope: Scope, units: UnitKinds = "both") -> list[tuple[Block, Kind]]:
+    def select(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that a budget on this scope and these unit kinds covers, in the model's order."""
-        kinds: tuple[Kind, ...] = ("heads", "ffn") if units == "both" else (units,)
-        return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in kinds]
+        return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in kinds(units)]
 
 
 @dataclass(frozen=True)

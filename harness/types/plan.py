@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.types.model import Component, Extent, Kind, Scope, UnitKinds
+from harness.types.kinds import BOTH, Kind, UnitKinds
+from harness.types.model import Component, Extent, Scope
 
 TOLERANCE = 0.01  # largest relative distance of a plan from its budget, and of measured from stated FLOPs
 
@@ -27,7 +28,7 @@ class Budget:
 
     scope: Scope
     keep: float
-    units: UnitKinds = "both"
+    units: UnitKinds = BOTH
     extents: Mapping[Component, Extent] = field(default_factory=dict)
     align: int = 1  # widths of kept heads and channels are multiples of this
     rates: Mapping[tuple[Component, Kind], float] = field(default_factory=dict)

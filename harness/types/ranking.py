@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.types.model import Kind
+from harness.types.kinds import Kind
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.types.model import Scope, UnitKinds
+from harness.types.kinds import UnitKinds
+from harness.types.model import Scope
 from harness.types.plan import Align, Currency
 
 Count = Annotated[int, Field(ge=1)]

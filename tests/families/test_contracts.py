@@ -22,8 +22,8 @@ from harness.tasks import adapter
 from harness.trials.pruner import Pruner
 from harness.types import (
     SCOPES,
-    UNIT_KINDS,
     VLM,
+    WIDTHS,
     Budget,
     Choice,
     InputError,
@@ -137,7 +137,7 @@ def test_pruned_is_masked(vlm: VLM, family: Any, inputs: Inputs) -> None:
     """For every scope and unit kind."""
     dense = logits(vlm, inputs)
     for scope in SCOPES:
-        for units in UNIT_KINDS:
+        for units in ("both", *WIDTHS):
             plan = some(vlm, scope, units)
             pruned = surgery.apply(vlm, plan, NOTHING)
             found = logits(pruned, inputs)

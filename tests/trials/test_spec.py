@@ -65,6 +65,22 @@ def test_trials_are_every_method_seed_scope_and_budget_after_dense(read: Any) ->
         assert trial.calibration == CalibrationSpec(8, trial.questions.tasks, "calibration")
 
 
+@pytest.mark.parametrize("units", [["heads", "ffn"], ["ffn", "heads"], "both", ["both"], "heads+ffn"])
+def test_both_kinds_make_the_same_trials_however_they_are_written(read: Any, units: Any) -> None:
+    assert [trial.id for trial in read(units=units).trials()] == [trial.id for trial in read().trials()]
+
+
+def test_one_kind_is_the_same_in_a_list(read: Any) -> None:
+    alone, listed = (read(units=units, methods=["random"]).trials()[-1] for units in ("ffn", ["ffn"]))
+    assert alone == listed and listed.content()["units"] == "ffn"
+
+
+@pytest.mark.parametrize("units", [["layers"], ["heads", "layers"], ["tokens", "ffn"]])
+def test_a_method_that_does_not_rank_a_kind_is_refused(read: Any, units: list[str]) -> None:
+    with pytest.raises(InputError, match="random ranks heads, ffn only, so it cannot meet a budget over units: "):
+        read(units=units, methods=["random"])
+
+
 def test_trials_of_one_ranking_stay_together(read: Any) -> None:
     """So that a worker ranks once per method, options and seed."""
     keys = [(t.method, t.variant, t.seed) for t in read().trials()]
@@ -273,6 +289,10 @@ def test_sequential_ranking_is_another_contestant(read: Any) -> None:
         ({"metrics": ["latncy"]}, "metrics: unknown metric 'latncy'; did you mean 'latency'"),
         ({"scopes": ["visoin"]}, "scopes.*'visoin'; did you mean 'vision'"),
         ({"units": "head"}, "units.*'head'; did you mean 'heads'"),
+        ({"units": ["layer", "ffn"]}, "units: unknown kind of units 'layer'; did you mean 'layers'"),
+        ({"units": ["ffn", "ffn"]}, "units: ffn is named twice"),
+        ({"units": []}, "units: no kind is named"),
+        ({"units": {"ffn": 0.5}}, "units: unknown kind of units"),
         ({"budgets": [0.5, 1.2]}, "budgets.1: .*1.2"),
         ({"budgets": [0]}, "budgets.0: "),
         ({"budgets": [-0.1]}, "budgets.0: "),
