@@ -282,7 +282,9 @@ def _write(
         progress("load again")
         _check_same(
             pruned.vlm,
-            families.load(folder, dtype=trial.dtype, device=device, attention=trial.loading.attention),
+            families.load(
+                folder, dtype=trial.dtype, device=device, attention=trial.loading.attention, trust_remote_code=True
+            ),
             context,
         )
     return exported

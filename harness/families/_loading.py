@@ -36,6 +36,7 @@ def load(
     from transformers import AutoProcessor
 
     from harness.families import _pruned
+    from harness.families._tokens import TokenError
 
     if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
         raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
@@ -56,7 +57,7 @@ def load(
         if config.model_type not in names():
             raise _unknown(config, source)
         processor = AutoProcessor.from_pretrained(source, **hub_settings)
-        model_class = _class(config)
+        model_class = _class(config, source, hub_settings)
         if random_weights:
             with torch.random.fork_rng([device] if device.startswith("cuda") else []), torch.device(device):
                 torch.manual_seed(seed)
@@ -65,7 +66,7 @@ def load(
             model = model_class.from_pretrained(
                 source, config=config, device_map=device_map, **settings, **hub_settings
             )
-    except _pruned.ShapeError as error:
+    except (_pruned.ShapeError, TokenError) as error:
         raise InputError(f"model {source}/config.json: {error}") from error
     except OSError as error:
         raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
@@ -111,12 +112,31 @@ def _check_flash(dtype: str, device: str) -> None:
         raise InputError(f"attention: flash_attention_2 runs in bfloat16 or float16 on cuda, not {dtype} on {device}")
 
 
-def _class(config: Any) -> Any:
-    """The stock class for a config; for a pruned checkpoint, a subclass with the shapes in its config."""
-    from harness.families import _pruned, _saving
+def _class(config: Any, source: str | Path, hub_settings: Mapping[str, Any]) -> Any:
+    """The stock class for a config; for a pruned checkpoint, a subclass with the shapes in its config.
+
+    Which visual tokens go on is code of the checkpoint, so it runs only with `trust_remote_code`.
+    """
+    from functools import partial
+
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    from harness.families import _pruned, _saving, _tokens
 
     stock_class = _saving.stock(config)
-    return _pruned.pruned(stock_class) if getattr(config, "pruned", None) else stock_class
+    changes = getattr(config, "pruned", None)
+    if not changes:
+        return stock_class
+    if "tokens" not in changes:
+        return _pruned.pruned(stock_class)
+    if not hub_settings["trust_remote_code"]:
+        raise InputError(
+            f"model {source}/config.json: pruned.tokens: which visual tokens go on is code of this checkpoint; "
+            "set trust_remote_code if you trust it"
+        )
+    choice = f"{_saving.CHOICE.removesuffix('.py')}.keep"
+    keep = get_class_from_dynamic_module(choice, source, revision=hub_settings["revision"])
+    return _pruned.pruned(stock_class, partial(_tokens.attach, keep=keep))
 
 
 def _config(source: str | Path, hub_settings: dict[str, Any]) -> Any:

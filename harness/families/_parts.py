@@ -196,6 +196,8 @@ def stages(
     and `step` are further arguments of the language model in these two cases (positions, masks). `traced` replaces
     inputs that a tracer cannot follow. `unread` are layers that run although nothing uses their output.
     """
+    if hasattr(model, "token_cut"):
+        prefill = {**(prefill or {}), "visual": visual(model, inputs)}
     parameters = inspect.signature(model.get_image_features).parameters
     pictures = {name: value for name, value in inputs.items() if name in parameters}
     with torch.no_grad():
@@ -220,6 +222,11 @@ def stages(
         "all": _with_unread(prefill_logits, unread),
         "decode": decode,
     }
+
+
+def visual(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Which tokens of the prompts are those of images, (rows, length)."""
+    return inputs["input_ids"] == model.config.image_token_id
 
 
 def tracing() -> bool:

@@ -9,7 +9,6 @@ with fewer tokens. It needs only torch and transformers.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from functools import partial
@@ -17,19 +16,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 from transformers.cache_utils import DynamicLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-WATCHED = "watched"  # the attention of a module that also notes what its tokens receive
+from harness.families._received import Watch
+
+
+class TokenError(ValueError):
+    """The settings do not fit the model."""
 
 
 def attach(model: Any, settings: dict[str, Any], keep: Any) -> TokenCut:
     """Cut the tokens of `model` in place; `settings` are the fields of `TokenCut`, `keep` the method's function."""
-    cut = TokenCut(keep, **settings)
+    try:
+        cut = TokenCut(keep, **settings)
+    except TypeError as error:
+        raise TokenError(f"tokens: {error}") from error
     layers = model.get_submodule(cut.language).layers
     if not 0 <= cut.layer < len(layers):
-        raise ValueError(f"tokens.layer: {cut.layer} is beyond the {len(layers)} layers of the language model")
+        raise TokenError(f"tokens.layer: {cut.layer} is beyond the {len(layers)} layers of the language model")
     model.token_cut = cut
     model.get_submodule(cut.language.rpartition(".")[0]).register_forward_pre_hook(cut.mark, with_kwargs=True)
     language = model.get_submodule(cut.language)
@@ -39,8 +43,11 @@ def attach(model: Any, settings: dict[str, Any], keep: Any) -> TokenCut:
         if index >= cut.layer:
             layer.register_forward_pre_hook(partial(cut.before, index), with_kwargs=True)
             layer.register_forward_hook(partial(cut.after, index))
+    if cut.attention == "text" and cut.layer == 0:
+        raise TokenError("tokens.layer: attention of the text is read in the layer before, so not 0")
     if cut.attention != "none":
-        cut.watch(model)
+        path = f"{cut.language}.layers.{cut.layer - 1}.self_attn" if cut.attention == "text" else cut.tower
+        cut.watch(Watch(model, path, cut.attention))
     return cut
 
 
@@ -133,7 +140,9 @@ class TokenCut(nn.Module):
         self.layer, self.share, self.language, self.image = layer, share, language, image
         self.attention, self.tower, self.tile, self.options = attention, tower, tile, dict(options or {})
         self.asked = set(inspect.signature(keep).parameters)
-        self._watched: Any = None  # in a tuple, so that it is no submodule
+        if not 0 < share <= 1:
+            raise TokenError(f"tokens.share: {share} is not in (0, 1]")
+        self._watch: Any = None
         self._marks: Any = None
         self._clear()
 
@@ -146,7 +155,11 @@ class TokenCut(nn.Module):
         self._prefill, self._visual, self._positions, self._cache = False, None, None, None
         self._length, self._slots, self._valid, self._filled = 0, None, None, False
         self._deep: list[Any] = []
-        self._features: Any = None
+        self._attention: Any = None
+
+    def watch(self, watch: Any) -> None:
+        """Show `keep` what this watch notes."""
+        self._watch = watch
 
     # --- hooks around the language model --------------------------------------------------------------------
 
@@ -154,26 +167,25 @@ class TokenCut(nn.Module):
         """Before the whole model: which tokens are visual."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._marks = None if ids is None else ids == self.image
-        if self._watched:
-            self._watched[0].received = []
+        if self._watch:
+            self._watch.start(module, kwargs)
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Before the language model. The marks of a direct call come as `visual`, (batch, length)."""
         marks, self._marks = kwargs.pop("visual", self._marks), None
-        received = self._watched[0].received if self._watched and self.attention == "vision" else None
         self._clear()
         self._cache = kwargs.get("past_key_values")
         self._prefill = self._cache is None or int(self._cache.get_seq_length()) == 0
-        if self._watched:
-            self._watched[0].received = [] if self._prefill else None
         if not self._prefill:
+            if self._watch:
+                self._watch.stop()
             return args, kwargs
+        if self._watch and self._watch.module.received is None:  # the language model runs by itself
+            self._watch.start(None, {})
         if marks is None:
             raise ValueError("tokens: which tokens are visual is read from input_ids, so a prompt cannot be embeddings")
         self._visual, self._length = marks, marks.shape[1]
         self._positions = kwargs.get("position_ids")
-        if received:
-            self._features = self.of_tokens(received, marks)
         deep = kwargs.get("deepstack_visual_embeds")
         if deep is not None:  # features that enter behind the cut are added here, to the tokens that are left
             kwargs["deepstack_visual_embeds"] = deep[: self.layer]
@@ -190,6 +202,8 @@ class TokenCut(nn.Module):
                 output = (full, *output[1:])
             else:
                 output.last_hidden_state = full
+        if self._watch:
+            self._watch.stop()
         self._clear()
         return output
 
@@ -247,7 +261,9 @@ class TokenCut(nn.Module):
             alive = alive.index_put((torch.full_like(left, row), places[left]), torch.ones_like(left, dtype=torch.bool))
             if weights is not None:
                 self._choices.append((row, places, left, weights))
-        lengths = [size - count + (count and kept(count, self.share)) for size, count in zip(sizes, counts, strict=True)]
+        lengths = [
+            size - count + (count and kept(count, self.share)) for size, count in zip(sizes, counts, strict=True)
+        ]
         longest = max(lengths)
         # The kept tokens of each row in their order, at the right; a shorter row begins with others that nobody reads.
         self._slots = alive.int().argsort(dim=1, stable=True)[:, -longest:]
@@ -258,7 +274,7 @@ class TokenCut(nn.Module):
 
     def _choose(self, states: torch.Tensor, row: int, places: torch.Tensor, count: int) -> tuple[Any, Any]:
         """The method's choice: positions among the row's visual tokens, (count,), and weights (count, n) or None."""
-        arguments: dict[str, Any] = {name: value for name, value in self.options.items()}
+        arguments: dict[str, Any] = dict(self.options)
         if "attention" in self.asked:
             arguments["attention"] = self._received(row, places)
         if "grids" in self.asked:
@@ -315,33 +331,12 @@ class TokenCut(nn.Module):
 
     # --- what a method may see --------------------------------------------------------------------------------
 
-    def watch(self, model: Any) -> None:
-        """Let one module's attention note what its tokens receive."""
-        if self.attention == "text":
-            if self.layer == 0:
-                raise ValueError("tokens.layer: attention of the text is read in the layer before, so not 0")
-            module = model.get_submodule(self.language).layers[self.layer - 1].self_attn
-        else:
-            module = model.get_submodule(self.tower)
-        base = module.config._attn_implementation
-        module.config = copy.copy(module.config)
-        module.config._attn_implementation = WATCHED
-        module.received, module.watched_as = None, base
-        classed = any(name.endswith(("class_embedding", "cls_token")) for name, _ in model.named_parameters())
-        module.watched_rows = {"text": "last", "vision": "first" if classed else "all"}[self.attention]
-        self._watched = (module,)
-
     def _received(self, row: int, places: torch.Tensor) -> torch.Tensor:
         """What each visual token of a row receives, (n,)."""
-        if self.attention == "text":
-            return self._watched[0].received[0][row, places]
-        if self._features is None:  # the language model by itself, without images: only its cost counts
-            return torch.zeros(len(places), device=places.device)
-        return self._features[row, places]
-
-    def of_tokens(self, received: list[torch.Tensor], marks: torch.Tensor) -> torch.Tensor:
-        """What patches receive, as what visual tokens receive: (batch, length)."""
-        raise NotImplementedError
+        if self._attention is None:
+            watch = self._watch
+            self._attention = watch.of_text() if self.attention == "text" else watch.of_images(self._visual)
+        return self._attention[row, places]
 
     def _grids(self, row: int, places: torch.Tensor) -> list[tuple[int, int]]:
         """Height and width of the grids that a row's visual tokens form, in their order; (1, n) where unknown."""
@@ -381,38 +376,3 @@ def _as_mask(module: Any, allowed: Any, valid: torch.Tensor, states: torch.Tenso
     if name != "eager" or allowed is None:
         return allowed
     return torch.zeros_like(allowed, dtype=states.dtype).masked_fill(~allowed, torch.finfo(states.dtype).min)
-
-
-def watched(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
-) -> tuple[torch.Tensor, Any]:
-    """The module's own attention; where asked, it also notes what keys receive, averaged over heads: (batch, keys)."""
-    base = ALL_ATTENTION_FUNCTIONS.get_interface(module.watched_as, _eager)
-    if module.received is not None:
-        rows = {"last": slice(-1, None), "first": slice(0, 1), "all": slice(None)}[module.watched_rows]
-        part = mask if mask is None or mask.ndim == 2 else mask[:, :, rows]
-        if part is not None and part.ndim == 2:
-            part = part[:, None, None].bool()
-        weights = _weights(query[:, :, rows], key, part, settings.get("scaling"))
-        module.received.append(weights.mean((1, 2)))
-    return base(module, query, key, value, mask, **settings)
-
-
-def _weights(query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> torch.Tensor:
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if mask is not None:
-        mask = mask[..., : key.shape[-2]]
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    return scores.float().softmax(-1)
-
-
-def _eager(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = _weights(query, key, mask, settings.get("scaling")).to(query.dtype)
-    values = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
-    return (weights @ values).transpose(1, 2).contiguous(), weights
-
-
-AttentionInterface.register(WATCHED, watched)

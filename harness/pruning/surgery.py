@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from harness.families import _tokens
 from harness.families._pruned import LowRankLinear
+from harness.pruning import tokens
 from harness.types import VLM, Block, Choice, Dense, InputError, Keep, Kind, LowRank, Options, Plan, Ranking, Units
 
 
@@ -33,6 +35,10 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
                 _keep(model, block.units(kind), part.indices)
         else:
             _replace(model, block, kind, part, ranking)
+    if plan.tokens is not None:
+        if ranking.tokens is None:
+            raise KeyError("the plan drops visual tokens, the ranking has no rule for them")
+        _tokens.attach(model, tokens.settings(vlm, plan.tokens), ranking.tokens.keep)
     from harness.families import family
 
     return dataclasses.replace(vlm, model=model, blocks=family(vlm.family).blocks(model))

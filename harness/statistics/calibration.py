@@ -243,6 +243,11 @@ class Calibration:
         block of the language model that no requested Linear needs. With `resumed`, it starts where the last pass ended.
         """
         model, modules, device = self.vlm.model, list(modules), _device(self.vlm.model)
+        if hasattr(model, "token_cut"):
+            raise InputError(
+                f"model {self.vlm.name}: it drops visual tokens, so its layers read different tokens; take statistics of "
+                "the model that reads them all"
+            )
         resumed = ResumedPasses(self.vlm, lasting=False) if resumed is None else resumed
         start = time.perf_counter()
         patches = {p for block in self.vlm.blocks if block.component == "vision" for p in block_linears(block)}

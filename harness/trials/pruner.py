@@ -16,12 +16,13 @@ from harness.machine.limits import step
 from harness.machine.phases import Watch
 from harness.metrics import flops
 from harness.progress import Progress, silent
-from harness.pruning import latency_rates, random_units, recovery, solver, surgery
+from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens
 from harness.pruning.rounds import together
 from harness.pruning.sequential import renewed
 from harness.statistics.calibration import Calibration
 from harness.trials.caches import Last, OfModels
 from harness.trials.context import Context
+from harness.trials.tokens import check as check_tokens
 from harness.types import (
     VLM,
     Budget,
@@ -102,6 +103,7 @@ class Pruner:
     def prune(self, trial: Trial, watch: Watch) -> Pruned:
         """The models of a trial; what goes wrong is raised. The watch also notes what ranking and tuning took."""
         method = registry.method(trial.lookup)
+        check_tokens(trial)
         with watch("load"):
             dense = self.load(trial)
         context = Context(trial.reference_input, self.progress, values=self._values)
@@ -120,7 +122,10 @@ class Pruner:
             watch.add("ranking_s", ranked.seconds)
             watch.set("calibration_samples", trial.calibration.samples if ranking.scores else 0)
             with watch("solve"):
-                plan, ranking = self._solve(vlm, ranking, budget, trial)
+                if trial.units == "tokens":
+                    plan = tokens.solve(vlm, ranking, budget, context.inputs(vlm), trial.method)
+                else:
+                    plan, ranking = self._solve(vlm, ranking, budget, trial)
                 if trial.control == "random-units":
                     plan, ranking = random_units.redraw(vlm, plan, ranking, trial.seed)
                 full_plan = plan if rounds == 1 else together(full_plan, plan)
@@ -132,9 +137,12 @@ class Pruner:
                 learning_curves.append(list(tuned.curve))
         if learning_curves:
             log["tuning"] = learning_curves
-        if full_plan.parts:
+        if full_plan.parts or full_plan.tokens:
             with watch("cost"):
-                stated = solver.flops_kept(dense, full_plan, ranking, Budget(trial.scope, 1.0, trial.units, extents))
+                stated = full_plan.achieved
+                if full_plan.tokens is None:
+                    whole = Budget(trial.scope, 1.0, trial.units, extents)
+                    stated = solver.flops_kept(dense, full_plan, ranking, whole)
                 flops.check(stated, vlm, dense, trial, context)
         return Pruned(dense, vlm, replace(full_plan, requested=trial.budget, currency=trial.currency), log)
 

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from harness import families, registry, tasks
+from harness.trials.tokens import check as check_tokens
 from harness.types import (
     BOTH,
     CalibrationSpec,
@@ -299,6 +300,8 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
                 if tuning.trains:
                     tasks.require(calibration.questions, tuning.samples, "tuning.samples")
                 contestants.append((entry.method, options, calibration, tuning, entry.control, entry.sequential))
+        for trial in board.trials():
+            check_tokens(trial)
     except InputError as error:
         raise InputError(f"{where}{error}") from error
     for contestant in contestants:

@@ -32,6 +32,7 @@ from harness.types.plan import Choice as Choice
 from harness.types.plan import Currency as Currency
 from harness.types.plan import Keep as Keep
 from harness.types.plan import Plan as Plan
+from harness.types.plan import Tokens as Tokens
 from harness.types.plan import differs as differs
 from harness.types.ranking import Additive as Additive
 from harness.types.ranking import Dense as Dense
@@ -43,6 +44,7 @@ from harness.types.ranking import Ordinal as Ordinal
 from harness.types.ranking import Ranking as Ranking
 from harness.types.ranking import Replacement as Replacement
 from harness.types.ranking import Score as Score
+from harness.types.ranking import TokenRule as TokenRule
 from harness.types.ranking import hull as hull
 from harness.types.trial import REGIMES as REGIMES
 from harness.types.trial import CalibrationSpec as CalibrationSpec

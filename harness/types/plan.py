@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from harness.types.kinds import BOTH, Kind, UnitKinds
@@ -51,6 +51,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The share of each row's visual tokens that goes on from a layer of the language model on, and who chooses them.
+
+    attention and options: as in `TokenRule`.
+    """
+
+    layer: int
+    share: float
+    method: str
+    attention: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The kept part of a model: a Keep or a Choice per (block name, kind). A part that has neither stays whole."""
 
@@ -59,6 +73,7 @@ class Plan:
     achieved: float
     align: int = 1
     currency: Currency = "flops"
+    tokens: Tokens | None = None
 
     def to_json(self) -> dict[str, Any]:
         blocks: dict[str, dict[str, Any]] = {}
@@ -66,7 +81,8 @@ class Plan:
             value = list(part.indices) if isinstance(part, Keep) else {"option": part.position, "label": part.label}
             blocks.setdefault(block, {})[kind] = value
         content = {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
-        optional = {"align": (self.align, 1), "currency": (self.currency, "flops")}
+        tokens = None if self.tokens is None else asdict(self.tokens)
+        optional = {"align": (self.align, 1), "currency": (self.currency, "flops"), "tokens": (tokens, None)}
         return content | {name: value for name, (value, default) in optional.items() if value != default}
 
     @classmethod
@@ -78,6 +94,8 @@ class Plan:
                 is_choice = isinstance(part, Mapping)
                 parts[block, kind] = Choice(part["option"], part["label"]) if is_choice else Keep(tuple(part))
         optional = {name: content[name] for name in ("align", "currency") if name in content}
+        if "tokens" in content:
+            optional["tokens"] = Tokens(**content["tokens"])
         return cls(parts, content["requested"], content["achieved"], **optional)
 
 
