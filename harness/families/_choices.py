@@ -1,6 +1,6 @@
 """The source of a function with all that it needs of its own file: how a method's choice of tokens goes into a folder.
 
-(folder / "token_choice.py").write_text(source(keep_tokens))    # torch and math only; `keep` is the function
+(folder / "token_choice.py").write_text(source(keep_tokens))    # `keep` is the function
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
@@ -15,7 +16,7 @@ from typing import Any
 
 from harness.types import InputError
 
-MODULES = ("torch", "math")
+MODULES = {"torch", *sys.stdlib_module_names}
 PLAIN = (bool, int, float, str, tuple, type(None))
 HEADER = (
     '"""Which visual tokens go on; copied from the method that chose them."""\n\nfrom __future__ import annotations\n'
@@ -25,7 +26,8 @@ HEADER = (
 def source(function: Any) -> str:
     """Python source that defines `keep` as this function, with the functions and constants of its file that it uses.
 
-    Raises InputError for a function that uses anything else but torch and math, or whose source cannot be read.
+    Raises InputError for a function that uses anything else but torch and the standard library, or whose source cannot
+    be read.
     """
     modules: dict[str, str] = {}
     constants: dict[str, str] = {}
@@ -54,7 +56,9 @@ def source(function: Any) -> str:
             elif isinstance(value, PLAIN):
                 constants[used] = f"{used} = {value!r}"
             else:
-                raise _refused(function, f"uses {used}, which is neither torch nor math nor of its own file")
+                raise _refused(
+                    function, f"uses {used}, which is neither torch nor the standard library nor of its own file"
+                )
     keep = [] if function.__name__ == "keep" else [f"keep = {function.__name__}"]
     parts = ["\n".join(sorted(modules.values())), "\n".join(constants.values()), *functions.values(), *keep]
     return "\n\n".join([HEADER, *(part.strip("\n") + "\n" for part in parts if part)])

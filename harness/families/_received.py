@@ -9,8 +9,10 @@ copies this file into a checkpoint with fewer tokens. It needs only torch and tr
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,99 +30,113 @@ def has_class_token(model: Any) -> bool:
 
 
 class Watch:
-    """Lets the attention at `path` note what its tokens receive: of the last token (text), or in the tower (vision)."""
+    """Lets the attention of a module note what its tokens receive.
+
+    attention: `text`, of the last token of the prompt in the layer at `path`, or `vision`, in the tower's module at
+    `path`; then the features of images carry what their tokens receive, wherever they are encoded.
+    """
 
     def __init__(self, model: Any, path: str, attention: str) -> None:
         module = model.get_submodule(path)
-        base = getattr(module, "watched_as", module.config._attn_implementation)
-        module.config = copy.copy(module.config)
+        self.attention, self.base = attention, module.config._attn_implementation
+        self.classed = attention == "vision" and has_class_token(model)
+        self.queries = slice(-1, None) if attention == "text" else slice(0, 1) if self.classed else slice(None)
+        self.received: Any = None  # a list while it notes
+        self._of_images: Any = None
+        module.config, module._watch = copy.copy(module.config), self
         module.config._attn_implementation = NAME
-        module.received, module.watched_as = None, base
-        module.watched_rows = {"text": "last", "vision": "first" if has_class_token(model) else "all"}[attention]
-        self.module, self.attention = module, attention
-        self._core: Any = None
-        self._inputs: dict[str, Any] = {}
+        if attention == "vision":
+            core, plain = model.base_model, model.base_model.get_image_features
+            self._signature = inspect.signature(plain)
+            encode: Any = partial(self._encode, core, plain)
+            encode.__signature__ = self._signature  # callers pass what it names
+            core.get_image_features = encode
 
-    def start(self, core: Any, inputs: dict[str, Any]) -> None:
-        """Before a pass of the whole model with these inputs."""
-        self.module.received = []
-        names = ("image_grid_thw", "image_sizes", "batch_num_images")
-        self._core, self._inputs = core, {name: inputs[name] for name in names if inputs.get(name) is not None}
+    def start(self, features: Any) -> None:
+        """Before a prompt is read. features: those of images that were encoded before, or None."""
+        if self.attention == "text":
+            self.received = []
+        self._of_images = getattr(features, "received", None)
 
     def stop(self) -> None:
         """Note nothing until the next start."""
-        self.module.received = None
-        self._core, self._inputs = None, {}
+        self.received, self._of_images = None, None
 
-    def of_text(self) -> torch.Tensor:
-        """What the tokens of the prompts receive, (batch, length)."""
-        return self.module.received[0]
+    def of(self, visual: torch.Tensor) -> torch.Tensor:
+        """What the visual tokens receive, (batch, length), where `visual` marks them."""
+        if self.attention == "text":
+            return self.received[0]
+        if self._of_images is None:
+            raise ValueError("tokens: this choice reads the tower's attention, so it needs the images and not features")
+        return torch.zeros(visual.shape, device=visual.device).masked_scatter(visual, self._of_images.to(visual.device))
 
-    def of_images(self, visual: torch.Tensor) -> torch.Tensor:
-        """What the visual tokens receive in the tower, zeros elsewhere: (batch, length). `visual` marks them.
+    def _encode(self, core: Any, plain: Any, *args: Any, **kwargs: Any) -> Any:
+        """The features of images, with what their tokens receive in the tower: the mean of a token's patches."""
+        self.received = []
+        features = plain(*args, **kwargs)
+        received, self.received = self.received, None
+        inputs = self._signature.bind(*args, **kwargs).arguments
+        parts = features.pooler_output
+        count = sum(part.numel() // part.shape[-1] for part in parts)
+        if inputs.get("image_grid_thw") is not None:
+            tokens = _of_groups(core.visual, received, count, inputs["image_grid_thw"])
+        else:
+            tiles = torch.cat(received)
+            if self.classed and tiles.numel() != count:
+                tiles = tiles[:, 1:]
+            packs = hasattr(core, "pack_image_features")
+            tokens = _packed(core, tiles, inputs) if packs else _of_squares(tiles, count)
+        features.received = self._of_images = tokens.float()
+        return features
 
-        A token made from several patches has their mean. Zeros everywhere if no image was encoded, as when the language
-        model is timed by itself.
-        """
-        received, full = self.module.received, torch.zeros(visual.shape, device=visual.device)
-        if not received and self._core is None:
-            return full
-        if not received and visual.any():
-            raise ValueError("tokens: the tower's attention is read, so images must come as pixels, not as features")
-        tokens = self._of_groups(received, int(visual.sum())) if "image_grid_thw" in self._inputs else None
-        if tokens is None:
-            tokens = self._of_tiles(torch.cat(received), int(visual.sum()))
-        return full.masked_scatter(visual, tokens.float())
 
-    def _of_groups(self, received: list[torch.Tensor], count: int) -> torch.Tensor:
-        """Of images of any size, whose patches lie in groups, one group a token."""
-        tokens = torch.cat([part.flatten() for part in received]).view(count, -1).mean(1)
-        tower = self._core.visual
-        if hasattr(tower, "window_size"):  # the groups are sorted by window
-            sizes = {name: getattr(tower, name) for name in ("spatial_merge_size", "window_size", "patch_size")}
-            order, _ = get_vision_window_index(self._inputs["image_grid_thw"], **sizes)
-            tokens = tokens[order.to(tokens.device).argsort()]
-        return tokens
+def _of_groups(tower: Any, received: list[torch.Tensor], count: int, grids: torch.Tensor) -> torch.Tensor:
+    """Of images of any size, whose patches lie in groups, one group a token."""
+    tokens = torch.cat([part.flatten() for part in received]).view(count, -1).mean(1)
+    if hasattr(tower, "window_size"):  # the groups are sorted by window
+        sizes = {name: getattr(tower, name) for name in ("spatial_merge_size", "window_size", "patch_size")}
+        order, _ = get_vision_window_index(grids, **sizes)
+        tokens = tokens[order.to(tokens.device).argsort()]
+    return tokens
 
-    def _of_tiles(self, tiles: torch.Tensor, count: int) -> torch.Tensor:
-        """Of square tiles, (tiles, patches), whose patches are joined in squares or packed without their margins."""
-        if self.module.watched_rows == "first" and tiles.numel() != count:
-            tiles = tiles[:, 1:]
-        if hasattr(self._core, "pack_image_features"):
-            return self._packed(tiles)
-        side, step = math.isqrt(tiles.shape[1]), math.isqrt(tiles.numel() // count)
-        if step > 1:
-            tiles = nn.functional.avg_pool2d(tiles.view(-1, 1, side, side), step)
-        return tiles.flatten()
 
-    def _packed(self, tiles: torch.Tensor) -> torch.Tensor:
-        """As LLaVA-OneVision packs the features of tiles; the ends of lines receive nothing."""
-        config, sizes = self._core.config, self._inputs["image_sizes"]
-        numbers = self._inputs.get("batch_num_images", torch.ones(len(sizes), dtype=torch.long)).tolist()
-        count = sys.modules[type(self._core).__module__].image_size_to_num_patches  # pyright: ignore
-        split = [
-            count(size, config.image_grid_pinpoints, config.vision_config.image_size) if number == 1 else 1
-            for size, number in zip(sizes, (n for n in numbers for _ in range(n)), strict=True)
-        ]
-        line, aspect = tiles.new_zeros(1), config.vision_aspect_ratio
-        packed, _ = self._core.pack_image_features(
-            tiles[..., None].split(split), sizes, image_newline=line, vision_aspect_ratio=aspect
-        )
-        return torch.cat(packed).flatten()
+def _of_squares(tiles: torch.Tensor, count: int) -> torch.Tensor:
+    """Of square tiles, (tiles, patches), whose patches are joined in squares."""
+    side, step = math.isqrt(tiles.shape[1]), math.isqrt(tiles.numel() // count)
+    if step > 1:
+        tiles = nn.functional.avg_pool2d(tiles.view(-1, 1, side, side), step)
+    return tiles.flatten()
+
+
+def _packed(core: Any, tiles: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    """Of tiles whose features LLaVA-OneVision packs without margins; the ends of lines receive nothing."""
+    config, sizes = core.config, inputs["image_sizes"]
+    numbers = inputs.get("batch_num_images")
+    numbers = [1] * len(sizes) if numbers is None else numbers.tolist()
+    count = vars(sys.modules[type(core).__module__])["image_size_to_num_patches"]
+    split = [
+        count(size, config.image_grid_pinpoints, config.vision_config.image_size) if number == 1 else 1
+        for size, number in zip(sizes, (n for n in numbers for _ in range(n)), strict=True)
+    ]
+    line, aspect = tiles.new_zeros(1), config.vision_aspect_ratio
+    packed, _ = core.pack_image_features(
+        tiles[..., None].split(split), sizes, image_newline=line, vision_aspect_ratio=aspect
+    )
+    return torch.cat(packed).flatten()
 
 
 def watched(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **settings: Any
 ) -> tuple[torch.Tensor, Any]:
     """The module's own attention; where asked, it also notes what keys receive, averaged over heads: (batch, keys)."""
-    base = ALL_ATTENTION_FUNCTIONS.get_interface(module.watched_as, _eager)
-    if module.received is not None:
-        rows = {"last": slice(-1, None), "first": slice(0, 1), "all": slice(None)}[module.watched_rows]
+    watch = module._watch
+    base = ALL_ATTENTION_FUNCTIONS.get_interface(watch.base, _eager)
+    if watch.received is not None:
         mask = attention_mask
         if mask is not None:
-            mask = mask[:, None, None].bool() if mask.ndim == 2 else mask[:, :, rows]
-        weights = _weights(query[:, :, rows], key, mask, settings.get("scaling"))
-        module.received.append(weights.mean((1, 2)))
+            mask = mask[:, None, None].bool() if mask.ndim == 2 else mask[:, :, watch.queries]
+        weights = _weights(query[:, :, watch.queries], key, mask, settings.get("scaling"))
+        watch.received.append(weights.mean((1, 2)))
     return base(module, query, key, value, attention_mask, **settings)
 
 

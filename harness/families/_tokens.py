@@ -144,6 +144,7 @@ class TokenCut(nn.Module):
             raise TokenError(f"tokens.share: {share} is not in (0, 1]")
         self._watch: Any = None
         self._marks: Any = None
+        self._features: Any = None
         self._clear()
 
     def settings(self) -> dict[str, Any]:
@@ -152,10 +153,11 @@ class TokenCut(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def _clear(self) -> None:
-        self._prefill, self._visual, self._positions, self._cache = False, None, None, None
+        self._prefill, self._visual, self._positions = False, None, None
         self._length, self._slots, self._valid, self._filled = 0, None, None, False
         self._deep: list[Any] = []
         self._attention: Any = None
+        self._alone = False
 
     def watch(self, watch: Any) -> None:
         """Show `keep` what this watch notes."""
@@ -167,21 +169,20 @@ class TokenCut(nn.Module):
         """Before the whole model: which tokens are visual."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._marks = None if ids is None else ids == self.image
-        if self._watch:
-            self._watch.start(module, kwargs)
+        self._features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Before the language model. The marks of a direct call come as `visual`, (batch, length)."""
+        alone = "visual" in kwargs
         marks, self._marks = kwargs.pop("visual", self._marks), None
         self._clear()
-        self._cache = kwargs.get("past_key_values")
-        self._prefill = self._cache is None or int(self._cache.get_seq_length()) == 0
+        self._alone, cache = alone, kwargs.get("past_key_values")
+        self._prefill = cache is None or int(cache.get_seq_length()) == 0
         if not self._prefill:
-            if self._watch:
-                self._watch.stop()
             return args, kwargs
-        if self._watch and self._watch.module.received is None:  # the language model runs by itself
-            self._watch.start(None, {})
+        if self._watch and (self.attention == "text" or self._features is not None):
+            self._watch.start(self._features)
+        self._features = None
         if marks is None:
             raise ValueError("tokens: which tokens are visual is read from input_ids, so a prompt cannot be embeddings")
         self._visual, self._length = marks, marks.shape[1]
@@ -217,13 +218,13 @@ class TokenCut(nn.Module):
             if index == self.layer:
                 states = self._drop(states, mask)
             if self._slots is not None:
-                if self._cache is not None:
-                    self._hold(index)
+                if kwargs.get("past_key_values") is not None:
+                    self._hold(kwargs["past_key_values"], index)
                 kwargs["attention_mask"] = self._fewer(module, mask, states)
                 kwargs["position_embeddings"] = tuple(self._take(x) for x in kwargs["position_embeddings"])
                 kwargs["position_ids"] = None
         else:
-            layers = self._cache.layers
+            layers = kwargs["past_key_values"].layers
             held = layers[index] if index < len(layers) else None
             if isinstance(held, Held):
                 window = getattr(module.self_attn, "sliding_window", None)
@@ -304,10 +305,10 @@ class TokenCut(nn.Module):
         index = self._slots[..., None].to(table.device).expand(*table.shape[:-2], longest, table.shape[-1])
         return table.gather(-2, index)
 
-    def _hold(self, index: int) -> None:
-        layers = self._cache.layers
+    def _hold(self, cache: Any, index: int) -> None:
+        layers = cache.layers
         while len(layers) <= index:
-            layers.append(self._cache.layer_class_to_replicate())
+            layers.append(cache.layer_class_to_replicate())
         layers[index] = Held(self._slots, self._valid, self._length)
 
     def _fewer(self, module: Any, mask: Any, states: torch.Tensor) -> Any:
@@ -334,8 +335,9 @@ class TokenCut(nn.Module):
     def _received(self, row: int, places: torch.Tensor) -> torch.Tensor:
         """What each visual token of a row receives, (n,)."""
         if self._attention is None:
-            watch = self._watch
-            self._attention = watch.of_text() if self.attention == "text" else watch.of_images(self._visual)
+            if self._alone and self.attention == "vision":  # the language model by itself: only its cost counts
+                return torch.zeros(len(places), device=places.device)
+            self._attention = self._watch.of(self._visual)
         return self._attention[row, places]
 
     def _grids(self, row: int, places: torch.Tensor) -> list[tuple[int, int]]:
@@ -369,7 +371,8 @@ def _real(mask: Any, visual: torch.Tensor) -> torch.Tensor:
 
 def _as_mask(module: Any, allowed: Any, valid: torch.Tensor, states: torch.Tensor) -> Any:
     """A mask (batch, 1, queries, keys) of booleans in the form that the layer's attention reads."""
-    name = getattr(module.self_attn, "watched_as", module.self_attn.config._attn_implementation)
+    watch = getattr(module.self_attn, "_watch", None)
+    name = watch.base if watch else module.self_attn.config._attn_implementation
     if "flash" in name:
         new = states.shape[1] if allowed is None or allowed.shape[-1] > valid.shape[1] else 0
         return None if bool(valid.all()) else nn.functional.pad(valid, (0, new), value=True)

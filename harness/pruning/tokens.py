@@ -38,6 +38,8 @@ def solve(
     if budget.keep == 1:
         return Plan({}, 1.0, 1.0)
     rule = ranking.tokens
+    if hasattr(vlm.model, "token_cut"):
+        raise InputError(f"model {vlm.name}: it already drops visual tokens; take the model without that")
     if rule is None:
         raise InputError("budget: the method does not choose visual tokens; choose other `units`")
     _check_rule(vlm, rule)

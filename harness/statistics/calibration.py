@@ -245,8 +245,8 @@ class Calibration:
         model, modules, device = self.vlm.model, list(modules), _device(self.vlm.model)
         if hasattr(model, "token_cut"):
             raise InputError(
-                f"model {self.vlm.name}: it drops visual tokens, so its layers read different tokens; take statistics of "
-                "the model that reads them all"
+                f"model {self.vlm.name}: it drops visual tokens, so its layers do not read the same ones; take "
+                "statistics of the model without that"
             )
         resumed = ResumedPasses(self.vlm, lasting=False) if resumed is None else resumed
         start = time.perf_counter()

@@ -102,7 +102,7 @@ class TokenRule:
     keep(states, count, ...) gives the positions of `count` of a row's n visual tokens, (count,), and may add weights,
     (count, n): then each kept token is this sum of all. states: (n, width), what the layer would read. It gets, if it
     names them, `attention` (n,), what each token receives, and `grids`, height and width of each image's tokens; and
-    the options. It may use torch, math and functions of its own file, so that it can be written into a checkpoint.
+    the options. To be written into a checkpoint, it may use torch, the standard library and functions of its own file.
     """
 
     keep: Callable[..., Any]
