@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,13 +20,16 @@ from transformers import DynamicCache
 from harness.types import Block, Component, Extent, InputError, Rows, Units
 
 
-def block(component: Component, index: int, path: str, heads: Units, ffn: Units) -> Block:
-    """One block, named after its component and index."""
-    return Block(f"{component}.{index}", path, component, index, heads, ffn)
+def block(component: Component, index: int, path: str, heads: Units, ffn: Units, fixed: str = "") -> Block:
+    """One block, named after its component and index. `fixed`: why it cannot go as a whole, if it cannot."""
+    return Block(f"{component}.{index}", path, component, index, heads, ffn, fixed)
 
 
-def decoder(model: Any, path: str) -> list[Block]:
-    """The blocks of a language model with Llama-like layers (grouped queries, gated MLP) at `path`."""
+def decoder(model: Any, path: str, fixed: Mapping[int, str] = MappingProxyType({})) -> list[Block]:
+    """The blocks of a language model with Llama-like layers (grouped queries, gated MLP) at `path`.
+
+    `fixed`: why blocks cannot go as a whole, by index.
+    """
     return [
         block(
             "language",
@@ -33,6 +37,7 @@ def decoder(model: Any, path: str) -> list[Block]:
             at,
             attention(f"{at}.self_attn", layer.self_attn, "o_proj"),
             gated_mlp(f"{at}.mlp", layer.mlp),
+            fixed.get(i, ""),
         )
         for i, at, layer in layers(model, path)
     ]

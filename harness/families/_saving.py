@@ -154,15 +154,15 @@ def _plain(vlm: VLM) -> Any:
     model: Any = vlm.model
     stock_config = _without_shapes(model.config)
     stock_class = stock(stock_config)
-    before = {block.name: block for block in _blocks(_skeleton(stock_class, stock_config), vlm)}
+    before = _blocks(_skeleton(stock_class, stock_config), vlm)  # a pruned model's config holds its depth
     config = copy.deepcopy(stock_config)
     components: tuple[Component, ...] = ("vision", "language")
     for component in components:
         part = config.vision_config if component == "vision" else config.get_text_config()
         for kind, names in NAMES.items():
             ratios = {
-                (block.units(kind).count, before[block.name].units(kind).count)
-                for block in vlm.blocks
+                (block.units(kind).count, whole.units(kind).count)
+                for block, whole in zip(vlm.blocks, before, strict=True)
                 if block.component == component
             }
             if len(ratios) > 1:

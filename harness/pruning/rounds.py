@@ -5,6 +5,8 @@ plan = together(first, then)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.types import Choice, InputError, Keep, Plan
 
 
@@ -22,4 +24,6 @@ def together(first: Plan, then: Plan) -> Plan:
         before = first.parts.get(key)
         assert isinstance(part, Keep)
         parts[key] = Keep(tuple(before.indices[i] for i in part.indices)) if isinstance(before, Keep) else part
-    return Plan(parts, first.requested * then.requested, first.achieved * then.achieved)
+    both = Plan(parts, first.requested * then.requested, first.achieved * then.achieved)
+    left = {key: part for key, part in parts.items() if key[1] == "layers" or key[0] not in both.gone}
+    return replace(both, parts=left, coarse=first.coarse or then.coarse)

@@ -17,31 +17,37 @@ from torch import nn
 from harness.families import _tokens
 from harness.families._pruned import LowRankLinear
 from harness.pruning import tokens
+from harness.pruning.depth import drop
 from harness.types import VLM, Block, Choice, Dense, InputError, Keep, Kind, LowRank, Options, Plan, Ranking, Units
 
 
 def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
-    """Cut the model to what the plan keeps.
+    """Cut the model to what the plan keeps. The blocks that stay keep their names.
 
     Raises KeyError if the plan chooses an option that the ranking does not offer, and InputError if a Linear to cut is
-    already factored.
+    already factored, or a block to remove holds something.
     """
     shared = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
     model = copy.deepcopy(vlm.model, memo=shared)
     for (name, kind), part in plan.parts.items():
         block = vlm.block(name)
+        if kind == "layers" or name in plan.gone:
+            continue
         if isinstance(part, Keep):
             if len(part.indices) < block.units(kind).count:
                 _keep(model, block.units(kind), part.indices)
         else:
             _replace(model, block, kind, part, ranking)
+    drop(model, vlm, plan.gone)
     if plan.tokens is not None:
         if ranking.tokens is None:
             raise KeyError("the plan drops visual tokens, the ranking has no rule for them")
         _tokens.attach(model, tokens.settings(vlm, plan.tokens), ranking.tokens.keep)
     from harness.families import family
 
-    return dataclasses.replace(vlm, model=model, blocks=family(vlm.family).blocks(model))
+    names = [block.name for block in vlm.blocks if block.name not in plan.gone]
+    blocks = zip(family(vlm.family).blocks(model), names, strict=True)
+    return dataclasses.replace(vlm, model=model, blocks=tuple(dataclasses.replace(b, name=name) for b, name in blocks))
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

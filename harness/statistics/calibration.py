@@ -331,7 +331,8 @@ class Calibration:
     def gated(self, gates: Mapping[tuple[str, Kind], Tensor]) -> AbstractContextManager[None]:
         """Multiply the consumer's input columns of each unit by the unit's gate; gates: (count,) per (block, kind).
 
-        A gate of 0 gives the function of the model without that unit, at the old size.
+        The gate of a whole layer multiplies what the block adds to its input. A gate of 0 gives the function of the
+        model without that unit, at the old size.
         """
         return gradients.gated(self.vlm, gates)
 

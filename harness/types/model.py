@@ -1,11 +1,11 @@
-"""A model as pruning sees it: a `VLM` has `Block`s, a block has `Units` of two kinds; and the samples shown to it."""
+"""A model as pruning sees it: a `VLM` has `Block`s, a block has `Units` of some kinds; and the samples shown to it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.types.kinds import BOTH, Kind, UnitKinds, kinds
+from harness.types.kinds import BOTH, WIDTHS, Kind, UnitKinds, kinds
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +32,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Units:
-    """The removable units of one kind in one block: attention heads (or KV groups), or FFN channels.
+    """The removable units of one kind in one block: attention heads (or KV groups), FFN channels, or the whole block.
 
-    `producers` compute the units' activations. `consumer` is the Linear that reads them; unit i owns its input columns
-    i*width to (i+1)*width. Removing a unit removes only these rows and columns. Zeroing the same columns of the
-    consumer's input gives the same function at the old size.
+    Of a whole block, there is one unit, its `consumer` is the block, and it has no producers. Of the others, `producers`
+    compute the units' activations. `consumer` is the Linear that reads them; unit i owns its input columns i*width to
+    (i+1)*width. Removing a unit removes only these rows and columns. Zeroing the same columns of the consumer's input
+    gives the same function at the old size.
     """
 
     kind: Kind
@@ -59,7 +60,11 @@ class Units:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: its name (`vision.3`), module path, component, index and two kinds of units."""
+    """One transformer block: its name (`vision.3`), module path, component, index and units.
+
+    A block keeps its name when blocks before it go; its path and index then change. `fixed` says why the whole block
+    cannot go; it is empty for a block that can.
+    """
 
     name: str
     path: str
@@ -67,9 +72,25 @@ class Block:
     index: int
     heads: Units
     ffn: Units
+    fixed: str = ""
+
+    @property
+    def layer(self) -> Units:
+        """The whole block as one unit: all of its heads and channels."""
+        heads, ffn = self.heads, self.ffn
+        return Units(
+            kind="layers",
+            count=1,
+            width=1,
+            producers=(),
+            consumer=self.path,
+            token_macs=heads.count * heads.token_macs + ffn.count * ffn.token_macs,
+            pair_macs=heads.count * heads.pair_macs,
+            windowed=heads.windowed,
+        )
 
     def units(self, kind: Kind) -> Units:  # raises KeyError for a kind that no block has
-        return {"heads": self.heads, "ffn": self.ffn}[kind]
+        return {"heads": self.heads, "ffn": self.ffn, "layers": self.layer}[kind]
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,13 @@ class VLM:
     def select(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that a budget on this scope and these unit kinds covers, in the model's order."""
         return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in kinds(units)]
+
+    def counted(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
+        """The heads and channels whose cost a budget on this scope and these unit kinds is a share of.
+
+        A whole layer costs what all of its heads and channels cost.
+        """
+        return self.select(scope, units if set(kinds(units)) <= set(WIDTHS) else BOTH)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Keep:
-    """The kept units, as sorted indices."""
+    """The kept units, as sorted indices; none, where a whole block goes."""
 
     indices: tuple[int, ...]
 
@@ -74,6 +74,12 @@ class Plan:
     align: int = 1
     currency: Currency = "flops"
     tokens: Tokens | None = None
+    coarse: bool = False  # whole layers alone do not land within 1 % of the request: the nearest plan below it
+
+    @property
+    def gone(self) -> set[str]:
+        """The names of the blocks that go as a whole."""
+        return {name for (name, kind), part in self.parts.items() if kind == "layers" and part == Keep(())}
 
     def to_json(self) -> dict[str, Any]:
         blocks: dict[str, dict[str, Any]] = {}
@@ -81,8 +87,8 @@ class Plan:
             value = list(part.indices) if isinstance(part, Keep) else {"option": part.position, "label": part.label}
             blocks.setdefault(block, {})[kind] = value
         content = {"requested": self.requested, "achieved": self.achieved, "blocks": blocks}
-        tokens = None if self.tokens is None else asdict(self.tokens)
-        optional = {"align": (self.align, 1), "currency": (self.currency, "flops"), "tokens": (tokens, None)}
+        optional = {"align": (self.align, 1), "currency": (self.currency, "flops"), "coarse": (self.coarse, False)}
+        optional["tokens"] = (None if self.tokens is None else asdict(self.tokens), None)
         return content | {name: value for name, (value, default) in optional.items() if value != default}
 
     @classmethod
@@ -93,7 +99,7 @@ class Plan:
             for kind, part in kinds.items():
                 is_choice = isinstance(part, Mapping)
                 parts[block, kind] = Choice(part["option"], part["label"]) if is_choice else Keep(tuple(part))
-        optional = {name: content[name] for name in ("align", "currency") if name in content}
+        optional = {name: content[name] for name in ("align", "currency", "coarse") if name in content}
         if "tokens" in content:
             optional["tokens"] = Tokens(**content["tokens"])
         return cls(parts, content["requested"], content["achieved"], **optional)
