@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from harness import families, registry
+from harness.checks import token_rules
 from harness.checks.model_state import State
 from harness.metrics import flops
 from harness.pruning import solver, surgery
@@ -48,6 +49,7 @@ from harness.types import (
     Sample,
     Score,
     Trial,
+    kinds,
     unit_kinds,
 )
 
@@ -223,6 +225,10 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
         if (name, kind) in ranking.scores:
             fault = _fault(ranking.scores[name, kind], block_units.count, block_units.count * block_units.token_macs)
             faults += [f"{name} {kind}: {fault}"] if fault else []
+    if "tokens" in kinds(units) and method.name != "none":
+        faults += token_rules.faults(ranking.tokens)
+    elif ranking.tokens is not None:
+        faults.append("a method that chooses visual tokens sets UNITS = 'tokens'")
     shapes = {type(score) for score in ranking.scores.values()} & {Additive, Ordinal, Global, Options}
     if shapes & {Ordinal, Global} and len(shapes) > 1:
         faults.append(
@@ -287,6 +293,8 @@ def differences(first: Ranking, again: Ranking) -> list[str]:
         f"{block} {kind}" for block, kind in scores_first if scores_first[block, kind] != scores_again[block, kind]
     ]:
         return [f"the same seed and samples gave other scores in a second run ({some(changed)}); {OWN_GENERATOR}"]
+    if first.tokens != again.tokens:
+        return ["the same seed and samples gave another TokenRule in a second run"]
     return [] if first.log == again.log else ["the same seed and samples gave another log in a second run"]
 
 
@@ -295,7 +303,7 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
 
     One line each.
     """
-    if not ranking.scores:  # dense
+    if not ranking.scores and ranking.tokens is None:  # dense
         return []
     units = method.units
     # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
@@ -307,6 +315,8 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
     trial = Trial(
         "check", vlm.name, method.name, {}, "all", units, 1.0, 0, Questions(()), (), reference_input=reference
     )
+    if ranking.tokens is not None:
+        return token_rules.unmet(vlm, ranking, trial, context, samples())[:SHOWN]
     faults = []
     for scope in SCOPES:
         for keep in keeps:

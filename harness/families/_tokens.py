@@ -286,6 +286,9 @@ class TokenCut(nn.Module):
         if left.shape != (count,):
             raise ValueError(f"tokens: the method keeps {tuple(left.shape)} tokens; {count} are asked for")
         order = left.argsort()
+        ends = left[order[[0, -1]]].tolist()
+        if ends[0] < 0 or ends[1] >= len(places) or not bool((left[order].diff() > 0).all()):
+            raise ValueError(f"tokens: the method must keep different positions from 0 to {len(places) - 1}")
         return left[order], None if weights is None else weights.to(states)[order]
 
     def _merge(self, states: torch.Tensor) -> tuple[torch.Tensor, bool]:

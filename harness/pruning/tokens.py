@@ -42,27 +42,34 @@ def solve(
         raise InputError(f"model {vlm.name}: it already drops visual tokens; take the model without that")
     if rule is None:
         raise InputError("budget: the method does not choose visual tokens; choose other `units`")
-    _check_rule(vlm, rule)
-    counts = visual(vlm.model, inputs).sum(1).tolist()
-    most = max(counts)
-    if most == 0:
-        raise InputError(f"model {vlm.name}: the reference image gives no visual tokens, so none can be dropped")
-    dense = _cost(vlm, None, budget, counts, 1.0)
-    shares = {number: _cost(vlm, rule, budget, counts, number / most) / dense for number in range(1, most)}
-    number = min(shares, key=lambda number: abs(shares[number] - budget.keep), default=0)
-    if not number or abs(shares[number] / budget.keep - 1) > tolerance:
-        smallest = min(shares.values(), default=1.0)
+    flops = reach(vlm, rule, budget, inputs)
+    share = min(flops, key=lambda share: abs(flops[share] - budget.keep))
+    if abs(flops[share] / budget.keep - 1) > tolerance:
+        smallest = min(flops.values())
         reason = (
             f"the smallest reachable is {smallest:.4f}"
             if smallest > budget.keep
-            else f"the nearest plan keeps {shares[number]:.4f}"
+            else f"the nearest plan keeps {flops[share]:.4f}"
         )
         raise InputError(
             f"budget: {budget.keep:g} of the FLOPs of scope {budget.scope} with fewer visual tokens from layer "
             f"{rule.layer} on: {reason}"
         )
-    tokens = Tokens(rule.layer, number / most, method, rule.attention, dict(rule.options))
-    return Plan({}, budget.keep, shares[number], tokens=tokens)
+    tokens = Tokens(rule.layer, share, method, rule.attention, dict(rule.options))
+    return Plan({}, budget.keep, flops[share], tokens=tokens)
+
+
+def reach(vlm: VLM, rule: TokenRule, budget: Budget, inputs: Mapping[str, torch.Tensor]) -> dict[float, float]:
+    """Each share of the visual tokens that can go on, and the share of the scope's FLOPs that then stays.
+
+    Raises the errors of `solve` that say why none can be dropped.
+    """
+    _check_rule(vlm, rule)
+    counts = visual(vlm.model, inputs).sum(1).tolist()
+    if (most := max(counts)) < 2:
+        raise InputError(f"model {vlm.name}: the reference image gives {most} visual tokens, so none can be dropped")
+    dense = _cost(vlm, None, budget, counts, 1.0)
+    return {n / most: _cost(vlm, rule, budget, counts, n / most) / dense for n in range(1, most)}
 
 
 def _check_rule(vlm: VLM, rule: TokenRule) -> None:

@@ -118,12 +118,13 @@ class VLM:
 
     def select(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that a budget on this scope and these unit kinds covers, in the model's order."""
-        return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in kinds(units)]
+        of_blocks = [kind for kind in kinds(units) if kind != "tokens"]  # no block has tokens
+        return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in of_blocks]
 
     def counted(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
         """The heads and channels whose cost a budget on this scope and these unit kinds is a share of.
 
-        A whole layer costs what all of its heads and channels cost.
+        A whole layer costs what all of its heads and channels cost, and fewer tokens make all of them cheaper.
         """
         return self.select(scope, units if set(kinds(units)) <= set(WIDTHS) else BOTH)
 

@@ -63,7 +63,9 @@ def test_divprune_takes_the_farthest_again_and_again(count: int, seed: int, data
     assert divprune.keep_tokens(x, number).tolist() == chosen
 
 
-@pytest.mark.parametrize(("height", "width", "rows", "columns"), [(6, 6, 3, 3), (6, 6, 2, 2), (5, 7, 5, 7), (8, 4, 4, 2)])
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"), [(6, 6, 3, 3), (6, 6, 2, 2), (5, 7, 5, 7), (8, 4, 4, 2)]
+)
 def test_pooling_is_adaptive_average_pooling(height: int, width: int, rows: int, columns: int) -> None:
     x = states(height * width)
     places, weights = pool.keep_tokens(x, rows * columns, [(height, width)])
