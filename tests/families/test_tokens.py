@@ -142,8 +142,19 @@ def test_every_method_answers_alike_in_any_batch(vlm: VLM, inputs: Inputs, metho
 # --- cost -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scope", ["language", "all"])
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    [
+        ("fastv", "language"),
+        ("visionzip", "all"),
+        *(
+            pytest.param(method, scope, marks=pytest.mark.slow)
+            for method in METHODS
+            for scope in ("language", "all")
+            if (method, scope) not in (("fastv", "language"), ("visionzip", "all"))
+        ),
+    ],
+)
 def test_what_the_counters_count_is_what_the_plan_says(vlm: VLM, one: Inputs, method: str, scope: Any) -> None:
     ranking = registry.method(method).rank(vlm, cast(Any, None), seed=0, layer=1)
     extents = family(vlm).extents(vlm.model, one)
@@ -171,7 +182,10 @@ def test_stages_run_on_fewer_tokens(vlm: VLM, inputs: Inputs) -> None:
 # --- what follows the cut -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    ["visionzip", *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "visionzip")],
+)
 def test_a_folder_holds_the_choice(folder: Path, vlm: VLM, inputs: Inputs, tmp_path: Path, method: str) -> None:
     fewer = by(method, vlm, 0.4)
     assert families.save(fewer, tmp_path) == "custom code"
@@ -185,6 +199,7 @@ def test_a_folder_holds_the_choice(folder: Path, vlm: VLM, inputs: Inputs, tmp_p
         families.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_shared_images_answer_as_their_own(vlm: VLM, questions: Path) -> None:
     for method in METHODS:
         fewer = by(method, vlm, 0.4)
