@@ -36,6 +36,7 @@ from harness.types import (
     KINDS,
     SCOPES,
     VLM,
+    WIDTHS,
     Additive,
     Budget,
     Global,
@@ -49,6 +50,7 @@ from harness.types import (
     Sample,
     Score,
     Trial,
+    Units,
     kinds,
     unit_kinds,
 )
@@ -223,19 +225,21 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
         faults.append(f"no score for {some(missing)}{hint}")
     for (name, kind), block_units in expected.items():
         if (name, kind) in ranking.scores:
-            fault = _fault(ranking.scores[name, kind], block_units.count, block_units.count * block_units.token_macs)
+            fault = _fault(ranking.scores[name, kind], block_units)
             faults += [f"{name} {kind}: {fault}"] if fault else []
     if "tokens" in kinds(units) and method.name != "none":
         faults += token_rules.faults(ranking.tokens)
     elif ranking.tokens is not None:
         faults.append("a method that chooses visual tokens sets UNITS = 'tokens'")
-    shapes = {type(score) for score in ranking.scores.values()} & {Additive, Ordinal, Global, Options}
-    if shapes & {Ordinal, Global} and len(shapes) > 1:
-        faults.append(
-            "a ranking must be Ordinal or Global everywhere or nowhere: orders and damages cannot be compared"
-        )
-    if len({score.pool for score in ranking.scores.values() if isinstance(score, Global)}) > 1:
-        faults.append("the Global scores of a ranking must have the same pool")
+    for layers in (False, True):  # layers may have scores of another shape than the widths of blocks
+        alike = [score for (_, kind), score in ranking.scores.items() if (kind == "layers") == layers]
+        shapes = {type(score) for score in alike} & {Additive, Ordinal, Global, Options}
+        if shapes & {Ordinal, Global} and len(shapes) > 1:
+            faults.append(
+                "a ranking must be Ordinal or Global everywhere or nowhere: orders and damages cannot be compared"
+            )
+        if len({score.pool for score in alike if isinstance(score, Global)}) > 1:
+            faults.append("the Global scores of a ranking must have the same pool")
     try:
         json.dumps(dict(ranking.log), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -254,15 +258,19 @@ def _unexpected(key: Any, expected: Iterable[tuple[str, Kind]], units: str) -> s
     return f"{unknown} (UNITS = {units!r})" if units != BOTH else str(unknown)
 
 
-def _fault(score: Score | Any, count: int, macs: int) -> str:
+def _fault(score: Score | Any, units: Units) -> str:
     """The fault in the score of one block's units; "" if there is none."""
+    count, macs = units.count, units.count * units.token_macs
     if isinstance(score, Options):
         if not score.points or (score.points[0].loss, score.points[0].make) != (0, None):
             return "the first of the Options must be the dense one, with loss 0 and without `make`"
         first, *rest = score.points
         if first.token_macs != macs:
             return f"the dense option costs {first.token_macs} multiply-adds per token; it must cost {macs}"
-        if not rest or not all(point.make and 0 < point.token_macs < macs for point in rest):
+        if units.kind == "layers":
+            if [point.token_macs for point in rest] != [0]:
+                return "the Options of a layer are two: the dense one, and one of cost 0, which removes it"
+        elif not rest or not all(point.make and 0 < point.token_macs < macs for point in rest):
             return "an option after the dense one must be cheaper than it and have a `make`"
         if len({point.label for point in score.points}) < len(score.points):
             return "two Options have the same label"
@@ -305,9 +313,18 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
     """
     if not ranking.scores and ranking.tokens is None:  # dense
         return []
-    units = method.units
-    # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
-    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if units == BOTH else ((0.75, 0.5), 0.03)
+    if ranking.tokens is not None:
+        return token_rules.unmet(vlm, ranking, method.name, samples())[:SHOWN]
+    ranked = set(kinds(method.units))
+    faults = _unsolved(method, vlm, ranking, method.units, fine=set(WIDTHS) <= ranked)
+    if "layers" in ranked and method.units != "layers":
+        faults += _unsolved(method, vlm, ranking, "layers", fine=False)
+    return faults[:SHOWN]
+
+
+def _unsolved(method: registry.Method, vlm: VLM, ranking: Ranking, units: str, fine: bool) -> list[str]:
+    """The same for these kinds. Without both heads and channels, the tiny model has few units: its steps are coarse."""
+    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if fine else ((0.75, 0.5), 0.03)
     reference = ReferenceInput((64, 64))
     context = Context(reference)
     inputs = context.inputs(vlm)
@@ -315,8 +332,6 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
     trial = Trial(
         "check", vlm.name, method.name, {}, "all", units, 1.0, 0, Questions(()), (), reference_input=reference
     )
-    if ranking.tokens is not None:
-        return token_rules.unmet(vlm, ranking, trial, context, samples())[:SHOWN]
     faults = []
     for scope in SCOPES:
         for keep in keeps:
@@ -333,16 +348,16 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
                 faults.append(str(error))
             except Exception as error:
                 faults.append(f"{keep:g} of scope {scope}: the plan cannot be applied: {_one_line(error)}")
-    return faults[:SHOWN]
+    return faults
 
 
 def _of_what_can_go(vlm: VLM, ranking: Ranking, budget: Budget) -> Budget:
     """The budget as a share of what a method can cut: Options of heads leave the attention products as they are."""
     full = stays = 0
-    for block, kind in vlm.select(budget.scope, budget.units):
+    for block, kind in vlm.counted(budget.scope, budget.units):
         units, extent = block.units(kind), budget.extents[block.component]
         full += units.count * units.macs(extent)
-        if isinstance(ranking.scores[block.name, kind], Options):
+        if isinstance(ranking.scores.get((block.name, kind)), Options):
             stays += units.count * (units.macs(extent) - units.token_macs * extent.tokens)
     return replace(budget, keep=(stays + budget.keep * (full - stays)) / full)
 

@@ -19,7 +19,7 @@ from harness.metrics import flops
 from harness.pruning import surgery, tokens
 from harness.statistics.calibration import Calibration
 from harness.trials.context import Context
-from harness.types import VLM, Budget, InputError, Ranking, Sample, Scope, TokenRule, Trial
+from harness.types import VLM, Budget, InputError, Questions, Ranking, ReferenceInput, Sample, Scope, TokenRule, Trial
 
 SEES = ("attention", "grids")  # what a choice gets if it names it
 SIGNATURE = "def keep_tokens(states, count)"
@@ -59,7 +59,7 @@ def _of_signature(rule: TokenRule) -> Iterator[str]:
         yield "the choice of tokens takes `attention` exactly if attention of TokenRule is text or vision"
 
 
-def unmet(vlm: VLM, ranking: Ranking, trial: Trial, context: Context, samples: list[Sample]) -> list[str]:
+def unmet(vlm: VLM, ranking: Ranking, method: str, samples: list[Sample]) -> list[str]:
     """The budgets that a rule does not meet, and whether its answers depend on the batch; one line each.
 
     The tiny model has few layers, so a later cut is tried at its last one.
@@ -68,7 +68,11 @@ def unmet(vlm: VLM, ranking: Ranking, trial: Trial, context: Context, samples: l
     last = sum(block.component == "language" for block in vlm.blocks) - 1
     rule = replace(ranking.tokens, layer=min(ranking.tokens.layer, last))
     ranking = replace(ranking, tokens=rule)
+    reference = ReferenceInput((64, 64))
+    context = Context(reference)
     inputs = context.inputs(vlm)
+    settings: tuple[Any, ...] = ({}, "all", "tokens", 1.0, 0, Questions(()), ())
+    trial = Trial("check", vlm.name, method, *settings, reference_input=reference)
     extents = families.family(vlm.family).extents(vlm.model, inputs)
     wrong: list[str] = []
     scopes: tuple[Scope, ...] = ("language", "all")
@@ -77,7 +81,7 @@ def unmet(vlm: VLM, ranking: Ranking, trial: Trial, context: Context, samples: l
         within = sorted(tokens.reach(vlm, rule, budget, inputs).values())  # the tiny model has few visual tokens
         for keep in {within[len(within) * part // 4] for part in (1, 2, 3)}:
             try:
-                plan = tokens.solve(vlm, ranking, replace(budget, keep=keep), inputs, trial.method)
+                plan = tokens.solve(vlm, ranking, replace(budget, keep=keep), inputs, method)
                 pruned = surgery.apply(vlm, plan, ranking)
                 flops.check(plan.achieved, pruned, vlm, replace(trial, scope=scope), context)
                 wrong += [f"{keep:g} of scope {scope}: {text}" for text in _in_batches(pruned, samples)]

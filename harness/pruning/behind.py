@@ -22,8 +22,9 @@ from harness.types import VLM, Keep, Kind, Plan, Units
 
 @dataclass(frozen=True)
 class Behind:
-    """A Linear behind a cut. part: its block and kind. path: in the dense model. kept: the input columns that stay (k,),
-    or the first factor's weight (k, in); None where other producers feed it, so that no dense input is like its own.
+    """A Linear behind a cut. part: its block and kind. path: in the dense model. kept: the input columns that stay
+    (k,), or the first factor's weight (k, in); None where other producers feed it, so that no dense input is like its
+    own.
     """
 
     part: tuple[str, Kind]

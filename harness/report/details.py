@@ -38,7 +38,7 @@ OWN = (
     "scope",
 )  # keys of a trial that differ between the trials of a board
 # Keys of a trial that a board sets per method, by their names there.
-ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential"}
+ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares"}
 
 
 def data(board: Board, records: Sequence[Record], examples: Examples) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from harness.machine.timing import wait
 from harness.progress import Progress, silent
 from harness.statistics import gradients, moments
 from harness.statistics.attention_entropy import EntropyMeter
+from harness.statistics.block_influence import block_influence
 from harness.statistics.gradients import answer_logits as answer_logits
 from harness.statistics.moments import Features, Lazy, Moment, Sum
 from harness.statistics.passes import ForwardOrder, ResumedPasses
@@ -313,6 +314,14 @@ class Calibration:
             for batch in self.singly.batches():  # batches of one: the attention of padding must not count
                 self.vlm.model(**batch, use_cache=False)
         return meter.means()
+
+    def block_influence(self) -> Mapping[str, float]:
+        """One minus the cosine of each block's input and output, averaged over tokens, by block name: 0 to 2.
+
+        Padding does not count; every patch of the vision tower does. Raises InputError naming the first block whose
+        input or output is not finite.
+        """
+        return self.cached("block influence", [""], lambda _: {"": block_influence(self.vlm, self.batches())})[""]
 
     def answer_loss(self, gates: Mapping[tuple[str, Kind], Tensor] | None = None, samples: int | None = None) -> float:
         """Mean cross-entropy, in nats, over all answer tokens of the samples, with these gates on the units.

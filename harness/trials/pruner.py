@@ -115,7 +115,9 @@ class Pruner:
         for turn in range(1, rounds + 1):  # each round keeps the same share of the round before
             share = min(1.0, trial.budget ** (turn / rounds) / full_plan.achieved)
             with watch("prices"):
-                budget = self._budget(vlm, trial, Budget(trial.scope, share, trial.units, extents), context)
+                budget = self._budget(
+                    vlm, trial, Budget(trial.scope, share, trial.units, extents, shares=trial.shares), context
+                )
             ranked = self._rank(vlm, dense, trial, method, budget, watch)
             ranking = ranked.ranking
             log |= ranking.log  # a later round replaces earlier entries
@@ -155,7 +157,7 @@ class Pruner:
             return None
         dense = self.load(trial)
         extents = families.family(dense.family).extents(dense.model, Context(trial.reference_input).inputs(dense))
-        budget = Budget(trial.scope, trial.budget, trial.units, extents)
+        budget = Budget(trial.scope, trial.budget, trial.units, extents, shares=trial.shares)
         ranked = self._rank(dense, dense, trial, method, budget, watch)
         return SharedRanking(self._key(trial, method, budget), ranked)
 

@@ -20,6 +20,7 @@ from harness import families, registry, tasks
 from harness.trials.tokens import check as check_tokens
 from harness.types import (
     BOTH,
+    KINDS,
     CalibrationSpec,
     Currency,
     InputError,
@@ -31,6 +32,7 @@ from harness.types import (
     Trial,
     Tuning,
     UnitKinds,
+    check_shares,
     kinds,
 )
 
@@ -60,6 +62,7 @@ class Entry(_Strict):
     and everywhere else it is relative to the current folder.
     With `control: random-units` the widths of its plans are kept and their units drawn at random (Liu et al. 2019).
     With `sequential: true` each block is ranked after the blocks before it are cut, anew for each budget.
+    With `shares: {layers: 0.5, ffn: 0.5}` each kind gives this share of the saving; without it the solver chooses.
     """
 
     method: str
@@ -69,6 +72,7 @@ class Entry(_Strict):
     tuning: Tunings | None = None  # None: the board's
     control: Literal["none", "random-units"] = "none"
     sequential: bool = False
+    shares: dict[str, float] = {}
 
 
 class Board(_Strict):
@@ -160,6 +164,7 @@ class Board(_Strict):
                     tuning=tuning,
                     control=entry.control,
                     sequential=entry.sequential,
+                    shares={kind: entry.shares[kind] for kind in KINDS if kind in entry.shares},
                     align=self.align,
                     currency=self.currency,
                     **common,
@@ -296,10 +301,15 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
                     f"units: {board.units}; set units: {method.units}, or leave the method out"
                 )
             options = method.check(entry.options, "methods: ")
+            if entry.shares:
+                check_shares(entry.shares, board.units, f"methods: {method.name}: ")
+            shares = sorted(entry.shares.items())
             for tuning in entry.tuning or board.tuning:
                 if tuning.trains:
                     tasks.require(calibration.questions, tuning.samples, "tuning.samples")
-                contestants.append((entry.method, options, calibration, tuning, entry.control, entry.sequential))
+                contestants.append(
+                    (entry.method, options, calibration, tuning, entry.control, entry.sequential, shares)
+                )
         for trial in board.trials():
             check_tokens(trial)
     except InputError as error:

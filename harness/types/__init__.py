@@ -10,6 +10,7 @@ from harness.types.kinds import KINDS as KINDS
 from harness.types.kinds import WIDTHS as WIDTHS
 from harness.types.kinds import Kind as Kind
 from harness.types.kinds import UnitKinds as UnitKinds
+from harness.types.kinds import check_shares as check_shares
 from harness.types.kinds import kinds as kinds
 from harness.types.kinds import unit_kinds as unit_kinds
 from harness.types.metric import Column as Column

@@ -50,6 +50,26 @@ def kinds(units: str) -> tuple[Kind, ...]:
     return WIDTHS if units == BOTH else tuple(kind for kind in KINDS if kind in units.split("+"))
 
 
+def check_shares(shares: Mapping[str, float], units: str, where: str = "") -> None:
+    """Raise InputError if this does not say which share of a saving each of these kinds gives."""
+    asked = kinds(units)
+    for kind in shares:
+        if kind not in KINDS:
+            raise InputError.unknown("kind of units", kind, KINDS, f"{where}shares: ")
+        if kind not in asked:
+            raise InputError(f"{where}shares: {kind} is not cut; units: {units} cuts {', '.join(asked)}")
+    if missing := [kind for kind in asked if kind not in shares]:
+        raise InputError(
+            f"{where}shares: {missing[0]} is cut, but has no share; give each of {', '.join(asked)} one, 0 too"
+        )
+    if len(asked) < 2:
+        raise InputError(f"{where}shares: units: {units} is one kind, which saves all; remove this key")
+    if wrong := [kind for kind, share in shares.items() if not 0 <= share <= 1]:
+        raise InputError(f"{where}shares: {wrong[0]}: {shares[wrong[0]]} is not in [0, 1]")
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(f"{where}shares: they sum to {sum(shares.values()):g}; they must sum to 1")
+
+
 def kinds_order(units: str) -> tuple[Any, ...]:
     """Sort key of sets of kinds in tables: `both` first."""
     return units != BOTH, [KINDS.index(kind) for kind in kinds(units)]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from harness.types.kinds import BOTH, Kind, UnitKinds
-from harness.types.model import Component, Extent, Scope
+from harness.types.model import Block, Component, Extent, Scope
 
 TOLERANCE = 0.01  # largest relative distance of a plan from its budget, and of measured from stated FLOPs
 
@@ -23,7 +23,9 @@ class Budget:
     """The share `keep` of the FLOPs of these unit kinds in this scope that may remain, on the reference input.
 
     With `rates` (seconds per multiply-add, by component and kind) the budget is a share of time; `fixed` is the time
-    that no cut can save.
+    that no cut can save. `shares` says which share of the saving each kind gives; without it, the solver chooses.
+    `fewer` has the extents of blocks that see fewer tokens than the dense model's, by name: their units save less, and
+    the budget stays a share of the dense cost.
     """
 
     scope: Scope
@@ -33,6 +35,12 @@ class Budget:
     align: int = 1  # widths of kept heads and channels are multiples of this
     rates: Mapping[tuple[Component, Kind], float] = field(default_factory=dict)
     fixed: float = 0.0
+    shares: Mapping[Kind, float] = field(default_factory=dict)
+    fewer: Mapping[str, Extent] = field(default_factory=dict)
+
+    def extent(self, block: Block) -> Extent:
+        """The tokens and pairs that this block sees."""
+        return self.fewer.get(block.name) or self.extents[block.component]
 
 
 @dataclass(frozen=True)
