@@ -28,7 +28,8 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
         head["base_model"] = trial.model
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     trust = ", trust_remote_code=True" if done["form"] == "custom code" else ""
-    why = "brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says its widths"
+    lacks = "its widths" if record.plan is None or record.plan.tokens is None else "which tokens go on"
+    why = f"brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says {lacks}"
     form = why if trust else "loads as transformers' stock class"
     measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
     part = {"heads": "heads' ", "ffn": "FFNs' "}.get(trial.units, "")
@@ -38,7 +39,7 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
 
 # {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {part}{measure}
 
-Heads, channels or ranks are physically removed. It {form}.
+{_removed(record)} It {form}.
 
 {_table(trial, done, measured, dense)}
 
@@ -66,6 +67,17 @@ processor = AutoProcessor.from_pretrained(FOLDER)
 
 The licence is that of the model it was made from.
 """
+
+
+def _removed(record: Record) -> str:
+    """What the cut is, in a sentence."""
+    tokens = record.plan.tokens if record.plan else None
+    if tokens is None:
+        return "Heads, channels or ranks are physically removed."
+    return (
+        f"From layer {tokens.layer} of the language model on, {tokens.share:.1%} of the visual tokens of a prompt go on; "
+        "`token_choice.py` says which."
+    )
 
 
 def _table(trial: Trial, done: Mapping[str, Any], measured: Record | None, dense: Record | None) -> str:

@@ -135,8 +135,8 @@ def prune(trial: Trial, out: Path, *, device: str = "cpu", progress: Progress = 
 def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:
     """Cut the dense `model` as a plan.json (or record) says and write it.
 
-    A plan that only removes units fits any weights of the same architecture. A plan that replaces Linears, or that was
-    recovered or tuned, is made again from its trial and needs its original weights. Raises InputError if the plan does
+    A plan that only removes units or visual tokens fits any weights of the same architecture. A plan that replaces
+    Linears, or that was recovered or tuned, is made again from its trial and needs its original weights. Raises InputError if the plan does
     not fit, or if its trial now gives another plan.
     """
     target = check_new("folder", out)
@@ -152,6 +152,8 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
         )
     pruned = worker.prune(trial)
     for what, now in pruned.hashes.items():
+        if what == "weights" and plan.tokens and trial.tuning == Tuning():
+            continue  # the choice of tokens is made anew for every question
         if (before := saved["hashes"].get(what)) != now:
             raise InputError(
                 f"{path}: hashes.{what}: {before}, but {model} gives {now}; this plan also replaces, recovers or tunes"
@@ -207,7 +209,7 @@ def _dense(stored: Stored, results: Path) -> Record | None:
 
 def _only_cuts(plan: Plan, trial: Trial) -> bool:
     cuts = all(isinstance(part, Keep) for part in plan.parts.values())
-    return cuts and trial.tuning == Tuning()
+    return cuts and plan.tokens is None and trial.tuning == Tuning()
 
 
 def _read(path: Path) -> dict[str, Any]:

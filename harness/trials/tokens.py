@@ -23,4 +23,4 @@ def check(trial: Trial) -> None:
     if trial.sequential:
         raise InputError("sequential: visual tokens have no blocks to rank one after the other; remove this key")
     if trial.control != "none":
-        raise InputError(f"control: {trial.control}: of visual tokens, the control is the method random_tokens")
+        raise InputError(f"control: {trial.control}: visual tokens have no widths to draw units for; remove this key")

@@ -173,7 +173,9 @@ def test_every_method_prunes_every_scope(vlm: VLM, family: Any, inputs: Inputs) 
         vlm, [Sample(noise_picture(i, 64, 64), "How many?", "two") for i in range(4)], batch_size=2
     )
     extents = family.extents(vlm.model, inputs)
-    for method in (registry.method(name) for name in registry.methods() if name != "none"):
+    for method in (registry.method(name) for name in registry.methods()):
+        if method.name == "none" or method.units == "tokens":
+            continue
         options = {"steps": 4} if method.steps({}) else {}  # enough to run the training
         ranking = None
         for scope in SCOPES:
