@@ -31,14 +31,16 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
     why = "brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says its widths"
     form = why if trust else "loads as transformers' stock class"
     measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
+    plan = record.plan
+    kept = f"{plan.achieved:.3f}" if plan is not None and plan.coarse else f"{trial.budget:g}"
     part = {"heads": "heads' ", "ffn": "FFNs' "}.get(trial.units, "")
     return f"""---
 {front}
 ---
 
-# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {part}{measure}
+# {escape(trial.model)}, pruned by {method} to {kept} of its {trial.scope} {part}{measure}
 
-Heads, channels or ranks are physically removed. It {form}.
+Layers, heads, channels or ranks are physically removed. It {form}.
 
 {_table(trial, done, measured, dense)}
 
@@ -108,7 +110,7 @@ def _measured(trial: Trial, record: Record | None) -> str:
 def _rows(record: Record) -> str:
     content = record.trial.content()
     shown = {key: content[key] for key in ("model", "method", "options", "scope", "units", "budget", "seed", "dtype")}
-    shown |= {key: content[key] for key in ("currency", "align") if key in content}
+    shown |= {key: content[key] for key in ("currency", "align", "shares") if key in content}
     shown |= {"regime": record.contestant.regime, "tuning": content.get("recovery", "none")}
     shown |= {"calibration": content["calibration"], "reference input": content["reference_input"]}
     shown["versions"] = record.env["packages"]
