@@ -23,6 +23,7 @@ from harness.files import check_new, new_folder
 from harness.machine.facts import facts
 from harness.progress import Progress, silent
 from harness.pruning import surgery
+from harness.pruning.depth import check_gone
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record
 from harness.records.store import Stored, collect, find
@@ -33,6 +34,7 @@ from harness.trials.result import code, contestant
 from harness.trials.worker import Worker
 from harness.types import (
     VLM,
+    WIDTHS,
     Currency,
     InputError,
     Keep,
@@ -136,8 +138,8 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
     """Cut the dense `model` as a plan.json (or record) says and write it.
 
     A plan that only removes units or visual tokens fits any weights of the same architecture. A plan that replaces
-    Linears, or that was recovered or tuned, is made again from its trial and needs its original weights. Raises InputError if the plan does
-    not fit, or if its trial now gives another plan.
+    Linears, or that was recovered or tuned, is made again from its trial and needs its original weights. Raises
+    InputError if the plan does not fit, or if its trial now gives another plan.
     """
     target = check_new("folder", out)
     saved = _read(path)
@@ -236,12 +238,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_fits(dense: VLM, plan: Plan, path: Path) -> None:
     blocks = {block.name: block for block in dense.blocks}
     for (name, kind), part in plan.parts.items():
-        if name not in blocks or kind not in ("heads", "ffn"):
+        if name not in blocks or kind not in (*WIDTHS, "layers"):
             raise InputError(f"{path}: plan.blocks.{name}.{kind}: {dense.name} has no such block")
         assert isinstance(part, Keep)
         count, indices = blocks[name].units(kind).count, part.indices
+        if kind == "layers" and not indices:
+            continue
         if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < count:
             raise InputError(f"{path}: plan.blocks.{name}.{kind}: {dense.name} has units 0 to {count - 1} there")
+    try:
+        check_gone(dense, plan.gone)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _write(

@@ -313,11 +313,11 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking) -> list[str]:
     """
     if not ranking.scores and ranking.tokens is None:  # dense
         return []
-    if ranking.tokens is not None:
-        return token_rules.unmet(vlm, ranking, method.name, samples())[:SHOWN]
-    ranked = set(kinds(method.units))
-    faults = _unsolved(method, vlm, ranking, method.units, fine=set(WIDTHS) <= ranked)
-    if "layers" in ranked and method.units != "layers":
+    faults = [] if ranking.tokens is None else token_rules.unmet(vlm, ranking, method.name, samples())
+    ranked = [kind for kind in kinds(method.units) if kind != "tokens"]
+    if ranked:
+        faults += _unsolved(method, vlm, ranking, unit_kinds(ranked), fine=set(WIDTHS) <= set(ranked))
+    if "layers" in ranked and ranked != ["layers"]:
         faults += _unsolved(method, vlm, ranking, "layers", fine=False)
     return faults[:SHOWN]
 

@@ -22,10 +22,15 @@ READ = "vision_feature_layer"  # of a config: the hidden states of the tower tha
 
 
 def drop(model: nn.Module, vlm: VLM, names: Collection[str]) -> None:
-    """Remove these blocks of `vlm` from `model`, a copy of its model.
+    """Remove these blocks of `vlm` from `model`, a copy of its model. Raises the errors of `check_gone`."""
+    check_gone(vlm, names)
+    for component in ("vision", "language"):
+        if going := [block for block in vlm.blocks if block.component == component and block.name in names]:
+            _shorten(model, going)
 
-    Raises InputError for a block that is fixed, and if a component would have no block.
-    """
+
+def check_gone(vlm: VLM, names: Collection[str]) -> None:
+    """Raise InputError for a block that cannot go, and if a component would have no block."""
     for component in ("vision", "language"):
         blocks = [block for block in vlm.blocks if block.component == component]
         going = [block for block in blocks if block.name in names]
@@ -34,8 +39,6 @@ def drop(model: nn.Module, vlm: VLM, names: Collection[str]) -> None:
                 raise InputError(f"plan: {block.name} cannot go as a whole: {block.fixed}")
         if going and len(going) == len(blocks):
             raise InputError(f"plan: no block of {component} would stay; keep one of them")
-        if going:
-            _shorten(model, going)
 
 
 def _shorten(model: Any, going: Sequence[Block]) -> None:

@@ -39,15 +39,17 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
         else:
             _replace(model, block, kind, part, ranking)
     drop(model, vlm, plan.gone)
-    if plan.tokens is not None:
-        if ranking.tokens is None:
-            raise KeyError("the plan drops visual tokens, the ranking has no rule for them")
-        _tokens.attach(model, tokens.settings(vlm, plan.tokens), ranking.tokens.keep)
     from harness.families import family
 
     names = [block.name for block in vlm.blocks if block.name not in plan.gone]
     blocks = zip(family(vlm.family).blocks(model), names, strict=True)
-    return dataclasses.replace(vlm, model=model, blocks=tuple(dataclasses.replace(b, name=name) for b, name in blocks))
+    blocks = tuple(dataclasses.replace(block, name=name) for block, name in blocks)
+    pruned = dataclasses.replace(vlm, model=model, blocks=blocks)
+    if plan.tokens is not None:
+        if ranking.tokens is None:
+            raise KeyError("the plan drops visual tokens, the ranking has no rule for them")
+        _tokens.attach(model, tokens.settings(pruned, plan.tokens), ranking.tokens.keep)
+    return pruned
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

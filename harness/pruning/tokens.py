@@ -8,7 +8,8 @@ tokens, so the cost of the reference input decides for all inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from harness.families._parts import visual
 from harness.families._received import has_class_token
 from harness.families._tokens import kept
-from harness.types import TOLERANCE, VLM, Budget, InputError, Plan, Ranking, TokenRule, Tokens
+from harness.types import TOLERANCE, VLM, Budget, Extent, InputError, Kind, Plan, Ranking, TokenRule, Tokens
 
 
 def solve(
@@ -72,6 +73,43 @@ def reach(vlm: VLM, rule: TokenRule, budget: Budget, inputs: Mapping[str, torch.
     return {n / most: _cost(vlm, rule, budget, counts, n / most) / dense for n in range(1, most)}
 
 
+def part(budget: Budget) -> Budget:
+    """What the tokens alone have to keep of a budget for several kinds."""
+    share = budget.shares.get("tokens", 1.0)
+    return replace(budget, keep=1 - share * (1 - budget.keep), units="tokens", shares={})
+
+
+def rest(
+    vlm: VLM, ranking: Ranking, first: Plan, budget: Budget, inputs: Mapping[str, torch.Tensor]
+) -> tuple[Budget, float]:
+    """The budget of the other kinds once the tokens of the plan `first` are gone, and the share that watching costs.
+
+    The blocks behind the cut see fewer tokens, so their units save less.
+    """
+    if first.tokens is None or ranking.tokens is None:
+        return replace(budget, shares=_without_tokens(budget)), 0.0
+    counts = visual(vlm.model, inputs).sum(1).tolist()
+    extent = _fewer(budget.extents["language"], counts, first.tokens.share)
+    behind = [block for block in vlm.blocks if block.component == "language" and block.index >= first.tokens.layer]
+    watching = _watching(vlm, ranking.tokens, budget) / _cost(vlm, None, budget, counts, 1.0)
+    fewer = {block.name: extent for block in behind}
+    return replace(budget, keep=budget.keep - watching, fewer=fewer, shares=_without_tokens(budget)), watching
+
+
+def _without_tokens(budget: Budget) -> dict[Kind, float]:
+    """The shares of the other kinds of what is left to save; {} for one kind."""
+    others = {kind: share for kind, share in budget.shares.items() if kind != "tokens"}
+    total = sum(others.values())
+    return {kind: share / total for kind, share in others.items()} if len(others) > 1 and total else {}
+
+
+def _fewer(extent: Extent, counts: Sequence[int], share: float) -> Extent:
+    """The tokens and pairs of prompts with these visual tokens, behind the cut."""
+    rows = len(counts)
+    longest = extent.tokens // rows - min(count - (kept(count, share) if count else 0) for count in counts)
+    return Extent(rows * longest, rows * longest**2)
+
+
 def _check_rule(vlm: VLM, rule: TokenRule) -> None:
     layers = sum(block.component == "language" for block in vlm.blocks)
     if not 0 <= rule.layer < layers:
@@ -89,14 +127,9 @@ def _cost(vlm: VLM, rule: TokenRule | None, budget: Budget, counts: list[int], s
         if budget.scope not in ("all", block.component):
             continue
         extent = budget.extents[block.component]
-        tokens, pairs = extent.tokens, None
         if rule and block.component == "language" and block.index >= rule.layer:
-            rows = len(counts)
-            longest = extent.tokens // rows - min(count - (kept(count, share) if count else 0) for count in counts)
-            tokens, pairs = rows * longest, rows * longest**2
-        for units in (block.heads, block.ffn):
-            seen = pairs if pairs is not None else extent.window_pairs if units.windowed else extent.pairs
-            total += units.count * (tokens * units.token_macs + seen * units.pair_macs)
+            extent = _fewer(extent, counts, share)
+        total += sum(units.count * units.macs(extent) for units in (block.heads, block.ffn))
     return total + (_watching(vlm, rule, budget) if rule else 0)
 
 
@@ -114,15 +147,18 @@ def _watching(vlm: VLM, rule: TokenRule, budget: Budget) -> float:
 
 
 def settings(vlm: VLM, tokens: Tokens) -> dict[str, Any]:
-    """The arguments of `families._tokens.attach` for a plan's tokens."""
-    language = next(block for block in vlm.blocks if block.component == "language")
+    """The arguments of `families._tokens.attach` for a plan's tokens; `vlm` may have lost blocks by the same plan."""
+    language = [block for block in vlm.blocks if block.component == "language"]
     tower = [block for block in vlm.blocks if block.component == "vision"][-1]
+    layer = sum(int(block.name.rpartition(".")[2]) < tokens.layer for block in language)  # names are those of the dense
+    if layer == 0 and tokens.attention == "text":
+        raise InputError("plan: no layer stays before the cut of visual tokens, whose attention this method reads")
     model: Any = vlm.model
     lengths = (getattr(vlm.processor, name, None) for name in ("image_seq_length", "image_seq_len"))
     return {
-        "layer": tokens.layer,
+        "layer": layer,
         "share": tokens.share,
-        "language": language.path.rsplit(".", 2)[0],
+        "language": language[0].path.rsplit(".", 2)[0],
         "image": model.config.image_token_id,
         "attention": tokens.attention,
         "tower": tower.heads.consumer.rpartition(".")[0],

@@ -33,6 +33,7 @@ from harness.types import (
     Plan,
     Ranking,
     Trial,
+    kinds,
     short_hash,
 )
 
@@ -124,10 +125,7 @@ class Pruner:
             watch.add("ranking_s", ranked.seconds)
             watch.set("calibration_samples", trial.calibration.samples if ranking.scores else 0)
             with watch("solve"):
-                if trial.units == "tokens":
-                    plan = tokens.solve(vlm, ranking, budget, context.inputs(vlm), trial.method)
-                else:
-                    plan, ranking = self._solve(vlm, ranking, budget, trial)
+                plan, ranking = self._plan(vlm, ranking, budget, trial, context)
                 if trial.control == "random-units":
                     plan, ranking = random_units.redraw(vlm, plan, ranking, trial.seed)
                 full_plan = plan if rounds == 1 else together(full_plan, plan)
@@ -218,6 +216,18 @@ class Pruner:
         key = (vlm.model, trial.scope, trial.units, latency, trial.reference_input)
         rates, fixed = self._rates.get(key, lambda: latency_rates.seconds(vlm, flops, call, latency.repeats))
         return replace(flops, rates=rates, fixed=fixed)
+
+    def _plan(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial, context: Context) -> tuple[Plan, Ranking]:
+        """The plan of all kinds, and the ranking behind it: visual tokens first, then what of the blocks makes the rest."""
+        if "tokens" not in kinds(trial.units):
+            return self._solve(vlm, ranking, budget, trial)
+        inputs = context.inputs(vlm)
+        first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, trial.method)
+        if trial.units == "tokens" or first.achieved <= budget.keep:
+            return first, ranking
+        rest, watching = tokens.rest(vlm, ranking, first, budget, inputs)
+        plan, ranking = self._solve(vlm, ranking, rest, trial)
+        return replace(plan, tokens=first.tokens, achieved=plan.achieved + watching), ranking
 
     def _solve(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial) -> tuple[Plan, Ranking]:
         """The plan with the widths that the trial requires, and the ranking behind it.

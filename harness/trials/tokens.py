@@ -12,8 +12,11 @@ def check(trial: Trial) -> None:
     """Raise InputError for settings of a trial that visual tokens cannot have. Other kinds pass."""
     if "tokens" not in kinds(trial.units) or trial.method == "none":
         return
-    if trial.units != "tokens":
-        raise InputError(f"units: {trial.units}: tokens cannot be cut together with other kinds; use units: tokens")
+    if trial.units != "tokens" and not trial.shares:
+        raise InputError(
+            f"units: {trial.units}: tokens have no damage to compare with other kinds; say with `shares` how much of the "
+            "saving each kind gives"
+        )
     if trial.scope == "vision":
         raise InputError("scopes: vision: visual tokens are cut in the language model; use language or all")
     if trial.currency != "flops":
