@@ -88,7 +88,7 @@ def prune(
     """Prune one model as `infoprune prune` does, in memory: nothing is written.
 
     method: a registered name or a Python file; None: the method under study, `infoprune`. budget: the share of the
-    scope's FLOPs (or parameters, or time: `currency`) that stays. units: heads, ffn or both; None: what the method
+    scope's FLOPs (or parameters, or time: `currency`) that stays. units: as on a board; None: what the method
     cuts. options: the method's. tasks, samples: where the calibration questions come from (tasks, parquet files or
     folders; by default the embedded sets) and how many there are. image: width and height of the image whose FLOPs
     are budgeted. Raises InputError for what cannot be used, and for a budget that cannot be met.

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from harness.text import some
-from harness.types import VLM, Block, Budget, Column, InputError, Kind, Ranking
+from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, unit_kinds
 
 if TYPE_CHECKING:
     from harness.bench.bar import Bar
@@ -61,7 +61,7 @@ class Method:
     module: ModuleType
     title: str  # first line of the module's docstring
     role: str  # studied | reference
-    units: str  # both | heads | ffn
+    units: str  # the kinds that it ranks, see `types.unit_kinds`
     options: Mapping[str, Any]  # keyword options and their defaults
     notes: Mapping[str, str]  # what an option does and where it comes from: the text of its Annotated type
 
@@ -281,7 +281,7 @@ def described(name: str, module: ModuleType) -> Method:
         module=module,
         title=(module.__doc__ or name).strip().splitlines()[0].rstrip("."),
         role=getattr(module, "ROLE", "reference"),
-        units=getattr(module, "UNITS", "both"),
+        units=unit_kinds(getattr(module, "UNITS", BOTH)),
         options=options,
         notes={key: " ".join(map(str, getattr(hints.get(key), "__metadata__", ()))) for key in options},
     )

@@ -28,17 +28,20 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
         head["base_model"] = trial.model
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     trust = ", trust_remote_code=True" if done["form"] == "custom code" else ""
-    why = "brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says its widths"
+    lacks = "its widths" if record.plan is None or record.plan.tokens is None else "which tokens go on"
+    why = f"brings its own modelling file, `modeling_pruned.py`, as no config of the stock class says {lacks}"
     form = why if trust else "loads as transformers' stock class"
     measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
-    part = {"both": "", "heads": "heads' ", "ffn": "FFNs' "}[trial.units]
+    plan = record.plan
+    kept = f"{plan.achieved:.3f}" if plan is not None and plan.coarse else f"{trial.budget:g}"
+    part = {"heads": "heads' ", "ffn": "FFNs' "}.get(trial.units, "")
     return f"""---
 {front}
 ---
 
-# {escape(trial.model)}, pruned by {method} to {trial.budget:g} of its {trial.scope} {part}{measure}
+# {escape(trial.model)}, pruned by {method} to {kept} of its {trial.scope} {part}{measure}
 
-Heads, channels or ranks are physically removed. It {form}.
+{_removed(record)} It {form}.
 
 {_table(trial, done, measured, dense)}
 
@@ -66,6 +69,19 @@ processor = AutoProcessor.from_pretrained(FOLDER)
 
 The licence is that of the model it was made from.
 """
+
+
+def _removed(record: Record) -> str:
+    """What the cut is, in words."""
+    tokens = record.plan.tokens if record.plan else None
+    parts = "Layers, heads, channels or ranks are physically removed."
+    if record.plan is None or tokens is None:
+        return parts
+    fewer = (
+        f"From layer {tokens.layer} of the language model on, {tokens.share:.1%} of a prompt's visual tokens go on; "
+        "`token_choice.py` says which."
+    )
+    return f"{parts} {fewer}" if record.plan.parts else fewer
 
 
 def _table(trial: Trial, done: Mapping[str, Any], measured: Record | None, dense: Record | None) -> str:
@@ -108,7 +124,7 @@ def _measured(trial: Trial, record: Record | None) -> str:
 def _rows(record: Record) -> str:
     content = record.trial.content()
     shown = {key: content[key] for key in ("model", "method", "options", "scope", "units", "budget", "seed", "dtype")}
-    shown |= {key: content[key] for key in ("currency", "align") if key in content}
+    shown |= {key: content[key] for key in ("currency", "align", "shares") if key in content}
     shown |= {"regime": record.contestant.regime, "tuning": content.get("recovery", "none")}
     shown |= {"calibration": content["calibration"], "reference input": content["reference_input"]}
     shown["versions"] = record.env["packages"]

@@ -134,9 +134,9 @@ def prune(trial: Trial, out: Path, *, device: str = "cpu", progress: Progress = 
 def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:
     """Cut the dense `model` as a plan.json (or record) says and write it.
 
-    A plan that only removes units fits any weights of the widths that it is of. A plan that replaces Linears, or that
-    was recovered or tuned, is made again from its trial and needs its original weights. Raises InputError if the plan
-    does not fit, or if its trial now gives another plan.
+    A plan that only removes units fits any weights of the widths that it is of, and so does one that drops visual
+    tokens. A plan that replaces Linears, or that was recovered or tuned, is made again from its trial and needs its
+    original weights. Raises InputError if the plan does not fit, or if its trial now gives another plan.
     """
     target = check_new("folder", out)
     saved = _read(path)
@@ -203,7 +203,7 @@ def _dense(stored: Stored, results: Path) -> Record | None:
 
 def _only_cuts(plan: Plan, trial: Trial) -> bool:
     cuts = all(isinstance(part, Keep) for part in plan.parts.values())
-    return cuts and trial.tuning == Tuning()
+    return cuts and plan.tokens is None and trial.tuning == Tuning()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -241,8 +241,11 @@ def _again(
 ) -> Pruned:
     """The trial's models made again; raises InputError if the weights or the plan are not those of these hashes."""
 
+    # Which visual tokens go is chosen anew for every question, by any weights.
+    of_any_weights = plan is not None and plan.tokens is not None and trial.tuning == Tuning()
+
     def check(what: str, now: str) -> None:
-        if (before := hashes.get(what)) != now:
+        if (before := hashes.get(what)) != now and not (what == "weights" and of_any_weights):
             raise InputError(
                 f"{where}: hashes.{what}: {before}, but {trial.model} now gives {now}; a plan that is made again from"
                 " its trial needs its checkpoint, data, code and kind of device"
@@ -312,7 +315,9 @@ def _write(
         progress("load again")
         _check_same(
             pruned.vlm,
-            families.load(folder, dtype=trial.dtype, device=device, attention=trial.loading.attention),
+            families.load(
+                folder, dtype=trial.dtype, device=device, attention=trial.loading.attention, trust_remote_code=True
+            ),
             context,
         )
     return exported

@@ -13,7 +13,7 @@ import json
 import random
 import traceback
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from harness import families, registry
+from harness.checks import token_rules
 from harness.checks.model_state import State
 from harness.checks.pruned_models import factored, narrowed
 from harness.metrics import flops
@@ -32,9 +33,11 @@ from harness.statistics.calibration import Calibration
 from harness.text import SHOWN, some
 from harness.trials.context import Context
 from harness.types import (
+    BOTH,
+    KINDS,
     SCOPES,
-    UNIT_KINDS,
     VLM,
+    WIDTHS,
     Additive,
     Budget,
     Component,
@@ -51,6 +54,9 @@ from harness.types import (
     Scope,
     Score,
     Trial,
+    Units,
+    kinds,
+    unit_kinds,
 )
 
 VISION = {"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2}
@@ -140,9 +146,7 @@ def breaches(name: str, module: ModuleType, vlm: VLM) -> list[Breach]:
             return [*_once(breaches), *(Breach("scores", text) for text in wrong)]
         rankings.append(ranking)
     breaches += [Breach("seed", text) for text in differences(*rankings)]
-    # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
-    keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if method.units == "both" else ((0.75, 0.5), 0.03)
-    breaches += [Breach("budgets", text) for text in unsolved(method, vlm, rankings[0], keeps, tolerance)]
+    breaches += [Breach("budgets", text) for text in unsolved(method, vlm, rankings[0])]
     breaches += [Breach("pruned", text) for text in pruned_again(method, vlm, extents)]
     return _once(breaches)
 
@@ -159,7 +163,11 @@ def signature(name: str, module: ModuleType) -> list[str]:
     if not inspect.isfunction(rank := getattr(module, "rank", None)):
         return [f"no function `rank`; write `{SIGNATURE}`"]
     faults = list(_parameters(rank))
-    for constant, allowed in (("UNITS", UNIT_KINDS), ("ROLE", ROLES), ("REGIME", OWN_REGIMES)):
+    try:
+        unit_kinds(getattr(module, "UNITS", BOTH))
+    except ValueError as error:
+        faults.append(f"UNITS: {error}")
+    for constant, allowed in (("ROLE", ROLES), ("REGIME", OWN_REGIMES)):
         value = getattr(module, constant, allowed[0])
         if value not in allowed:
             faults.append(f"{constant} = {value!r}; choose from: {', '.join(allowed)}")
@@ -210,31 +218,34 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     """The faults of a ranking for this model, one line each."""
     if not isinstance(ranking, Ranking) or not isinstance(ranking.scores, Mapping):
         return [f"`rank` returned {type(ranking).__name__}; it must return Ranking({{(block name, kind): score}})"]
-    units: Any = method.units
+    units = method.units
     expected: dict[tuple[str, Kind], Any] = {
         (block.name, kind): block.units(kind) for block, kind in method.ranked(vlm)
     }
     faults = []
     for key in ranking.scores:
         if key not in expected:
-            shown_key = " ".join(map(str, key)) if isinstance(key, tuple) else key
-            unknown = InputError.unknown("block and kind", shown_key, [f"{block} {kind}" for block, kind in expected])
-            kinds = f" (UNITS = {units!r})" if units != "both" else ""
-            faults.append(f"{unknown}{kinds}")
+            faults.append(_unexpected(key, expected, units))
     if missing := [f"{block} {kind}" for block, kind in expected if (block, kind) not in ranking.scores]:
-        hint = "" if units != "both" else "; a method that ranks only one kind sets UNITS = 'heads' or 'ffn'"
+        hint = "" if units != BOTH else "; a method that ranks only one kind sets UNITS = 'heads' or 'ffn'"
         faults.append(f"no score for {some(missing)}{hint}")
     for (name, kind), block_units in expected.items():
         if (name, kind) in ranking.scores:
-            fault = _fault(ranking.scores[name, kind], block_units.count, block_units.count * block_units.token_macs)
+            fault = _fault(ranking.scores[name, kind], block_units)
             faults += [f"{name} {kind}: {fault}"] if fault else []
-    shapes = {type(score) for score in ranking.scores.values()} & {Additive, Ordinal, Global, Options}
-    if shapes & {Ordinal, Global} and len(shapes) > 1:
-        faults.append(
-            "a ranking must be Ordinal or Global everywhere or nowhere: orders and damages cannot be compared"
-        )
-    if len({score.pool for score in ranking.scores.values() if isinstance(score, Global)}) > 1:
-        faults.append("the Global scores of a ranking must have the same pool")
+    if "tokens" in kinds(units) and method.name != "none":
+        faults += token_rules.faults(ranking.tokens)
+    elif ranking.tokens is not None:
+        faults.append("a method that chooses visual tokens sets UNITS = 'tokens'")
+    for layers in (False, True):  # layers may have scores of another shape than the widths of blocks
+        alike = [score for (_, kind), score in ranking.scores.items() if (kind == "layers") == layers]
+        shapes = {type(score) for score in alike} & {Additive, Ordinal, Global, Options}
+        if shapes & {Ordinal, Global} and len(shapes) > 1:
+            faults.append(
+                "a ranking must be Ordinal or Global everywhere or nowhere: orders and damages cannot be compared"
+            )
+        if len({score.pool for score in alike if isinstance(score, Global)}) > 1:
+            faults.append("the Global scores of a ranking must have the same pool")
     try:
         json.dumps(dict(ranking.log), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -242,15 +253,30 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
     return [*faults[:SHOWN], *([f"{len(faults) - SHOWN} more like these"] if len(faults) > SHOWN else [])]
 
 
-def _fault(score: Score | Any, count: int, macs: int) -> str:
+def _unexpected(key: Any, expected: Iterable[tuple[str, Kind]], units: str) -> str:
+    """The fault of a key of the scores that is not the block and kind of any unit to rank."""
+    block, kind = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
+    known = list(expected)
+    if any(block == name for name, _ in known) and kind not in KINDS:
+        return str(InputError.unknown("kind", kind, KINDS, f"{block}: "))
+    shown = " ".join(map(str, key)) if isinstance(key, tuple) else key
+    unknown = InputError.unknown("block and kind", shown, [f"{name} {kind}" for name, kind in known])
+    return f"{unknown} (UNITS = {units!r})" if units != BOTH else str(unknown)
+
+
+def _fault(score: Score | Any, units: Units) -> str:
     """The fault in the score of one block's units; "" if there is none."""
+    count, macs = units.count, units.count * units.token_macs
     if isinstance(score, Options):
         if not score.points or (score.points[0].loss, score.points[0].make) != (0, None):
             return "the first of the Options must be the dense one, with loss 0 and without `make`"
         first, *rest = score.points
         if first.token_macs != macs:
             return f"the dense option costs {first.token_macs} multiply-adds per token; it must cost {macs}"
-        if not rest or not all(point.make and 0 < point.token_macs < macs for point in rest):
+        if units.kind == "layers":
+            if [point.token_macs for point in rest] != [0]:
+                return "the Options of a layer are two: the dense one, and one of cost 0, which removes it"
+        elif not rest or not all(point.make and 0 < point.token_macs < macs for point in rest):
             return "an option after the dense one must be cheaper than it and have a `make`"
         if len({point.label for point in score.points}) < len(score.points):
             return "two Options have the same label"
@@ -281,24 +307,42 @@ def differences(first: Ranking, again: Ranking) -> list[str]:
         f"{block} {kind}" for block, kind in scores_first if scores_first[block, kind] != scores_again[block, kind]
     ]:
         return [f"the same seed and samples gave other scores in a second run ({some(changed)}); {OWN_GENERATOR}"]
+    if first.tokens != again.tokens:
+        return ["the same seed and samples gave another TokenRule in a second run"]
     return [] if first.log == again.log else ["the same seed and samples gave another log in a second run"]
 
 
-def unsolved(
+def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking, once: bool = False) -> list[str]:
+    """The budgets for which this ranking gives no plan, or a plan whose model does not run or costs more than stated.
+
+    One line each. once: only one budget, which coarse steps may miss.
+    """
+    if not ranking.scores and ranking.tokens is None:  # dense
+        return []
+
+    def tried(units: str, fine: bool) -> list[str]:
+        # Without both heads and channels, the tiny model has few units: its steps are coarse.
+        budgets = ((0.75,), 1.0) if once else ((0.9, 0.5, 0.3125), solver.TOLERANCE) if fine else ((0.75, 0.5), 0.03)
+        return _unsolved(method, vlm, ranking, units, *budgets, scopes=("all",) if once else SCOPES)
+
+    faults = [] if ranking.tokens is None else token_rules.unmet(vlm, ranking, method.name, samples())
+    ranked = [kind for kind in kinds(method.units) if kind != "tokens"]
+    if ranked:
+        faults += tried(unit_kinds(ranked), fine=set(WIDTHS) <= set(ranked))
+    if "layers" in ranked and ranked != ["layers"]:
+        faults += tried("layers", fine=False)
+    return faults[:SHOWN]
+
+
+def _unsolved(
     method: registry.Method,
     vlm: VLM,
     ranking: Ranking,
+    units: str,
     keeps: Sequence[float],
     tolerance: float,
-    scopes: Sequence[Scope] = SCOPES,
+    scopes: Sequence[Scope],
 ) -> list[str]:
-    """The budgets for which this ranking gives no plan, or a plan whose model does not run or costs more than stated.
-
-    One line each.
-    """
-    if not ranking.scores:  # dense
-        return []
-    units: Any = method.units
     reference = ReferenceInput((64, 64))
     context = Context(reference)
     inputs = context.inputs(vlm)
@@ -322,7 +366,7 @@ def unsolved(
                 faults.append(str(error))
             except Exception as error:
                 faults.append(f"{keep:g} of scope {scope}: the plan cannot be applied: {_one_line(error)}")
-    return faults[:SHOWN]
+    return faults
 
 
 def pruned_again(method: registry.Method, vlm: VLM, extents: Mapping[Component, Extent]) -> list[str]:
@@ -341,7 +385,7 @@ def pruned_again(method: registry.Method, vlm: VLM, extents: Mapping[Component, 
             if not (refused and isinstance(error, InputError)):
                 faults.append(f"on a model {what}: raised {_one_line(error, method.module)}")
             continue
-        wrong = scores(method, model, ranking) or unsolved(method, model, ranking, (0.75,), 1.0, ("all",))
+        wrong = scores(method, model, ranking) or unsolved(method, model, ranking, once=True)
         faults += [f"on a model {what}: {text}" for text in wrong]
     return faults
 
@@ -349,10 +393,10 @@ def pruned_again(method: registry.Method, vlm: VLM, extents: Mapping[Component, 
 def _of_what_can_go(vlm: VLM, ranking: Ranking, budget: Budget) -> Budget:
     """The budget as a share of what a method can cut: Options of heads leave the attention products as they are."""
     full = stays = 0
-    for block, kind in vlm.select(budget.scope, budget.units):
+    for block, kind in vlm.counted(budget.scope, budget.units):
         units, extent = block.units(kind), budget.extents[block.component]
         full += units.count * units.macs(extent)
-        if isinstance(ranking.scores[block.name, kind], Options):
+        if isinstance(ranking.scores.get((block.name, kind)), Options):
             stays += units.count * (units.macs(extent) - units.token_macs * extent.tokens)
     return replace(budget, keep=(stays + budget.keep * (full - stays)) / full)
 

@@ -114,8 +114,7 @@ def _mean(figures: Sequence[float], weights: Sequence[int]) -> float:
 
 def _rank(vlm: VLM, calibration: Calibration, method: registry.Method) -> Ranking:
     """A method's ranking with its default options; a method that ranks per budget gets half of all FLOPs."""
-    units: Any = method.units
-    return method.rank(vlm, calibration, seed=SEED, budget=Budget("all", 0.5, units, calibration.extents))
+    return method.rank(vlm, calibration, seed=SEED, budget=Budget("all", 0.5, method.units, calibration.extents))
 
 
 def _two_halves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

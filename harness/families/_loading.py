@@ -45,6 +45,7 @@ def load(
     import transformers
 
     from harness.families import _processors, _pruned
+    from harness.families._tokens import TokenError
 
     if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
         raise InputError(f"dtype {dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
@@ -67,7 +68,7 @@ def load(
         _generation.check(generation, config.get_text_config().vocab_size)
         stated = _stated(source, hub_settings)
         decoding = _generation.tokens(stated, config)
-        model_class = _class(config)
+        model_class = _class(config, source, hub_settings)
         if random_weights:
             with torch.random.fork_rng([device] if device.startswith("cuda") else []), torch.device(device):
                 torch.manual_seed(seed)
@@ -79,7 +80,7 @@ def load(
             settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             model, loaded = model_class.from_pretrained(source, config=config, **settings, **hub_settings)
             _check_complete(source, loaded)
-    except _pruned.ShapeError as error:
+    except (_pruned.ShapeError, TokenError) as error:
         raise InputError(f"model {source}/config.json: {error}") from error
     except OSError as error:
         raise InputError(f"model {source}: {str(error).splitlines()[0]}") from error
@@ -167,12 +168,31 @@ def _check_complete(source: str | Path, loaded: Mapping[str, Any]) -> None:
         )
 
 
-def _class(config: Any) -> Any:
-    """The stock class for a config; for a pruned checkpoint, a subclass with the shapes in its config."""
-    from harness.families import _pruned, _saving
+def _class(config: Any, source: str | Path, hub_settings: Mapping[str, Any]) -> Any:
+    """The stock class for a config; for a pruned checkpoint, a subclass with the shapes in its config.
+
+    Which visual tokens go on is code of the checkpoint, so it runs only with `trust_remote_code`.
+    """
+    from functools import partial
+
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    from harness.families import _pruned, _saving, _tokens
 
     stock_class = _saving.stock(config)
-    return _pruned.pruned(stock_class) if getattr(config, "pruned", None) else stock_class
+    changes = getattr(config, "pruned", None)
+    if not changes:
+        return stock_class
+    if "tokens" not in changes:
+        return _pruned.pruned(stock_class)
+    if not hub_settings["trust_remote_code"]:
+        raise InputError(
+            f"model {source}/config.json: pruned.tokens: which visual tokens go on is code of this checkpoint; "
+            "set trust_remote_code if you trust it"
+        )
+    choice = f"{_saving.CHOICE.removesuffix('.py')}.keep"
+    keep = get_class_from_dynamic_module(choice, source, revision=hub_settings["revision"])
+    return _pruned.pruned(stock_class, partial(_tokens.attach, keep=keep))
 
 
 def _config(source: str | Path, hub_settings: dict[str, Any]) -> Any:

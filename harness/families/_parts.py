@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ from harness.families._pruned import LowRankLinear
 from harness.types import Block, Component, Extent, InputError, Rows, Units
 
 
-def block(component: Component, index: int, path: str, heads: Units, ffn: Units) -> Block:
-    """One block, named after its component and index."""
-    return Block(f"{component}.{index}", path, component, index, heads, ffn)
+def block(component: Component, index: int, path: str, heads: Units, ffn: Units, fixed: str = "") -> Block:
+    """One block, named after its component and index. `fixed`: why it cannot go as a whole, if it cannot."""
+    return Block(f"{component}.{index}", path, component, index, heads, ffn, fixed)
 
 
-def decoder(model: Any, path: str) -> list[Block]:
-    """The blocks of a language model with Llama-like layers (grouped queries, gated MLP) at `path`."""
+def decoder(model: Any, path: str, fixed: Mapping[int, str] = MappingProxyType({})) -> list[Block]:
+    """The blocks of a language model with Llama-like layers (grouped queries, gated MLP) at `path`.
+
+    `fixed`: why blocks cannot go as a whole, by index.
+    """
     return [
         block(
             "language",
@@ -34,6 +38,7 @@ def decoder(model: Any, path: str) -> list[Block]:
             at,
             attention(f"{at}.self_attn", layer.self_attn, "o_proj"),
             gated_mlp(f"{at}.mlp", layer.mlp),
+            fixed.get(i, ""),
         )
         for i, at, layer in layers(model, path)
     ]
@@ -216,6 +221,8 @@ def stages(
     and `step` are further arguments of the language model in these two cases (positions, masks). `traced` replaces
     inputs that a tracer cannot follow. `unread` are layers that run although nothing uses their output.
     """
+    if hasattr(model, "token_cut"):
+        prefill = {**(prefill or {}), "visual": visual(model, inputs)}
     parameters = inspect.signature(model.get_image_features).parameters
     pictures = {name: value for name, value in inputs.items() if name in parameters}
     with torch.no_grad():
@@ -240,6 +247,11 @@ def stages(
         "all": _with_unread(prefill_logits, unread),
         "decode": decode,
     }
+
+
+def visual(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Which tokens of the prompts are those of images, (rows, length)."""
+    return inputs["input_ids"] == model.config.image_token_id
 
 
 def tracing() -> bool:

@@ -61,12 +61,18 @@ def _set(modules: dict[str, nn.Module], path: str, module: nn.Module) -> None:
     setattr(modules[parent], leaf, module)
 
 
-def pruned(stock: Any) -> Any:
-    """A subclass of the transformers class `stock` that takes its shapes from the config."""
+def pruned(stock: Any, cut_tokens: Any = None) -> Any:
+    """A subclass of the transformers class `stock` that takes its shapes from the config.
+
+    cut_tokens(model, settings): drops visual tokens, where the config has settings for that.
+    """
 
     class Pruned(stock):
         def __init__(self, config: Any, *args: Any, **options: Any) -> None:
             super().__init__(config, *args, **options)
-            reshape(self, getattr(config, "pruned", None) or {})
+            changes = getattr(config, "pruned", None) or {}
+            reshape(self, changes)
+            if cut_tokens and "tokens" in changes:
+                cut_tokens(self, changes["tokens"])
 
     return Pruned

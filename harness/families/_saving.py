@@ -3,7 +3,8 @@
     save(vlm, Path("out"))  # "plain": the stock class; "custom code": with `trust_remote_code=True`
 
 A checkpoint is plain if a config of the stock class can express all widths. Otherwise the folder holds
-`modeling_pruned.py`, which builds the stock class and reshapes it. (transformers' `per_layer_config` would not help: no
+`modeling_pruned.py`, which builds the stock class and reshapes it; where visual tokens are dropped, also the mechanism
+and the method's choice. (transformers' `per_layer_config` would not help: no
 class of the families reads it.)
 """
 
@@ -21,13 +22,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from harness.families import _pruned
+from harness.families import _pruned, _received, _tokens
+from harness.families._choices import source
 from harness.families._generation import FILE
 from harness.families._pruned import LowRankLinear
 from harness.types import VLM, Component, Kind
 
 Form = Literal["plain", "custom code"]
 CODE = "modeling_pruned.py"
+# Where visual tokens are dropped: the mechanism, the attention that a method may see, and the method's choice.
+CUT, RECEIVED, CHOICE = "token_cut.py", "token_attention.py", "token_choice.py"
 NUMBERS = (int, float, bool, str)
 # The config keys of a width, by kind of unit. Building the class shows whether it uses them.
 NAMES: dict[Kind, tuple[str, ...]] = {
@@ -39,16 +43,19 @@ NAMES: dict[Kind, tuple[str, ...]] = {
 def save(vlm: VLM, folder: Path) -> Form:
     """Write weights (safetensors), config, generation config and processor into `folder`; returns the form.
 
-    Raises RuntimeError if the model differs from its stock class in more than widths, ranks and biases.
+    Raises RuntimeError if the model differs from its stock class in more than widths, ranks, biases and visual tokens,
+    and InputError if the choice of tokens cannot be written out.
     """
     model: Any = vlm.model
-    config = _plain(vlm)
+    cut = getattr(model, "token_cut", None)
+    choice = source(cut.keep) if cut else ""
+    config = None if cut else _plain(vlm)
     form: Form = "plain"
     stock_class = stock(model.config)
     if config is None:
         form = "custom code"
         config = _without_shapes(model.config)
-        config.pruned = difference(outline(stock_class, config), vlm)
+        config.pruned = difference(outline(stock_class, config), vlm) | ({"tokens": cut.settings()} if cut else {})
         config.auto_map = {"AutoModelForImageTextToText": f"{CODE.removesuffix('.py')}.Pruned"}
     skeleton = outline(stock_class if form == "plain" else _pruned.pruned(stock_class), config)
     skeleton.load_state_dict(model.state_dict(), assign=True)
@@ -61,6 +68,17 @@ def save(vlm: VLM, folder: Path) -> Form:
     if form == "custom code":
         name = stock_class.__name__
         ending = f"from transformers import {name}  # noqa: E402\n\nPruned = pruned({name})\n"
+        if cut:
+            beside = f"from .{RECEIVED.removesuffix('.py')} import"
+            mechanism = inspect.getsource(_tokens).replace(f"from {_received.__name__} import", beside)
+            (folder / CUT).write_text(mechanism, encoding="utf-8")
+            (folder / RECEIVED).write_text(inspect.getsource(_received), encoding="utf-8")
+            (folder / CHOICE).write_text(choice, encoding="utf-8")
+            ending = (
+                f"from functools import partial  # noqa: E402\n\nfrom transformers import {name}  # noqa: E402\n\n"
+                "from .token_choice import keep  # noqa: E402\nfrom .token_cut import attach  # noqa: E402\n\n"
+                f"Pruned = pruned({name}, partial(attach, keep=keep))\n"
+            )
         (folder / CODE).write_text(f"{inspect.getsource(_pruned)}\n\n{ending}", encoding="utf-8")
     return form
 
@@ -141,14 +159,14 @@ def _plain(vlm: VLM) -> Any:
     model: Any = vlm.model
     stock_config = _without_shapes(model.config)
     stock_class = stock(stock_config)
-    before = {block.name: block for block in _blocks(outline(stock_class, stock_config), vlm)}
+    before = _blocks(outline(stock_class, stock_config), vlm)  # a pruned model's config holds its depth
     config = copy.deepcopy(stock_config)
     components: tuple[Component, ...] = ("vision", "language")
     for component, (kind, names) in itertools.product(components, NAMES.items()):
         part = config.vision_config if component == "vision" else config.get_text_config()
         shares = {
-            Fraction(block.units(kind).count, before[block.name].units(kind).count)
-            for block in vlm.blocks
+            Fraction(block.units(kind).count, whole.units(kind).count)
+            for block, whole in zip(vlm.blocks, before, strict=True)
             if block.component == component
         }
         if not shares or shares == {1}:

@@ -19,14 +19,18 @@ VISION, LANGUAGE = qwen2_vl.VISION, qwen2_vl.LANGUAGE
 def blocks(model: Any) -> tuple[Block, ...]:
     """The blocks at their current sizes, read from the modules.
 
-    The norms of queries and keys are per head, so they do not change.
+    The norms of queries and keys are per head, so they do not change. Features leave the tower at some depths and enter
+    the language model behind its first layers; these blocks hold both places.
     """
+    tower = model.model.visual
+    leave = dict.fromkeys(tower.deepstack_visual_indexes, "features for the language model leave the tower behind it")
+    enter = dict.fromkeys(range(len(leave)), "features of the tower enter the language model behind it")
     vision = []
     for i, path, layer in _parts.layers(model, VISION):
         heads = _parts.fused_attention(f"{path}.attn", layer.attn)
         ffn = _parts.mlp(f"{path}.mlp", layer.mlp, "linear_fc1", "linear_fc2", "act_fn")
-        vision.append(_parts.block("vision", i, path, heads, ffn))
-    return (*vision, *_parts.decoder(model, LANGUAGE))
+        vision.append(_parts.block("vision", i, path, heads, ffn, leave.get(i, "")))
+    return (*vision, *_parts.decoder(model, LANGUAGE, enter))
 
 
 def extents(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[Component, Extent]:

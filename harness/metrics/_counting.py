@@ -36,7 +36,8 @@ NOT_COUNTED_ON_PURPOSE = frozenset(
     le ge bitwise_and bitwise_or bitwise_and_ bitwise_or_ bitwise_not logical_and logical_or logical_not all any
     floor_divide remainder repeat_interleave repeat diff pad max min prod clamp abs index_put index_put_ new_ones
     ones_like zeros_like full_like fill_ triu tril sort argsort scatter gather stack unflatten lift_fresh clone
-    bucketize reciprocal unfold __ior__ upsample_bicubic2d avg_pool2d
+    bucketize reciprocal unfold __ior__ __or__ upsample_bicubic2d avg_pool2d diagonal expand_as randperm argmax
+    minimum eye one_hot clamp_min index_fill_ linalg_vector_norm numpy_T
     """.split()  # noqa: SIM905
 )
 

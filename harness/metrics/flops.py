@@ -66,8 +66,8 @@ def measured(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> f
     Raises RuntimeError if the counters disagree.
     """
     before, after = (_profile(vlm, trial, context)["parts"] for vlm in (dense, pruned))
-    keys = [(block.name, kind) for block, kind in dense.select(trial.scope, trial.units)]
-    return sum(after[key] for key in keys) / sum(before[key] for key in keys)
+    keys = [(block.name, kind) for block, kind in dense.counted(trial.scope, trial.units)]
+    return sum(after.get(key, 0) for key in keys) / sum(before[key] for key in keys)  # 0: a block that went
 
 
 def check(stated: float, pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> None:

@@ -22,8 +22,9 @@ from harness.types import VLM, Keep, Kind, Plan, Units
 
 @dataclass(frozen=True)
 class Behind:
-    """A Linear behind a cut. part: its block and kind. kept: the input columns that stay (k,), or the first factor's
-    weight (k, in); None where other producers feed it, so that no dense input is like its own.
+    """A Linear behind a cut. part: its block and kind. path: in the dense model. kept: the input columns that stay
+    (k,), or the first factor's weight (k, in); None where other producers feed it, so that no dense input is like its
+    own.
     """
 
     part: tuple[str, Kind]
@@ -49,12 +50,14 @@ class Behind:
 
 
 def behind(dense: VLM, vlm: VLM, plan: Plan) -> Iterator[Behind]:
-    """The Linears behind the cuts of a plan, in its order."""
+    """The Linears behind the cuts of a plan, in its order. Behind a whole layer that went stands none."""
     for (name, kind), part in plan.parts.items():
-        units = dense.block(name).units(kind)
-        for path in linears(units):
+        if kind == "layers" or name in plan.gone:
+            continue
+        units, now = dense.block(name).units(kind), vlm.block(name).units(kind)
+        for path, path_now in zip(linears(units), linears(now), strict=True):
             old: Any = dense.model.get_submodule(path)
-            new: Any = vlm.model.get_submodule(path)
+            new: Any = vlm.model.get_submodule(path_now)
             if isinstance(new, LowRankLinear):
                 yield Behind((name, kind), path, old, new.up, new.down.weight.detach().double())
             elif path == units.consumer and new.in_features < old.in_features:
@@ -72,9 +75,12 @@ def other_producers(dense: VLM, vlm: VLM, cut: Behind, calibration: Calibration)
 
     Both come from the same calibration rows, read by the FFN of each model.
     """
-    first = dense.block(cut.part[0]).units(cut.part[1]).producers[0].module
-    rows, whole = calibration.rows([first])[first], cut.path.rpartition(".")[0]
+    name, kind = cut.part
+    units, now = dense.block(name).units(kind), vlm.block(name).units(kind)
+    first = units.producers[0].module
+    rows = calibration.rows([first])[first]
+    whole, whole_now = (each.consumer.rpartition(".")[0] for each in (units, now))
     read: list[Tensor] = []
     with cut.linear.register_forward_pre_hook(lambda module, args: read.append(args[0].double())):
-        vlm.model.get_submodule(whole)(rows)
+        vlm.model.get_submodule(whole_now)(rows)
     return read[0], dense.model.get_submodule(whole)(rows).double()

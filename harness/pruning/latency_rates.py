@@ -24,12 +24,12 @@ Rates = Mapping[tuple[Component, Kind], float]
 
 @torch.no_grad()
 def seconds(vlm: VLM, budget: Budget, call: Callable[[VLM], Callable[[], Any]], repeats: int) -> tuple[Rates, float]:
-    """Seconds per multiply-add of every kind of unit in the budget, and the fixed rest of the call in seconds.
+    """Seconds per multiply-add of every kind of unit that the budget counts, and the fixed rest of the call in seconds.
 
     `call` gives the call to time for a model. Raises InputError if removing half of a kind saves no time, because then
     time cannot be the currency.
     """
-    pairs = vlm.select(budget.scope, budget.units)
+    pairs = vlm.counted(budget.scope, budget.units)
     device = next(vlm.model.parameters()).device
     rates: dict[tuple[Component, Kind], float] = {}
     dense_seconds, accounted = [], 0.0

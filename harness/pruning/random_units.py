@@ -16,18 +16,25 @@ from typing import Any
 
 import torch
 
-from harness.types import VLM, Choice, Keep, LowRank, Options, Plan, Ranking, Replacement
+from harness.types import VLM, Block, Choice, InputError, Keep, Kind, LowRank, Options, Plan, Ranking, Replacement
 
 
 def redraw(vlm: VLM, plan: Plan, ranking: Ranking, seed: int) -> tuple[Plan, Ranking]:
     """The plan with the same number of units of each block and kind, drawn uniformly, and the ranking for it.
 
     A low-rank option keeps its ranks and gets random directions. Any other option (a narrower or recomposed FFN)
-    becomes random channels of the same cost.
+    becomes random channels of the same cost. Of whole layers, as many of each cost go, and the widths of those that
+    stay keep their order. Raises InputError for a plan that removes layers and replaces Linears of others.
     """
     generator = torch.Generator().manual_seed(seed)
+    if plan.gone:
+        if any(isinstance(part, Choice) for part in plan.parts.values()):
+            raise InputError("control: random-units cannot redraw a plan that removes layers and replaces Linears")
+        plan = _other_layers(vlm, plan, generator)
     parts, scores = dict(plan.parts), dict(ranking.scores)
     for (name, kind), part in plan.parts.items():
+        if kind == "layers":
+            continue
         units = vlm.block(name).units(kind)
         if isinstance(part, Choice):
             options = scores[name, kind]
@@ -46,6 +53,23 @@ def redraw(vlm: VLM, plan: Plan, ranking: Ranking, seed: int) -> tuple[Plan, Ran
             number = len(part.indices)
         parts[name, kind] = Keep(tuple(sorted(torch.randperm(units.count, generator=generator)[:number].tolist())))
     return replace(plan, parts=parts), replace(ranking, scores=scores)
+
+
+def _other_layers(vlm: VLM, plan: Plan, generator: torch.Generator) -> Plan:
+    """The plan with other layers of the same cost removed; the widths of those that stay move along."""
+    names: dict[str, str] = {}  # a layer that stays -> the one that now has its widths
+    gone: list[str] = []
+    alike: dict[Any, list[Block]] = {}
+    for block in vlm.blocks:
+        alike.setdefault((block.component, replace(block.layer, consumer=""), block.fixed), []).append(block)
+    for blocks in alike.values():
+        stay = [block.name for block in blocks if block.name not in plan.gone]
+        drawn = sorted(torch.randperm(len(blocks), generator=generator)[: len(stay)].tolist())
+        names |= zip(stay, (blocks[place].name for place in drawn), strict=True)
+        gone += [block.name for place, block in enumerate(blocks) if place not in drawn]
+    parts: dict[tuple[str, Kind], Keep | Choice] = {(name, "layers"): Keep(()) for name in gone}
+    parts |= {(names[name], kind): part for (name, kind), part in plan.parts.items() if kind != "layers"}
+    return replace(plan, parts=parts)
 
 
 def _factors(vlm: VLM, ranks: Mapping[str, int], seed: int) -> dict[str, Replacement]:

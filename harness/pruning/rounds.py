@@ -6,6 +6,7 @@ plan = together(first, then)
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from harness.types import Choice, InputError, Keep, Plan
 
@@ -26,4 +27,6 @@ def together(first: Plan, then: Plan) -> Plan:
         parts[key] = Keep(tuple(before.indices[i] for i in part.indices)) if isinstance(before, Keep) else part
     requested, achieved = first.requested * then.requested, first.achieved * then.achieved
     align = math.gcd(first.align, then.align) if first.parts else then.align
-    return Plan(parts, requested, achieved, align, widths={**then.widths, **first.widths})
+    both = Plan(parts, requested, achieved, align, widths={**then.widths, **first.widths})
+    left = {key: part for key, part in parts.items() if key[1] == "layers" or key[0] not in both.gone}
+    return replace(both, parts=left, coarse=first.coarse or then.coarse)

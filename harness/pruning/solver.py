@@ -3,63 +3,37 @@
     plan = solve(vlm, ranking, Budget("vision", keep=0.5, extents=extents))
 
 Costs are the multiply-adds of the blocks' Linear layers and attention products for one reference input, or seconds at
-the budget's rates.
+the budget's rates. Whole layers go first, by the order of the method; widths of the blocks that stay make up the rest.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness.pruning.layers import Layer, alone, in_order
+from harness.pruning.widths import Item, Parts, cost, cut, least, loss
 from harness.types import (
     TOLERANCE,
     VLM,
     Additive,
     Block,
     Budget,
-    Choice,
-    Global,
+    Component,
+    Extent,
     InputError,
     Keep,
     Kind,
-    Option,
     Options,
     Ordinal,
     Plan,
     Ranking,
     Score,
-    hull,
+    kinds,
 )
-
-Ladder = list[tuple[float, float]]  # (cost, loss) of an item by falling cost, from dense to its smallest
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One (block, kind) for the solver: the cost of a unit, its score, and the counts that may stay."""
-
-    key: tuple[str, Kind]
-    count: int
-    unit: float  # multiply-adds per unit (a whole number), or seconds
-    tokens: float  # factor from an option's multiply-adds per token to the cost of its Linears
-    products: float  # cost of the attention products, which no option changes
-    score: Score
-    step: int  # the counts that may stay are multiples of this
-
-    @property
-    def full(self) -> float:
-        return self.count * self.unit
-
-    @property
-    def counts(self) -> list[int]:
-        """The numbers of units that may stay, from all of them downwards."""
-        return [self.count, *(n for n in range(self.count - 1, 0, -1) if n % self.step == 0)]
-
-    def option_cost(self, option: Option) -> float:
-        return option.token_macs * self.tokens + self.products
+from harness.types import hull as hull
 
 
 def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERANCE) -> Plan:
@@ -67,45 +41,180 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
 
     Additive units and options are cut in order of damage per multiply-add saved, options along their lower convex hull.
     Ordinal scores cut the same share everywhere. Global scores cut the lowest units of all layers. Every (block, kind)
-    keeps at least one unit. The numbers of kept heads
-    and channels give widths in multiples of `budget.align`, unless all stay; options are used as they are (see
-    `aligned`). Raises InputError if the budget is outside (0, 1], if it cannot be reached (the error names the smallest
-    reachable or the nearest budget), or if the ranking does not score all units of the budget.
+    keeps at least one unit, and every component a block. The numbers of kept heads and channels give widths in
+    multiples of `budget.align`, unless all stay; options are used as they are (see `aligned`).
+
+    With layers and other kinds, as many layers go as `budget.shares` says; without it, as many as cost least damage in
+    the method's currency; where the scores are orders, as many as fit. Layers alone may be too coarse: then the plan is
+    the nearest below the budget, and is marked as coarse.
+
+    Raises InputError if the budget is outside (0, 1], if it or its shares cannot be reached (the error names the
+    smallest reachable or the nearest budget), or if the ranking does not score all units of the budget.
     """
     if not 0 < budget.keep <= 1:
         raise InputError(f"budget: {budget.keep} is not in (0, 1]")
     if budget.keep == 1:
         return Plan({}, 1.0, 1.0)
-    items = []
     for block, kind in vlm.select(budget.scope, budget.units):
         score = ranking.scores.get((block.name, kind))
         if score is None:
             raise InputError(f"budget: the method does not rank the {kind} of {block.name}; choose other `units`")
         _check(block.name, kind, block.units(kind).count, score)
-        items.append(_item(block, kind, score, budget))
-    total = sum(item.full for item in items)
-    dense_cost = total + budget.fixed
-    target = budget.keep * dense_cost - budget.fixed
-    parts = _solver(items)(items, target)
-    achieved = (sum(_cost(item, parts.get(item.key)) for item in items) + budget.fixed) / dense_cost
-    if abs(achieved / budget.keep - 1) > tolerance:
-        smallest = (sum(_least(item) for item in items) + budget.fixed) / dense_cost
-        raise _missed(budget, smallest, f"the nearest plan keeps {achieved:.4f}")
-    return Plan(parts, budget.keep, achieved, budget.align, widths={item.key: item.count for item in items})
+    task = _Task.of(vlm, ranking, budget)
+    if task.order and not task.items:
+        gone = alone(task.order, task.full, task.target, tolerance * budget.keep * task.dense)
+        plan = task.plan(gone)
+        if plan.achieved > budget.keep * (1 + tolerance):
+            raise _unmet(task, plan.achieved)
+        return replace(plan, coarse=abs(plan.achieved / budget.keep - 1) > tolerance)
+    nearest, best, least_loss = None, None, math.inf
+    for gone in task.prefixes(tolerance):
+        plan = task.plan(gone)
+        off = abs(plan.achieved / budget.keep - 1)
+        if nearest is None or off < abs(nearest / budget.keep - 1):
+            nearest = plan.achieved
+        if off <= tolerance and (best is None or task.loss(plan) < least_loss):
+            best, least_loss = plan, task.loss(plan)
+        if best is not None and not task.compares:
+            break
+    if best is None:
+        raise _unmet(task, nearest)
+    return best
 
 
 def check(vlm: VLM, budget: Budget, tolerance: float = TOLERANCE) -> None:
-    """Raise InputError if the budget is too small for any ranking: each (block, kind) keeps at least one unit."""
-    items = [_item(block, kind, Ordinal(()), budget) for block, kind in vlm.select(budget.scope, budget.units)]
-    full = sum(item.full for item in items)
-    smallest = (sum(_least(item) for item in items) + budget.fixed) / (full + budget.fixed)
-    if smallest > budget.keep * (1 + tolerance):
-        raise _missed(budget, smallest)
+    """Raise InputError if the budget is too small for any ranking: units stay as in `solve`."""
+    if "tokens" in kinds(budget.units):  # what these can save depends on the input
+        return
+    pairs = vlm.select(budget.scope, budget.units)
+    task = _Task.of(vlm, Ranking({(b.name, kind): Ordinal((0.0,) * b.units(kind).count) for b, kind in pairs}), budget)
+    if task.smallest > budget.keep * (1 + tolerance):
+        raise _unmet(task, None)
 
 
-def _missed(budget: Budget, smallest: float, nearest: str = "") -> InputError:
-    """The error for a budget that is below the smallest reachable one, or for which units are too coarse."""
-    reason = f"the smallest reachable is {smallest:.4f}" if smallest > budget.keep else nearest
+@dataclass(frozen=True)
+class _Task:
+    """A budget over a ranking: what may be cut, and what it costs."""
+
+    budget: Budget
+    items: Sequence[Item]  # heads and channels that may go
+    whole: Mapping[str, float]  # the cost of what stays whole in a block while the block stays, by its name
+    order: Sequence[Layer]  # layers that may go, the first first
+    dense: float  # the cost of the dense model that the budget is a share of, with what no cut can save
+    widths: Mapping[tuple[str, Kind], int]  # how many units may be cut, as the plan has it
+
+    @classmethod
+    def of(cls, vlm: VLM, ranking: Ranking, budget: Budget) -> _Task:
+        items, whole, dense, layers = [], {}, budget.fixed, []
+        asked = kinds(budget.units)
+        for block, kind in vlm.counted(budget.scope, budget.units):
+            score = ranking.scores[block.name, kind] if kind in asked else Ordinal(())
+            item = _item(block, kind, score, budget, budget.extent(block))
+            dense += _item(block, kind, score, budget, budget.extents[block.component]).full
+            whole.setdefault(block.name, 0.0)
+            if kind in asked:
+                items.append(item)
+            else:
+                whole[block.name] += item.full
+        free = [block for block, kind in vlm.select(budget.scope, budget.units) if kind == "layers" and not block.fixed]
+        for block in free:
+            full = whole[block.name] + sum(item.full for item in items if item.key[0] == block.name)
+            layers.append(Layer(block.name, block.component, full, ranking.scores[block.name, "layers"]))
+        held: set[Component] = {block.component for block in vlm.blocks if block.fixed}
+        widths = {(block.name, kind): block.units(kind).count for block, kind in vlm.select(budget.scope, budget.units)}
+        return cls(budget, items, whole, in_order(layers, held) if layers else [], dense, widths)
+
+    @property
+    def full(self) -> float:
+        """The cost of all blocks before a cut."""
+        return sum(self.whole.values()) + sum(item.full for item in self.items)
+
+    @property
+    def target(self) -> float:
+        """What the blocks may cost after the cut."""
+        return self.budget.keep * self.dense - self.budget.fixed
+
+    @property
+    def compares(self) -> bool:
+        """Whether plans with different numbers of layers are compared: there is a currency, and no shares are set."""
+        priced = all(isinstance(item.score, Additive | Options) for item in self.items)
+        return bool(self.order) and priced and self.order[0].damage is not None and not self.budget.shares
+
+    def prefixes(self, tolerance: float) -> Iterator[Sequence[Layer]]:
+        """Layers to remove beside widths: the first of the order, the most likely number first."""
+        saved = [0.0, *itertools.accumulate(layer.cost for layer in self.order)]
+        saving, slack = self.full - self.target, tolerance * self.budget.keep * self.dense
+        numbers = [number for number, cost in enumerate(saved) if cost <= saving + slack]
+        if self.order and self.budget.shares:
+            share = self.budget.shares["layers"] * saving
+            if share - saved[-1] > self.order[-1].cost:
+                raise InputError(f"shares: layers can give at most {saved[-1] / saving:.2f} of what the budget saves")
+            most = max(number for number in numbers if saved[number] <= share * (1 + 1e-9))
+            near = numbers[most : most + 1 + (saved[most] < share * (1 - 1e-9))]  # just below and just above the share
+            numbers = sorted(near, key=lambda number: abs(saved[number] - share))
+        else:
+            numbers.reverse()
+        return (self.order[:number] for number in numbers)
+
+    def plan(self, gone: Sequence[Layer]) -> Plan:
+        """The plan that removes these layers, and cuts widths of the blocks that stay until the budget is met."""
+        names = {layer.name for layer in gone}
+        parts: Parts = {(layer.name, "layers"): Keep(()) for layer in gone}
+        items = [item for item in self.items if item.key[0] not in names]
+        whole = sum(whole for name, whole in self.whole.items() if name not in names)
+        if items and (not gone or self.target - whole < sum(item.full for item in items)):
+            parts |= self._narrowed(items, self.target - whole)
+        kept = whole + sum(cost(item, parts.get(item.key)) for item in items) + self.budget.fixed
+        return Plan(parts, self.budget.keep, kept / self.dense, self.budget.align, widths=self.widths)
+
+    def _narrowed(self, items: Sequence[Item], target: float) -> Parts:
+        """What stays of heads and channels at this cost; with shares, of each kind at its share of the saving."""
+        by_kind: dict[Kind, list[Item]] = {}
+        for item in sorted(items, key=lambda item: -item.unit):  # finer kinds make up for the rounding of coarser ones
+            by_kind.setdefault(item.key[1], []).append(item)
+        shares = {kind: self.budget.shares.get(kind, 0.0) for kind in by_kind}
+        if len(by_kind) == 1 or not sum(shares.values()):
+            return cut(items, target)
+        saving, parts, left = sum(item.full for item in items) - target, Parts(), target
+        *coarser, finest = by_kind
+        for kind in coarser:
+            full = sum(item.full for item in by_kind[kind])
+            goal = full - saving * shares[kind] / sum(shares.values())
+            _check_reach(kind, by_kind[kind], full, goal, saving)
+            parts |= cut(by_kind[kind], goal)
+            left -= sum(cost(item, parts[item.key]) for item in by_kind[kind])
+        _check_reach(finest, by_kind[finest], sum(item.full for item in by_kind[finest]), left, saving)
+        return parts | cut(by_kind[finest], left)
+
+    def loss(self, plan: Plan) -> float:
+        """The damage of a plan in the method's currency; 0 for orders."""
+        layers = sum(layer.damage or 0.0 for layer in self.order if layer.name in plan.gone)
+        return layers + sum(loss(item, plan.parts.get(item.key)) for item in self.items)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest share of the cost that a plan can keep."""
+        names = {layer.name for layer in self.order}
+        whole = sum(whole for name, whole in self.whole.items() if name not in names)
+        return (
+            whole + sum(least(item) for item in self.items if item.key[0] not in names) + self.budget.fixed
+        ) / self.dense
+
+
+def _check_reach(kind: Kind, items: Sequence[Item], full: float, goal: float, saving: float) -> None:
+    if goal < sum(map(least, items)) * (1 - TOLERANCE):
+        most = (full - sum(map(least, items))) / saving
+        raise InputError(f"shares: {kind} can give at most {most:.2f} of what heads and FFN must save together")
+
+
+def _unmet(task: _Task, nearest: float | None) -> InputError:
+    """The error for a budget that no plan meets."""
+    budget = task.budget
+    reason = (
+        f"the smallest reachable is {task.smallest:.4f}"
+        if nearest is None or task.smallest > budget.keep
+        else f"the nearest plan keeps {nearest:.4f}"
+    )
     unit = "seconds" if budget.rates else "FLOPs"
     widths = f" with widths in multiples of {budget.align}" if budget.align > 1 else ""
     return InputError(
@@ -113,11 +222,11 @@ def _missed(budget: Budget, smallest: float, nearest: str = "") -> InputError:
     )
 
 
-def _item(block: Block, kind: Kind, score: Score, budget: Budget) -> _Item:
-    units, extent = block.units(kind), budget.extents[block.component]
+def _item(block: Block, kind: Kind, score: Score, budget: Budget, extent: Extent) -> Item:
+    units = block.units(kind)
     rate = budget.rates[block.component, kind] if budget.rates else 1
     full, linears = units.count * units.macs(extent), units.count * units.token_macs * extent.tokens
-    return _Item(
+    return Item(
         key=(block.name, kind),
         count=units.count,
         unit=units.macs(extent) * rate,
@@ -128,24 +237,15 @@ def _item(block: Block, kind: Kind, score: Score, budget: Budget) -> _Item:
     )
 
 
-def _solver(items: Sequence[_Item]) -> Callable[[list[_Item], float], dict[tuple[str, Kind], Keep | Choice]]:
-    """The rule for these scores. Raises InputError if orders are mixed with other scores, or pools with other pools."""
-    shapes = {type(item.score) for item in items}
-    if len(shapes) > 1 and shapes & {Ordinal, Global}:
-        raise InputError("budget: a ranking must be Ordinal or Global everywhere or nowhere")
-    if len({item.score.pool for item in items if isinstance(item.score, Global)}) > 1:
-        raise InputError("budget: the Global scores of a ranking must have the same pool")
-    return _share if shapes == {Ordinal} else _lowest if shapes == {Global} else _trade
-
-
 def flops_kept(vlm: VLM, plan: Plan, ranking: Ranking, budget: Budget) -> float:
     """The share of the budget's FLOPs that remains by the costs of units and of the options' statements."""
     plain = replace(budget, rates={}, fixed=0.0)
     kept = full = 0.0
-    for block, kind in vlm.select(budget.scope, budget.units):
-        item = _item(block, kind, ranking.scores.get((block.name, kind), Ordinal(())), plain)
-        kept += _cost(item, plan.parts.get(item.key))
-        full += item.full
+    for block, kind in vlm.counted(budget.scope, budget.units):
+        score = ranking.scores.get((block.name, kind), Ordinal(()))
+        full += _item(block, kind, score, plain, plain.extents[block.component]).full
+        if block.name not in plan.gone:
+            kept += cost(_item(block, kind, score, plain, plain.extent(block)), plan.parts.get((block.name, kind)))
     return kept / full
 
 
@@ -164,6 +264,8 @@ def _check(block: str, kind: Kind, count: int, score: Score) -> None:
     if isinstance(score, Options):
         if not any(point.make is None for point in score.points):
             raise InputError(f"ranking: options must include the dense one; those of the {kind} of {block} do not")
+        if kind == "layers" and [point.token_macs > 0 for point in score.points] != [True, False]:
+            raise InputError(f"ranking: a layer has two options, dense and one of cost 0; those of {block} are others")
         values = tuple(point.loss for point in score.points)
     else:
         values = score.damage if isinstance(score, Additive) else score.order
@@ -171,206 +273,3 @@ def _check(block: str, kind: Kind, count: int, score: Score) -> None:
             raise InputError(f"ranking: {len(values)} scores for {count} units ({kind} of {block})")
     if not all(math.isfinite(value) for value in values):
         raise InputError(f"ranking: a score of the {kind} of {block} is not finite")
-
-
-def _cost(item: _Item, part: Keep | Choice | None) -> float:
-    if part is None:
-        return item.full
-    if isinstance(part, Keep):
-        return len(part.indices) * item.unit
-    assert isinstance(item.score, Options)
-    return item.option_cost(item.score.points[part.position])
-
-
-def _least(item: _Item) -> float:
-    if isinstance(item.score, Options):
-        return min(item.option_cost(point) for point in item.score.points)
-    return item.counts[-1] * item.unit
-
-
-def _best(values: tuple[float, ...], number: int) -> Keep:
-    """The `number` units with the largest values; among equal values the lower index stays."""
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    return Keep(tuple(sorted(order[:number])))
-
-
-# --- ordinal: the same share everywhere -------------------------------------------------------------------
-
-
-def _share(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
-    """Every item keeps the same share of its units; finer items make up for the rounding of coarser ones."""
-    remaining, remaining_full = target, float(sum(item.full for item in items))
-    items = sorted(items, key=lambda item: -item.unit)
-    rungs, ladders = [], []
-    for item in items:
-        target_count = item.count * remaining / remaining_full
-        rung, count_kept = min(enumerate(item.counts), key=lambda place: (abs(place[1] - target_count), place[1] % 2))
-        remaining, remaining_full = remaining - count_kept * item.unit, remaining_full - item.full
-        rungs.append(rung)
-        # The loss grows with the square of the distance from the common share, so a few items change by one unit.
-        ladders.append([(n * item.unit, item.full * ((n - count_kept) / item.count) ** 2) for n in item.counts])
-    _fit(ladders, rungs, target)
-    parts: dict[tuple[str, Kind], Keep | Choice] = {}
-    for item, rung in zip(items, rungs, strict=True):
-        assert isinstance(item.score, Ordinal)
-        parts[item.key] = _best(item.score.order, item.counts[rung])
-    return parts
-
-
-# --- global: the lowest of all layers -----------------------------------------------------------------------
-
-
-def _lowest(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
-    """The lowest units of all layers go first, over kinds together or within each kind."""
-    pools: dict[Kind | None, list[_Item]] = {}
-    for item in sorted(items, key=lambda item: -item.unit):  # finer kinds make up for the rounding of coarser ones
-        pools.setdefault(item.key[1] if _pooled(item).pool == "kind" else None, []).append(item)
-    remaining, remaining_full = target, float(sum(item.full for item in items))
-    rungs: list[int] = []
-    ladders: list[Ladder] = []
-    for pool in pools.values():
-        full = sum(item.full for item in pool)
-        cut = _cut_lowest(pool, remaining * full / remaining_full)
-        rungs += cut
-        ladders += _places(pool)
-        remaining -= sum(item.counts[rung] * item.unit for item, rung in zip(pool, cut, strict=True))
-        remaining_full -= full
-    _fit(ladders, rungs, target)
-    ordered = [item for pool in pools.values() for item in pool]
-    return {item.key: _best(_pooled(item).order, item.counts[rung]) for item, rung in zip(ordered, rungs, strict=True)}
-
-
-def _pooled(item: _Item) -> Global:
-    assert isinstance(item.score, Global)
-    return item.score
-
-
-def _cut_lowest(pool: Sequence[_Item], target: float) -> list[int]:
-    """The rungs of a pool's items when its lowest units go until the total is nearest to the target."""
-    removed, rungs = [0] * len(pool), [0] * len(pool)
-    total = sum(item.full for item in pool)
-    for _, place in sorted((value, place) for place, item in enumerate(pool) for value in _pooled(item).order):
-        item, rung = pool[place], rungs[place]
-        removed[place] += 1
-        while rung + 1 < len(item.counts) and item.counts[rung + 1] >= item.count - removed[place]:
-            rung += 1
-        saved = (item.counts[rungs[place]] - item.counts[rung]) * item.unit
-        if total - saved <= target:
-            if total - target > target - (total - saved):
-                rungs[place] = rung
-            break
-        total, rungs[place] = total - saved, rung
-    return rungs
-
-
-def _places(pool: Sequence[_Item]) -> list[Ladder]:
-    """The ladders of a pool's items. A unit's loss is its place in the order times its cost.
-
-    So an exchange at equal cost loses if what goes is higher than what comes back.
-    """
-    units = sorted((value, place) for place, item in enumerate(pool) for value in _pooled(item).order)
-    losses: list[list[float]] = [[0.0] for _ in pool]
-    for number, (_, place) in enumerate(units):
-        losses[place].append(losses[place][-1] + number * pool[place].unit)
-    return [
-        [(n * item.unit, loss[item.count - n]) for n in item.counts] for item, loss in zip(pool, losses, strict=True)
-    ]
-
-
-# --- additive and options: one currency -------------------------------------------------------------------
-
-
-def _trade(items: list[_Item], target: float) -> dict[tuple[str, Kind], Keep | Choice]:
-    """Cut the least damage per multiply-add first until the target is met, then give back what best fills the gap."""
-    ladders = [_ladder(item) for item in items]
-    rungs = [0] * len(items)
-    total = sum(ladder[0][0] for ladder in ladders)
-    steps = []
-    for place, ladder in enumerate(ladders):
-        slope = -math.inf
-        for a, b in itertools.pairwise(hull(ladder)):
-            # Rounding may let nearly equal slopes fall; a later corner must not come first.
-            slope = max(slope, (ladder[b][1] - ladder[a][1]) / (ladder[a][0] - ladder[b][0]))
-            steps.append((slope, place, b))
-    for _, place, rung in sorted(steps):
-        if total <= target:
-            break
-        total += ladders[place][rung][0] - ladders[place][rungs[place]][0]
-        rungs[place] = rung
-    while True:
-        moves = []
-        for place, ladder in enumerate(ladders):
-            cost, loss = ladder[rungs[place]]
-            if (rung := _reach(ladder, cost + target - total)) < rungs[place]:
-                moves.append(((loss - ladder[rung][1]) / (ladder[rung][0] - cost), place, rung))
-        if not moves:
-            break
-        _, place, rung = max(moves)
-        total += ladders[place][rung][0] - ladders[place][rungs[place]][0]
-        rungs[place] = rung
-    _fit(ladders, rungs, target)
-    return {item.key: _part(item, rung) for item, rung in zip(items, rungs, strict=True)}
-
-
-def _reach(ladder: Ladder, cost: float) -> int:
-    """The highest rung that costs at most `cost`."""
-    return bisect.bisect_left(ladder, -cost, key=lambda rung: -rung[0])
-
-
-def _fit(ladders: list[Ladder], rungs: list[int], target: float) -> None:
-    """If coarse steps miss the target, exchange units between pairs of items until the gap is closed.
-
-    Each exchange takes the pair with the least loss among those that close the gap best.
-    """
-    slack = 0.999 * TOLERANCE * target
-    while True:
-        gap = target - sum(ladder[rung][0] for ladder, rung in zip(ladders, rungs, strict=True))
-        off = abs(gap) - slack
-        if off <= 0:
-            return
-        best = (off, 0.0, 0, 0, 0, 0)
-        for giver, lower in enumerate(ladders):
-            for rung in range(rungs[giver], len(lower)):
-                freed = gap + lower[rungs[giver]][0] - lower[rung][0]
-                for taker, ladder in enumerate(ladders):
-                    cost, loss = ladder[rungs[taker]]
-                    up = min(rungs[taker], _reach(ladder, cost + freed + slack))
-                    if taker != giver:
-                        change = lower[rung][1] - lower[rungs[giver]][1] + ladder[up][1] - loss
-                        miss = max(0.0, abs(freed - (ladder[up][0] - cost)) - slack)
-                        best = min(best, (miss, change, giver, rung, taker, up))
-        if best[0] >= off:
-            return
-        _, _, giver, rung, taker, up = best
-        rungs[giver], rungs[taker] = rung, up
-
-
-def _order(item: _Item) -> list[int]:
-    """Units by rising damage (among equal ones the lower index first), or options by falling cost."""
-    score = item.score
-    if isinstance(score, Options):
-        points = score.points
-        best: list[int] = []  # options that no cheaper option beats or equals in loss
-        for i in sorted(range(len(points)), key=lambda i: (points[i].token_macs, points[i].loss)):
-            if not best or points[i].loss < points[best[-1]].loss:
-                best.append(i)
-        return best[::-1]
-    assert isinstance(score, Additive)
-    return sorted(range(item.count), key=lambda i: (score.damage[i], i))
-
-
-def _ladder(item: _Item) -> Ladder:
-    """(cost, loss) of an item from dense to its smallest, one rung per unit or option; its last unit stays."""
-    order = _order(item)
-    if isinstance(item.score, Options):
-        return [(item.option_cost(item.score.points[i]), item.score.points[i].loss) for i in order]
-    assert isinstance(item.score, Additive)
-    losses = list(itertools.accumulate((item.score.damage[i] for i in order[:-1]), initial=0.0))
-    return [(n * item.unit, losses[item.count - n]) for n in item.counts]
-
-
-def _part(item: _Item, rung: int) -> Keep | Choice:
-    order = _order(item)
-    if isinstance(item.score, Options):
-        return Choice(order[rung], item.score.points[order[rung]].label)
-    return Keep(tuple(sorted(order[item.count - item.counts[rung] :])))

@@ -14,12 +14,29 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from harness.families import _tokens
 from harness.families._pruned import LowRankLinear
-from harness.types import VLM, Block, Choice, Dense, InputError, Keep, Kind, LowRank, Options, Plan, Ranking, Units
+from harness.pruning import tokens
+from harness.pruning.depth import check_gone, drop
+from harness.types import (
+    VLM,
+    WIDTHS,
+    Block,
+    Choice,
+    Dense,
+    InputError,
+    Keep,
+    Kind,
+    LowRank,
+    Options,
+    Plan,
+    Ranking,
+    Units,
+)
 
 
 def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
-    """Cut the model to what the plan keeps.
+    """Cut the model to what the plan keeps. The blocks that stay keep their names.
 
     Raises InputError if the plan is of a model of other blocks or widths, or if a Linear to cut is already factored,
     and KeyError if the plan chooses an option that the ranking does not offer.
@@ -29,39 +46,52 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
     model = copy.deepcopy(vlm.model, memo=shared)
     for (name, kind), part in plan.parts.items():
         block = vlm.block(name)
+        if kind == "layers" or name in plan.gone:
+            continue
         if isinstance(part, Keep):
             if len(part.indices) < block.units(kind).count:
                 _keep(model, block.units(kind), part.indices)
         else:
             _replace(model, block, kind, part, ranking)
+    drop(model, vlm, plan.gone)
     from harness.families import family
 
-    return dataclasses.replace(vlm, model=model, blocks=family(vlm.family).blocks(model))
+    names = [block.name for block in vlm.blocks if block.name not in plan.gone]
+    blocks = zip(family(vlm.family).blocks(model), names, strict=True)
+    blocks = tuple(dataclasses.replace(block, name=name) for block, name in blocks)
+    pruned = dataclasses.replace(vlm, model=model, blocks=blocks)
+    if plan.tokens is not None:
+        if ranking.tokens is None:
+            raise KeyError("the plan drops visual tokens, the ranking has no rule for them")
+        _tokens.attach(model, tokens.settings(pruned, plan.tokens), ranking.tokens.keep)
+    return pruned
 
 
 def _check_fits(vlm: VLM, plan: Plan) -> None:
-    counts = {(block.name, kind): block.units(kind).count for block, kind in vlm.select("all")}
+    counts = {(block.name, kind): block.units(kind).count for block in vlm.blocks for kind in (*WIDTHS, "layers")}
     for name, kind in (*plan.parts, *plan.widths):
         if (name, kind) not in counts:
             raise InputError(f"plan.blocks.{name}.{kind}: {vlm.name} has no such block")
     cut = {(vlm.block(name).component, kind) for name, kind in plan.widths}
-    for block, kind in vlm.select("all"):
-        name, count = block.name, counts[block.name, kind]
-        if (block.component, kind) in cut and (of := plan.widths.get((name, kind))) != count:
+    for (name, kind), count in counts.items():
+        if (vlm.block(name).component, kind) in cut and (of := plan.widths.get((name, kind))) != count:
             there = f"{of} units there" if of else "no such block"
             raise InputError(f"plan.widths.{name}.{kind}: {vlm.name} has {count} units, and the plan's model {there}")
         part = plan.parts.get((name, kind))
-        if isinstance(part, Keep) and not _among(part.indices, count):
+        if isinstance(part, Keep) and not _among(part.indices, count, may_go=kind == "layers"):
             raise InputError(
                 f"plan.blocks.{name}.{kind}: {vlm.name} has units 0 to {count - 1} there; a plan lists each unit that"
                 " stays once, in rising order"
             )
+    check_gone(vlm, plan.gone)
 
 
-def _among(indices: Sequence[int], count: int) -> bool:
-    """Whether these are some of `count` units: rising, and none twice."""
+def _among(indices: Sequence[int], count: int, may_go: bool) -> bool:
+    """Whether these are some of `count` units: rising, and none twice; none at all where a whole block may go."""
+    if not indices:
+        return may_go
     whole = all(type(index) is int for index in indices)
-    return bool(indices) and whole and list(indices) == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count
+    return whole and list(indices) == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -17,6 +17,7 @@ from harness.types import (
     Align,
     CalibrationSpec,
     Currency,
+    Kind,
     LatencySpec,
     Loading,
     ReferenceInput,
@@ -64,6 +65,7 @@ class _Trial(TypedDict):
     recovery: NotRequired[dict[str, Any]]  # all settings of the tuning, if any
     control: NotRequired[str]
     sequential: NotRequired[bool]
+    shares: NotRequired[dict[Kind, float]]
     loading: NotRequired[dict[str, Any]]  # settings at non-default values
     currency: NotRequired[Currency]
     align: NotRequired[Align]

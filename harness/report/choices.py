@@ -24,9 +24,9 @@ from harness.types.kinds import in_words
 FACTORS = (1.33, 2.0, 3.2, 5.0)  # how much cheaper: the rows of the table
 HEADS = ("budget", "best choice", "cuts", "accuracy", "speedup", "weights MB", "needs", "make it")
 LEGEND = (
-    "For each budget the most accurate of all methods, kinds of units and recoveries: first without training, then with "
-    "it if that is better. The best of many is a little lucky: expect slightly less on new questions. The command writes the "
-    "model as a checkpoint."
+    "For each budget the most accurate of all methods, kinds of units and recoveries: first without training, then "
+    "with it if that is better. The best of many is a little lucky: expect slightly less on new questions. The command "
+    "writes the model as a checkpoint."
 )
 # What a regime needs besides the model, by its first word.
 NEEDS = {"none": "nothing", "bias": "calibration questions", "refit": "calibration questions"}

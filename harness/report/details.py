@@ -24,7 +24,7 @@ from harness.report.board import Board
 from harness.report.examples import Examples
 from harness.report.looks import DASHES, MARKERS, curve_looks
 from harness.text import plain, shorten
-from harness.types import Choice, Keep
+from harness.types import WIDTHS, Choice, Keep
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
@@ -38,7 +38,7 @@ OWN = (
     "scope",
 )  # keys of a trial that differ between the trials of a board
 # Keys of a trial that a board sets per method, by their names there.
-ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential"}
+ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares"}
 
 
 def data(board: Board, records: Sequence[Record], examples: Examples) -> dict[str, Any]:
@@ -203,7 +203,11 @@ def _blocks(record: Record) -> dict[str, list[Any]]:
     if record.error is not None or record.plan is None:
         return {}
     blocks: dict[str, list[Any]] = {}
+    for name in record.plan.gone:
+        blocks[plain(name)] = ["removed", "removed"]
     for (name, kind), part in record.plan.parts.items():
+        if kind not in WIDTHS or name in record.plan.gone:
+            continue
         parts = blocks.setdefault(plain(name), [None, None])
         parts[0 if kind == "heads" else 1] = _part(part, kind == "heads")
     return blocks

@@ -22,7 +22,7 @@ const AXES = [...data.axes, { key: "weights_mb", label: "memory of the weights (
 const FILTERS = [
   { key: "scope", label: "Scope", every: "every scope" },
   { key: "regime", label: "Regime", every: "every regime" },
-  { key: "units", label: "Units", every: "heads or FFN" },
+  { key: "units", label: "Units", every: "every kind of units" },
   { key: "setting", label: "Setting", every: "every setting" },
   { key: "method", label: "Method", every: "every method" },
   { key: "seed", label: "Seed", every: "every seed" },

@@ -19,9 +19,11 @@ from tabulate import tabulate
 from harness import registry
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record, dig
+from harness.report.coarse import KEEPS, competing, keeps
 from harness.text import plain, shorten
-from harness.types import REGIMES, SCOPES, UNIT_KINDS
+from harness.types import REGIMES, SCOPES
 from harness.types import Column as Figure
+from harness.types.kinds import in_words, kinds_order
 
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
@@ -43,7 +45,6 @@ SHOWN = (
     *(REST, "accuracy", TASKS, "gain_over_blind", "flips"),
 )
 
-UNITS = {"both": "heads and FFN", "heads": "heads only", "ffn": "FFN only"}
 CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # the quantity that a budget is a share of
 STUDIED = "◆"
 NOTHING = "–"
@@ -110,7 +111,7 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
         rows.append(_row(record, known, names, several_calibrations, several_terms))
     rest = [name for name in known if name not in ORDER and any(name in row for row in rows)]
     columns = [name for key in ORDER for name in (names.values() if key == TASKS else (key,))]
-    columns += [*rest, *([TERMS] if several_terms else [])]
+    columns += [*rest, *([TERMS] if several_terms else []), *([KEEPS] if any(row[KEEPS] for row in rows) else [])]
     frame = pd.DataFrame(sorted(rows, key=_order), columns=pd.Index(columns))
     numbers = [name for name in columns if name in known or name in names.values() or name in ("ranking_s", "budget")]
     frame.attrs["tasks"] = list(names.values())
@@ -133,7 +134,7 @@ def panels(frame: pd.DataFrame) -> list[Panel]:
             dense_rows.append(row)
             continue
         key = (row["setting"], row["scope"], row["units"], row.get(TERMS, ""), row["regime"])
-        title = f"Scope {row['scope']}, {UNITS[row['units']]}, regime {row['regime']}"
+        title = f"Scope {row['scope']}, {in_words(row['units'])}, regime {row['regime']}"
         title += f" ({row['setting']})" if several else ""
         title += f" ({row[TERMS]})" if TERMS in row else ""
         panel = panel_by_key.setdefault(key, Panel(title, dense_rows, {}))
@@ -147,9 +148,11 @@ def values(rows: Iterable[Row], column: str) -> list[float]:
 
 
 def places(panel: Panel) -> dict[tuple[str, float], int]:
-    """The rank of every measured (curve, budget) within its budget, by the accuracy as shown."""
+    """The rank of every measured and competing (curve, budget) within its budget, by the accuracy as shown."""
     points = {
-        key: round(100 * fmean(seeds), 1) for key, rows in panel.groups.items() if (seeds := values(rows, "accuracy"))
+        key: round(100 * fmean(seeds), 1)
+        for key in panel.groups
+        if key in competing(panel.groups) and (seeds := values(panel.groups[key], "accuracy"))
     }
     return {
         (curve, budget): 1 + sum(other > value for (_, at), other in points.items() if at == budget)
@@ -240,7 +243,7 @@ def columns(frame: pd.DataFrame) -> list[Column]:
         text("scope", "scope"),
         text("units", "units"),
         number("budget", "budget", "{:g}"),
-        *([text("budget terms", TERMS)] if TERMS in frame.columns else []),
+        *(text(head, key) for head, key in (("budget terms", TERMS), ("coarse", KEEPS)) if key in frame.columns),
         number("seed", "seed", "{:d}"),
         *(column for column in figures if column),
         text("collapse", "collapse"),
@@ -319,6 +322,7 @@ def _row(
     not_finite = error is not None and error.type == "FloatingPointError"
     signs = ["not finite"] if not_finite else dig(metrics, "accuracy", "collapse")
     row["collapse"] = plain(", ".join(signs or []))
+    row[KEEPS] = keeps(record)
     return row
 
 
@@ -328,7 +332,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         row["setting"],
         row["method"] != "none",
         SCOPES.index(row["scope"]),
-        UNIT_KINDS.index(row["units"]),
+        kinds_order(row["units"]),
         row.get(TERMS, ""),
         regime_order(row["regime"]),
         row["role"] != "studied",
@@ -361,7 +365,8 @@ def _cell(rows: Sequence[Row]) -> str:
     text = f"{100 * fmean(points):.1f}"
     if len(points) > 1:
         text += f" ± {50 * (max(points) - min(points)):.1f}"
-    return f"{text} ({failed} failed)" if failed else text
+    notes = [*sorted({str(row[KEEPS]) for row in rows if row.get(KEEPS)}), *([f"{failed} failed"] if failed else [])]
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def level_texts(panel: Panel) -> list[tuple[str, str]]:

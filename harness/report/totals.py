@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness.records.record import Cost, Record
+from harness.report.coarse import KEEPS
 from harness.report.samples import Samples
 from harness.report.tables import NOTHING, Panel, places, ranked, values
 from harness.stats.hypervolume import hypervolume, hypervolume_intervals
@@ -127,7 +128,7 @@ def _panel(panel: Panel, samples: Samples, records: Mapping[str, Record]) -> lis
         if curve in fronts:
             flops, accuracy = fronts[curve]
             volume = float(hypervolume(flops, accuracy, floor))
-            area = _area(budgets, accuracy) if len(budgets) > 1 else None
+            area = _area(budgets, accuracy) if len(budgets) > 1 and not any(row.get(KEEPS) for row in rows) else None
         lo, hi = intervals.get(curve, (None, None))
         rank = fmean(ranks[curve]) if curve in complete else None
         ranking, tuning = (_middle(costs, key) for key in ("ranking_s", "tuning_s"))

@@ -26,6 +26,7 @@ from harness.machine.timing import wait
 from harness.progress import Progress, silent
 from harness.statistics import gradients, moments
 from harness.statistics.attention_entropy import EntropyMeter
+from harness.statistics.block_influence import block_influence
 from harness.statistics.finite import finite, first_broken
 from harness.statistics.gradients import answer_logits as answer_logits
 from harness.statistics.moments import Features, Lazy, Moment, Sum
@@ -244,6 +245,11 @@ class Calibration:
         block of the language model that no requested Linear needs. With `resumed`, it starts where the last pass ended.
         """
         model, modules, device = self.vlm.model, list(modules), _device(self.vlm.model)
+        if hasattr(model, "token_cut"):
+            raise InputError(
+                f"model {self.vlm.name}: it drops visual tokens, so its layers do not read the same ones; take "
+                "statistics of the model without that"
+            )
         resumed = ResumedPasses(self.vlm, lasting=False) if resumed is None else resumed
         start = time.perf_counter()
         patches = {p for block in self.vlm.blocks if block.component == "vision" for p in block_linears(block)}
@@ -310,6 +316,14 @@ class Calibration:
                 self.vlm.model(**batch, use_cache=False)
         return meter.means()
 
+    def block_influence(self) -> Mapping[str, float]:
+        """One minus the cosine of each block's input and output, averaged over tokens, by block name: 0 to 2.
+
+        Padding does not count; every patch of the vision tower does. Raises InputError naming the first block whose
+        input or output is not finite.
+        """
+        return self.cached("block influence", [""], lambda _: {"": block_influence(self.vlm, self.batches())})[""]
+
     def answer_loss(self, gates: Mapping[tuple[str, Kind], Tensor] | None = None, samples: int | None = None) -> float:
         """Mean cross-entropy, in nats, over all answer tokens of the samples, with these gates on the units.
 
@@ -327,7 +341,8 @@ class Calibration:
     def gated(self, gates: Mapping[tuple[str, Kind], Tensor]) -> AbstractContextManager[None]:
         """Multiply the consumer's input columns of each unit by the unit's gate; gates: (count,) per (block, kind).
 
-        A gate of 0 gives the function of the model without that unit, at the old size.
+        The gate of a whole layer multiplies what the block adds to its input. A gate of 0 gives the function of the
+        model without that unit, at the old size.
         """
         return gradients.gated(self.vlm, gates)
 

@@ -125,8 +125,18 @@ def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
 def gated(vlm: VLM, gates: Mapping[tuple[str, Kind], Tensor]) -> Iterator[None]:
     """Multiply the consumer's input columns of each unit by the unit's gate; gates: (count,) per (block, kind).
 
-    A gate of 0 gives the function of the model without that unit, at the old size.
+    The gate of a whole layer multiplies what the block adds to its input. A gate of 0 gives the function of the model
+    without that unit, at the old size.
     """
+
+    def passing(gate: Tensor) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            before = args[0] if args else kwargs["hidden_states"]
+            after, *others = output if isinstance(output, tuple) else (output,)
+            gated = before + gate.to(before) * (after - before)
+            return (gated, *others) if isinstance(output, tuple) else gated
+
+        return hook
 
     def hook(gate: Tensor, width: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         return lambda module, args: (args[0] * gate.repeat_interleave(width).to(args[0]), *args[1:])
@@ -135,6 +145,9 @@ def gated(vlm: VLM, gates: Mapping[tuple[str, Kind], Tensor]) -> Iterator[None]:
         for (name, kind), gate in gates.items():
             units = vlm.block(name).units(kind)
             consumer = vlm.model.get_submodule(units.consumer)
+            if kind == "layers":  # first of the hooks, so that those that record hidden states see the gated ones
+                hooks.callback(consumer.register_forward_hook(passing(gate), prepend=True, with_kwargs=True).remove)
+                continue
             hooks.callback(consumer.register_forward_pre_hook(hook(gate, units.width)).remove)
         yield
 

@@ -320,9 +320,12 @@ def pictures(vlm: VLM, images: list[list[Image.Image]]) -> dict[str, torch.Tenso
 def shares(vlm: VLM) -> bool:
     """Whether several questions can share the features of one image; tested on two images.
 
-    This needs a newer transformers, and a model whose features are just one tensor per image.
+    This needs a newer transformers, and a model whose features are just one tensor per image. A choice of visual tokens
+    that reads the tower's attention needs the pixels.
     """
     model: Any = vlm.model
+    if getattr(getattr(model, "token_cut", None), "attention", "") == "vision":
+        return False
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         return False
     inputs = pictures(vlm, [[Image.new("RGB", (64, 64), GREY)]] * 2)

@@ -16,12 +16,13 @@ from harness.machine.limits import step
 from harness.machine.phases import Watch
 from harness.metrics import flops
 from harness.progress import Progress, silent
-from harness.pruning import latency_rates, random_units, recovery, solver, surgery
+from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens
 from harness.pruning.rounds import together
 from harness.pruning.sequential import renewed
 from harness.statistics.calibration import Calibration
 from harness.trials.caches import Last, OfModels
 from harness.trials.context import Context
+from harness.trials.tokens import check as check_tokens
 from harness.types import (
     VLM,
     Budget,
@@ -33,6 +34,7 @@ from harness.types import (
     Ranking,
     Trial,
     Tuning,
+    kinds,
     short_hash,
 )
 
@@ -108,6 +110,7 @@ class Pruner:
     def prune(self, trial: Trial, watch: Watch) -> Pruned:
         """The models of a trial; what goes wrong is raised. The watch also notes what ranking and tuning took."""
         method = registry.method(trial.lookup)
+        check_tokens(trial)
         with watch("load"):
             dense = self.load(trial)
             method.check_model(dense)
@@ -123,14 +126,16 @@ class Pruner:
         for turn in range(1, rounds + 1):  # each round keeps the same share of the round before
             share = min(1.0, trial.budget ** (turn / rounds) / full_plan.achieved)
             with watch("prices"):
-                budget = self._budget(vlm, trial, Budget(trial.scope, share, trial.units, extents), context)
+                budget = self._budget(
+                    vlm, trial, Budget(trial.scope, share, trial.units, extents, shares=trial.shares), context
+                )
             ranked = self._rank(vlm, dense, trial, method, budget, watch)
             ranking = ranked.ranking
             log |= ranking.log  # a later round replaces earlier entries
             watch.add("ranking_s", ranked.seconds)
             watch.set("calibration_samples", trial.calibration.samples if ranking.scores else 0)
             with watch("solve"):
-                plan, ranking = self._solve(vlm, ranking, budget, trial)
+                plan, ranking = self._plan(vlm, ranking, budget, trial, context)
                 if trial.control == "random-units":
                     plan, ranking = random_units.redraw(vlm, plan, ranking, trial.seed)
                 full_plan = plan if rounds == 1 else together(full_plan, plan)
@@ -142,9 +147,12 @@ class Pruner:
                 learning_curves.append(list(tuned.curve))
         if learning_curves:
             log["tuning"] = learning_curves
-        if full_plan.parts:
+        if full_plan.parts or full_plan.tokens:
             with watch("cost"):
-                stated = solver.flops_kept(dense, full_plan, ranking, Budget(trial.scope, 1.0, trial.units, extents))
+                stated = full_plan.achieved
+                if full_plan.tokens is None:
+                    whole = Budget(trial.scope, 1.0, trial.units, extents)
+                    stated = solver.flops_kept(dense, full_plan, ranking, whole)
                 flops.check(stated, vlm, dense, trial, context)
         return Pruned(dense, vlm, replace(full_plan, requested=trial.budget, currency=trial.currency), log)
 
@@ -156,7 +164,8 @@ class Pruner:
         if method.per_budget or trial.sequential:
             return None
         dense = self.load(trial)
-        budget = Budget(trial.scope, trial.budget, trial.units, Context(trial.reference_input).extents(dense))
+        extents = Context(trial.reference_input).extents(dense)
+        budget = Budget(trial.scope, trial.budget, trial.units, extents, shares=trial.shares)
         ranked = self._rank(dense, dense, trial, method, budget, watch)
         return SharedRanking(self._key(trial, method, budget), ranked)
 
@@ -217,6 +226,18 @@ class Pruner:
         key = (vlm.model, trial.scope, trial.units, latency, trial.reference_input)
         rates, fixed = self._rates.get(key, lambda: latency_rates.seconds(vlm, flops, call, latency.repeats))
         return replace(flops, rates=rates, fixed=fixed)
+
+    def _plan(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial, context: Context) -> tuple[Plan, Ranking]:
+        """The plan of all kinds, and the ranking behind it: visual tokens first, then what of the blocks is left."""
+        if "tokens" not in kinds(trial.units):
+            return self._solve(vlm, ranking, budget, trial)
+        inputs = context.inputs(vlm)
+        first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, trial.method)
+        if trial.units == "tokens" or first.achieved <= budget.keep:
+            return first, ranking
+        rest, watching = tokens.rest(vlm, ranking, first, budget, inputs)
+        plan, ranking = self._solve(vlm, ranking, rest, trial)
+        return replace(plan, tokens=first.tokens, achieved=plan.achieved + watching), ranking
 
     def _solve(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial) -> tuple[Plan, Ranking]:
         """The plan with the widths that the trial requires, and the ranking behind it.

@@ -17,8 +17,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from harness import families, registry, tasks
+from harness.trials.tokens import check as check_tokens
 from harness.types import (
+    BOTH,
     GREEDY,
+    KINDS,
     CalibrationSpec,
     Currency,
     Generation,
@@ -31,6 +34,8 @@ from harness.types import (
     Trial,
     Tuning,
     UnitKinds,
+    check_shares,
+    kinds,
 )
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -59,6 +64,7 @@ class Entry(_Strict):
     and everywhere else it is relative to the current folder.
     With `control: random-units` the widths of its plans are kept and their units drawn at random (Liu et al. 2019).
     With `sequential: true` each block is ranked after the blocks before it are cut, anew for each budget.
+    With `shares: {layers: 0.5, ffn: 0.5}` each kind gives this share of the saving; without it the solver chooses.
     """
 
     method: str
@@ -68,6 +74,7 @@ class Entry(_Strict):
     tuning: Tunings | None = None  # None: the board's
     control: Literal["none", "random-units"] = "none"
     sequential: bool = False
+    shares: dict[str, float] = {}
 
 
 class Board(_Strict):
@@ -78,7 +85,7 @@ class Board(_Strict):
     methods: tuple[Entry, ...] = Field(min_length=1)
     budgets: tuple[Fraction, ...] = Field(min_length=1)
     scopes: tuple[Scope, ...] = Field(default=("vision",), min_length=1)
-    units: UnitKinds = "both"
+    units: UnitKinds = BOTH
     tasks: tuple[str, ...] = Field(min_length=1)
     split: str = "validation"
     limit: Count | None = None
@@ -136,7 +143,7 @@ class Board(_Strict):
         floor_budgets = self.floors if isinstance(self.floors, tuple) else ()
         dense_settings = {
             **common,
-            "units": "both",
+            "units": BOTH,
             "calibration": self._drawn(self.calibration),
             "metrics": with_floors,
         }
@@ -160,6 +167,7 @@ class Board(_Strict):
                     tuning=tuning,
                     control=entry.control,
                     sequential=entry.sequential,
+                    shares={kind: entry.shares[kind] for kind in KINDS if kind in entry.shares},
                     align=self.align,
                     currency=self.currency,
                     **common,
@@ -289,16 +297,24 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             calibration = board.calibration_of(entry)
             tasks.require(calibration.questions, calibration.samples)
             method = registry.method(entry.method)
-            if method.units not in ("both", board.units) and entry.method != "none":
+            if not set(kinds(board.units)) <= set(kinds(method.units)) and entry.method != "none":
+                ranked = ", ".join(kinds(method.units))
                 raise InputError(
-                    f"methods: {method.name} ranks {method.units} only, so it cannot meet a budget over "
+                    f"methods: {method.name} ranks {ranked} only, so it cannot meet a budget over "
                     f"units: {board.units}; set units: {method.units}, or leave the method out"
                 )
             options = method.check(entry.options, "methods: ")
+            if entry.shares:
+                check_shares(entry.shares, board.units, f"methods: {method.name}: ")
+            shares = sorted(entry.shares.items())
             for tuning in entry.tuning or board.tuning:
                 if tuning.trains:
                     tasks.require(calibration.questions, tuning.samples, "tuning.samples")
-                contestants.append((entry.method, options, calibration, tuning, entry.control, entry.sequential))
+                contestants.append(
+                    (entry.method, options, calibration, tuning, entry.control, entry.sequential, shares)
+                )
+        for trial in board.trials():
+            check_tokens(trial)
     except InputError as error:
         raise InputError(f"{where}{error}") from error
     for contestant in contestants:

@@ -5,23 +5,28 @@ solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a r
 """
 
 from harness.types.errors import InputError as InputError
+from harness.types.kinds import BOTH as BOTH
+from harness.types.kinds import KINDS as KINDS
+from harness.types.kinds import WIDTHS as WIDTHS
+from harness.types.kinds import Kind as Kind
+from harness.types.kinds import UnitKinds as UnitKinds
+from harness.types.kinds import check_shares as check_shares
+from harness.types.kinds import kinds as kinds
+from harness.types.kinds import unit_kinds as unit_kinds
 from harness.types.metric import Column as Column
 from harness.types.metric import MetricContext as MetricContext
 from harness.types.metric import Result as Result
 from harness.types.metric import at as at
 from harness.types.model import GREEDY as GREEDY
 from harness.types.model import SCOPES as SCOPES
-from harness.types.model import UNIT_KINDS as UNIT_KINDS
 from harness.types.model import VLM as VLM
 from harness.types.model import Block as Block
 from harness.types.model import Component as Component
 from harness.types.model import Extent as Extent
 from harness.types.model import Generation as Generation
-from harness.types.model import Kind as Kind
 from harness.types.model import Rows as Rows
 from harness.types.model import Sample as Sample
 from harness.types.model import Scope as Scope
-from harness.types.model import UnitKinds as UnitKinds
 from harness.types.model import Units as Units
 from harness.types.plan import TOLERANCE as TOLERANCE
 from harness.types.plan import Align as Align
@@ -30,6 +35,7 @@ from harness.types.plan import Choice as Choice
 from harness.types.plan import Currency as Currency
 from harness.types.plan import Keep as Keep
 from harness.types.plan import Plan as Plan
+from harness.types.plan import Tokens as Tokens
 from harness.types.plan import differs as differs
 from harness.types.ranking import Additive as Additive
 from harness.types.ranking import Dense as Dense
@@ -41,6 +47,7 @@ from harness.types.ranking import Ordinal as Ordinal
 from harness.types.ranking import Ranking as Ranking
 from harness.types.ranking import Replacement as Replacement
 from harness.types.ranking import Score as Score
+from harness.types.ranking import TokenRule as TokenRule
 from harness.types.ranking import hull as hull
 from harness.types.trial import REGIMES as REGIMES
 from harness.types.trial import CalibrationSpec as CalibrationSpec

@@ -1,4 +1,4 @@
-"""A model as pruning sees it: a `VLM` has `Block`s, a block has `Units` of two kinds; and the samples shown to it."""
+"""A model as pruning sees it: a `VLM` has `Block`s, a block has `Units` of some kinds; and the samples shown to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+
+from harness.types.kinds import BOTH, WIDTHS, Kind, UnitKinds, kinds
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +21,7 @@ Component = Literal["vision", "language"]
 Scope = Literal["vision", "language", "all"]
 
 
-Kind = Literal["heads", "ffn"]
-
-
-UnitKinds = Literal["both", "heads", "ffn"]
-
-
 SCOPES: tuple[Scope, ...] = ("vision", "language", "all")
-
-
-UNIT_KINDS: tuple[UnitKinds, ...] = ("both", "heads", "ffn")
 
 
 @dataclass(frozen=True)
@@ -42,8 +35,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Units:
-    """The removable units of one kind in one block: attention heads (or KV groups), or FFN channels.
+    """The removable units of one kind in one block: attention heads (or KV groups), FFN channels, or the whole block.
 
+    Of a whole block, there is one unit; its `consumer` is the block, and it has no producers. Of the others,
     `producers` compute the units' activations. `consumer` is the Linear that reads them; unit i owns its input columns
     i*width to (i+1)*width. Removing a unit removes only these rows and columns. Zeroing the same columns of the
     consumer's input gives the same function at the old size.
@@ -70,7 +64,11 @@ class Units:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: its name (`vision.3`), module path, component, index and two kinds of units."""
+    """One transformer block: its name (`vision.3`), module path, component, index and units.
+
+    A block keeps its name when blocks before it go; its path and index then change. `fixed` says why the whole block
+    cannot go; it is empty for a block that can.
+    """
 
     name: str
     path: str
@@ -78,9 +76,25 @@ class Block:
     index: int
     heads: Units
     ffn: Units
+    fixed: str = ""
 
-    def units(self, kind: Kind) -> Units:
-        return self.heads if kind == "heads" else self.ffn
+    @property
+    def layer(self) -> Units:
+        """The whole block as one unit: all of its heads and channels."""
+        heads, ffn = self.heads, self.ffn
+        return Units(
+            kind="layers",
+            count=1,
+            width=1,
+            producers=(),
+            consumer=self.path,
+            token_macs=heads.count * heads.token_macs + ffn.count * ffn.token_macs,
+            pair_macs=heads.count * heads.pair_macs,
+            windowed=heads.windowed,
+        )
+
+    def units(self, kind: Kind) -> Units:  # raises KeyError for a kind that no block has
+        return {"heads": self.heads, "ffn": self.ffn, "layers": self.layer}[kind]
 
 
 @dataclass(frozen=True)
@@ -131,10 +145,17 @@ class VLM:
     def block(self, name: str) -> Block:
         return next(block for block in self.blocks if block.name == name)
 
-    def select(self, scope: Scope, units: UnitKinds = "both") -> list[tuple[Block, Kind]]:
+    def select(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that a budget on this scope and these unit kinds covers, in the model's order."""
-        kinds: tuple[Kind, ...] = ("heads", "ffn") if units == "both" else (units,)
-        return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in kinds]
+        of_blocks = [kind for kind in kinds(units) if kind != "tokens"]  # no block has tokens
+        return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in of_blocks]
+
+    def counted(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
+        """The heads and channels whose cost a budget on this scope and these unit kinds is a share of.
+
+        A whole layer costs what all of its heads and channels cost, and fewer tokens make all of them cheaper.
+        """
+        return self.select(scope, units if set(kinds(units)) <= set(WIDTHS) else BOTH)
 
 
 @dataclass(frozen=True)

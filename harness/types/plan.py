@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from harness.types.model import Component, Extent, Kind, Scope, UnitKinds
+from harness.types.kinds import BOTH, Kind, UnitKinds
+from harness.types.model import Block, Component, Extent, Scope
 
 TOLERANCE = 0.01  # largest relative distance of a plan from its budget, and of measured from stated FLOPs
 
@@ -22,21 +23,29 @@ class Budget:
     """The share `keep` of the FLOPs of these unit kinds in this scope that may remain, on the reference input.
 
     With `rates` (seconds per multiply-add, by component and kind) the budget is a share of time; `fixed` is the time
-    that no cut can save.
+    that no cut can save. `shares` says which share of the saving each kind gives; without it, the solver chooses.
+    `fewer` has the extents of blocks that see fewer tokens than the dense model's, by name: their units save less, and
+    the budget stays a share of the dense cost.
     """
 
     scope: Scope
     keep: float
-    units: UnitKinds = "both"
+    units: UnitKinds = BOTH
     extents: Mapping[Component, Extent] = field(default_factory=dict)
     align: int = 1  # widths of kept heads and channels are multiples of this
     rates: Mapping[tuple[Component, Kind], float] = field(default_factory=dict)
     fixed: float = 0.0
+    shares: Mapping[Kind, float] = field(default_factory=dict)
+    fewer: Mapping[str, Extent] = field(default_factory=dict)
+
+    def extent(self, block: Block) -> Extent:
+        """The tokens and pairs that this block sees."""
+        return self.fewer.get(block.name) or self.extents[block.component]
 
 
 @dataclass(frozen=True)
 class Keep:
-    """The kept units, as sorted indices."""
+    """The kept units, as sorted indices; none, where a whole block goes."""
 
     indices: tuple[int, ...]
 
@@ -47,6 +56,20 @@ class Choice:
 
     position: int
     label: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The share of each row's visual tokens that goes on from a layer of the language model on, and who chooses them.
+
+    attention and options: as in `TokenRule`.
+    """
+
+    layer: int
+    share: float
+    method: str
+    attention: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,13 @@ class Plan:
     align: int = 1
     currency: Currency = "flops"
     widths: Mapping[tuple[str, Kind], int] = field(default_factory=dict)
+    tokens: Tokens | None = None
+    coarse: bool = False  # whole layers alone do not land within 1 % of the request: the nearest plan below it
+
+    @property
+    def gone(self) -> set[str]:
+        """The names of the blocks that go as a whole."""
+        return {name for (name, kind), part in self.parts.items() if kind == "layers" and part == Keep(())}
 
     def to_json(self) -> dict[str, Any]:
         blocks: dict[str, dict[str, Any]] = {}
@@ -73,7 +103,13 @@ class Plan:
         widths: dict[str, dict[str, int]] = {}
         for (block, kind), count in self.widths.items():
             widths.setdefault(block, {})[kind] = count
-        optional = {"align": (self.align, 1), "currency": (self.currency, "flops"), "widths": (widths, {})}
+        optional: dict[str, tuple[Any, Any]] = {
+            "align": (self.align, 1),
+            "currency": (self.currency, "flops"),
+            "widths": (widths, {}),
+            "tokens": (None if self.tokens is None else asdict(self.tokens), None),
+            "coarse": (self.coarse, False),
+        }
         return content | {name: value for name, (value, default) in optional.items() if value != default}
 
     @classmethod
@@ -87,7 +123,9 @@ class Plan:
         widths: dict[tuple[str, Kind], int] = {
             (block, kind): count for block, kinds in content.get("widths", {}).items() for kind, count in kinds.items()
         }
-        optional = {name: content[name] for name in ("align", "currency") if name in content}
+        optional = {name: content[name] for name in ("align", "currency", "coarse") if name in content}
+        if "tokens" in content:
+            optional["tokens"] = Tokens(**content["tokens"])
         return cls(parts, content["requested"], content["achieved"], **optional, widths=widths)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.types.model import Kind
+from harness.types.kinds import Kind
 
 if TYPE_CHECKING:
     import torch
@@ -95,15 +95,35 @@ def hull(points: Sequence[tuple[float, float]]) -> list[int]:
     return chain
 
 
+@dataclass(frozen=True)
+class TokenRule:
+    """Which visual tokens go on from a layer of the language model on (0: before the first).
+
+    keep(states, count, ...) gives the positions of `count` of a row's n visual tokens, (count,), and may add weights,
+    (count, n): then each kept token is this sum of all. states: (n, width), what the layer would read. It gets, if it
+    names them, `attention` (n,), what each token receives, and `grids`, height and width of each image's tokens; and
+    the options. To be written into a checkpoint, it may use torch, the standard library and functions of its own file.
+    """
+
+    keep: Callable[..., Any]
+    layer: int = 0
+    attention: Literal["none", "text", "vision"] = "none"  # of the last token in the layer before, or in the tower
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 Score = Additive | Ordinal | Global | Options
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A method's full result: a score per (block name, kind). The record stores `log` (curves, spectra) as JSON."""
+    """A method's full result: a score per (block name, kind). The record stores `log` (curves, spectra) as JSON.
+
+    A method of the kind `tokens` gives a rule instead of scores.
+    """
 
     scores: Mapping[tuple[str, Kind], Score]
     log: Mapping[str, Any] = field(default_factory=dict)
+    tokens: TokenRule | None = None
 
     def numbers(self, block: str | None = None) -> dict[tuple[str, Kind], Any]:
         """The scores as plain numbers, without the functions that build options; of one block, or of all."""

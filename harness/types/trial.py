@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.types.model import FORBID, GREEDY, Generation, Scope, UnitKinds
+from harness.types.kinds import KINDS, Kind, UnitKinds
+from harness.types.model import FORBID, GREEDY, Generation, Scope
 from harness.types.plan import Align, Currency
 
 Count = Annotated[int, Field(ge=1)]
@@ -205,6 +206,7 @@ class Trial:
     tuning: Tuning = Tuning()
     control: Literal["none", "random-units"] = "none"
     sequential: bool = False  # each block is ranked after the blocks before it are cut
+    shares: Mapping[Kind, float] = field(default_factory=dict)  # the share of the saving that each kind gives; {}: any
     loading: Loading = Loading()
     align: Align = None
     currency: Currency = "flops"
@@ -231,7 +233,7 @@ class Trial:
         if self.control == "none":
             del values["control"]
         values["loading"] = self.loading.content()
-        unused = {"align": None, "currency": "flops", "loading": {}, "sequential": False}
+        unused = {"align": None, "currency": "flops", "loading": {}, "sequential": False, "shares": {}}
         return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
 
     @classmethod
@@ -275,10 +277,13 @@ class Trial:
 
     @property
     def variant(self) -> str:
-        """What of the method's use is not the default, as a short label: options, a control, sequential ranking."""
+        """What of the method's use is not the default, as a short label: options, control, sequential, shares."""
         values = {**self.options, **({"control": self.control} if self.control != "none" else {})}
         parts = [f"{key}={value}" for key, value in sorted(values.items())]
-        return ",".join([*parts, *(["sequential"] if self.sequential else [])])
+        shares = "+".join(f"{kind}:{self.shares[kind]:g}" for kind in KINDS if kind in self.shares)
+        return ",".join(
+            [*parts, *(["sequential"] if self.sequential else []), *([f"shares={shares}"] if shares else [])]
+        )
 
     def __str__(self) -> str:
         """Short label in progress lines and failures: method, scope and budget."""

@@ -22,7 +22,7 @@ from harness.progress import Progress, silent
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
-from harness.types import InputError
+from harness.types import BOTH, InputError
 from harness.verdicts import regressions
 from harness.verdicts.regressions import Finding, Limits, Outcome
 
@@ -194,7 +194,7 @@ def names_of(records: Mapping[str, Record]) -> dict[str, str]:
             record.contestant.variant,
             "" if trial.tuning.method == "none" else str(trial.tuning),
             trial.scope,
-            "" if trial.units == "both" else trial.units,
+            "" if trial.units == BOTH else trial.units,
             f"{trial.budget:g}",
             f"seed {trial.seed}" if trial.seed else "",
         ]

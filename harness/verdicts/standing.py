@@ -29,7 +29,7 @@ from harness.records.comparison import BudgetTerms, Terms, differing, regime, te
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
-from harness.types import CalibrationSpec, InputError
+from harness.types import CalibrationSpec, InputError, differs
 
 DENSE, FLOOR = "none", "random"  # the two methods that the protocol needs
 ALPHA = 0.05
@@ -203,7 +203,15 @@ def _verdict(studied: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
         state = f"is of regime {floor.regime}" if floor else f"with recovery {tuning} is not there"
         notes.append(f"{FLOOR} {state}")
     budgets = sorted({budget for contestant in (studied, *alike) for budget in contestant.seeds}, reverse=True)
-    best = {budget: max(rivals, key=lambda contestant: contestant.mean(budget), default=None) for budget in budgets}
+    for rival in (*rivals, *([floor] if floor else [])):
+        for at in (at for at in budgets if differs(studied.kept(at), rival.kept(at))):
+            notes.append(
+                f"{rival.name} at {at:g}: keeps {rival.kept(at):.3f}, not {studied.kept(at):.3f}, so it is not compared"
+            )
+    best = {
+        budget: max((r for r in rivals if studied.meets(r, budget)), key=lambda r: r.mean(budget), default=None)
+        for budget in budgets
+    }
     above, beside = _compare(studied, dict.fromkeys(budgets, floor)), _compare(studied, best)
     return Verdict(
         studied.name,
@@ -242,6 +250,18 @@ class _Contestant:
     @property
     def floor(self) -> bool:
         return self.record.trial.method == FLOOR
+
+    def kept(self, budget: float) -> float:
+        """The share that its plans keep at this budget: the budget, unless whole layers leave them below it."""
+        plans = [seed.record.plan for seed in self.seeds.get(budget, ())]
+        coarse = any(plan is not None and plan.coarse for plan in plans)
+        return fmean(plan.achieved for plan in plans if plan is not None) if coarse else budget
+
+    def meets(self, other: _Contestant | None, budget: float) -> bool:
+        """Whether both have an accuracy at this budget, from plans that keep the same share."""
+        if other is None or not self.seeds.get(budget) or not other.seeds.get(budget):
+            return False
+        return not differs(self.kept(budget), other.kept(budget))
 
     def mean(self, budget: float) -> float:
         """Mean accuracy over seeds; minus infinity without a measurement."""
@@ -290,7 +310,7 @@ def _compare(studied: _Contestant, others: Mapping[float, _Contestant | None]) -
     differences = {
         budget: (other.name, stats.difference(_pairs(other.seeds[budget], studied.seeds[budget])))
         for budget, other in others.items()
-        if other and other.seeds.get(budget) and studied.seeds.get(budget)
+        if other and studied.meets(other, budget)
     }
     adjusted = stats.holm([change.p for _, change in differences.values()])
     return {
@@ -305,7 +325,7 @@ def _overall(studied: _Contestant, rivals: Sequence[_Contestant], budgets: Seque
     if not means:
         return None
     hardest, _ = min(means.values(), key=lambda entry: entry[1].own - entry[1].mean)
-    shared = [at for at in budgets if studied.seeds.get(at) and hardest.seeds.get(at)]
+    shared = [at for at in budgets if studied.meets(hardest, at)]
     pairs = stats.average([_pairs(hardest.seeds[at], studied.seeds[at]) for at in shared])
     change = stats.difference(pairs)
     return Against(hardest.name, change.estimate, change.lo, change.hi, change.p)
@@ -326,7 +346,7 @@ def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:
 
 
 def _means(studied: _Contestant, other: _Contestant, budgets: Sequence[float]) -> Rival | None:
-    shared = [at for at in budgets if studied.seeds.get(at) and other.seeds.get(at)]
+    shared = [at for at in budgets if studied.meets(other, at)]
     if not shared:
         return None
     return Rival(other.name, fmean(map(other.mean, shared)), fmean(map(studied.mean, shared)), len(shared))

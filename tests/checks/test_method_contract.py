@@ -87,7 +87,11 @@ BROKEN = {  # what is wrong: the body of `rank`, the check, words of the finding
         "scores",
         "unknown block and kind .*vision.7.* choose from: .*vision.1 heads",
     ),
-    "unknown kind": ("return but(vlm, 'vision.1', 'channels', None)", "scores", "unknown block and kind .*channels"),
+    "unknown kind": (
+        "return but(vlm, 'vision.1', 'channels', None)",
+        "scores",
+        "vision.1: unknown kind 'channels'; choose from: ffn, heads, layers, tokens",
+    ),
     "one kind": (
         "return Ranking(order(vlm, kinds='heads'))",
         "scores",
@@ -157,7 +161,10 @@ SIGNATURES = {
     "no default": ("def rank(vlm, calibration, *, seed, power: float): ...", "option 'power' has no default"),
     "wrong default": ("def rank(vlm, calibration, *, seed, power: int = 'x'): ...", "default of option 'power'"),
     "unknown type": ("def rank(vlm, calibration, *, seed, power: 'Float' = 1): ...", "annotation of `rank` cannot be"),
-    "units": (f"UNITS = 'neurons'\n{SIGNATURE}: ...", "UNITS = 'neurons'; choose from: both, heads"),
+    "units": (
+        f"UNITS = 'neurons'\n{SIGNATURE}: ...",
+        "UNITS: unknown kind of units 'neurons'; choose from: both, ffn, heads, layers, tokens",
+    ),
     "regime": (
         f"REGIME = 'repaired'\n{SIGNATURE}: ...",
         "REGIME = 'repaired'; choose from: none, bias, ",

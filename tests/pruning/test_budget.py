@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from harness.pruning.solver import TOLERANCE, hull, solve
 from harness.types import (
     SCOPES,
-    UNIT_KINDS,
     VLM,
+    WIDTHS,
     Additive,
     Budget,
     Choice,
@@ -112,7 +112,7 @@ def test_lands_or_says_why_not(blocks: Any, shape: str, keep: float, seed: int, 
     vlm = layout(*blocks)
     ranking = ranking_of(vlm, shape, seed)
     scopes: list[Scope] = [scope for scope in SCOPES if vlm.select(scope)]
-    budget = Budget(data.draw(st.sampled_from(scopes)), keep, data.draw(st.sampled_from(UNIT_KINDS)), EXTENTS)
+    budget = Budget(data.draw(st.sampled_from(scopes)), keep, data.draw(st.sampled_from(("both", *WIDTHS))), EXTENTS)
     try:
         plan = solve(vlm, ranking, budget)
     except InputError:

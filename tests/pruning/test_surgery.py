@@ -21,8 +21,8 @@ from harness.pruning import surgery
 from harness.statistics import linears
 from harness.types import (
     SCOPES,
-    UNIT_KINDS,
     VLM,
+    WIDTHS,
     Choice,
     InputError,
     Keep,
@@ -112,7 +112,7 @@ def test_dense_by_choice_is_the_identity(lively: VLM, inputs: dict[str, Tensor])
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("units", UNIT_KINDS)
+@pytest.mark.parametrize("units", ("both", *WIDTHS))
 def test_pruned_equals_masked_dense(lively: VLM, inputs: dict[str, Tensor], scope: Any, units: Any) -> None:
     dense = logits(lively, inputs)
     for seed in range(3):

@@ -238,9 +238,13 @@ TINY: dict[str, Callable[[], Any]] = {
 }
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write a checkpoint of this family whose every weight is random, norms and embeddings of images included."""
+def build(name: str, folder: Path, seed: int = 0, change: Callable[[Any], Any] = lambda config: config) -> Path:
+    """Write a checkpoint of this family whose every weight is random, norms and embeddings of images included.
+
+    change: gives the config to use for the tiny one.
+    """
     config, processor = TINY[name]()
+    config = change(config)
     model = AutoModelForImageTextToText.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

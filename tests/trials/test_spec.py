@@ -66,6 +66,50 @@ def test_trials_are_every_method_seed_scope_and_budget_after_dense(read: Any) ->
         assert trial.calibration == CalibrationSpec(8, trial.questions.tasks, "calibration")
 
 
+@pytest.mark.parametrize("units", [["heads", "ffn"], ["ffn", "heads"], "both", ["both"], "heads+ffn"])
+def test_both_kinds_make_the_same_trials_however_they_are_written(read: Any, units: Any) -> None:
+    assert [trial.id for trial in read(units=units).trials()] == [trial.id for trial in read().trials()]
+
+
+def test_one_kind_is_the_same_in_a_list(read: Any) -> None:
+    alone, listed = (read(units=units, methods=["random"]).trials()[-1] for units in ("ffn", ["ffn"]))
+    assert alone == listed and listed.content()["units"] == "ffn"
+
+
+def test_shares_are_a_setting_of_the_trial_whatever_their_order(read: Any) -> None:
+    """They vary the method, enter the id, and are read from a record; without them the id is what it was."""
+    entry = {"method": "random", "shares": {"heads": 0.25, "ffn": 0.75}}
+    turned = {"method": "random", "shares": {"ffn": 0.75, "heads": 0.25}}
+    plain, first, second = (read(methods=[item]).trials()[-1] for item in ("random", entry, turned))
+    assert first.id == second.id != plain.id and "shares" not in plain.content()
+    assert first.variant == "shares=heads:0.25+ffn:0.75" and first.ranking == plain.ranking
+    assert first.questions == plain.questions and Trial.of(json.loads(json.dumps(first.content()))) == first
+
+
+@pytest.mark.parametrize(
+    ("units", "shares", "words"),
+    [
+        ("both", {"heads": 0.5, "layers": 0.5}, "shares: layers is not cut; units: both cuts heads, ffn"),
+        ("both", {"heads": 0.5, "channels": 0.5}, "shares: unknown kind of units 'channels'"),
+        ("both", {"heads": 0.5, "ffn": 0.6}, "shares: they sum to 1.1; they must sum to 1"),
+        ("both", {"ffn": 1.0}, "shares: heads is cut, but has no share"),
+        ("both", {"heads": -0.5, "ffn": 1.5}, "methods: random: shares: [a-z]+: [-0-9.]+ is not in"),
+        ("both", {"heads": float("nan"), "ffn": 0.5}, "shares: heads: nan is not in"),
+        ("ffn", {"ffn": 1.0}, "shares: units: ffn is one kind, which saves all; remove this key"),
+        ("both", [0.5, 0.5], "methods.0.shares: "),
+    ],
+)
+def test_shares_that_are_none_are_refused(read: Any, units: str, shares: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read(units=units, methods=[{"method": "random", "shares": shares}])
+
+
+@pytest.mark.parametrize("units", [["layers"], ["heads", "layers"], ["tokens", "ffn"]])
+def test_a_method_that_does_not_rank_a_kind_is_refused(read: Any, units: list[str]) -> None:
+    with pytest.raises(InputError, match="random ranks heads, ffn only, so it cannot meet a budget over units: "):
+        read(units=units, methods=["random"])
+
+
 def test_trials_of_one_ranking_stay_together(read: Any) -> None:
     """So that a worker ranks once per method, options and seed."""
     keys = [(t.method, t.variant, t.seed) for t in read().trials()]
@@ -275,6 +319,10 @@ def test_sequential_ranking_is_another_contestant(read: Any) -> None:
         ({"metrics": ["latncy"]}, "metrics: unknown metric 'latncy'; did you mean 'latency'"),
         ({"scopes": ["visoin"]}, "scopes.*'visoin'; did you mean 'vision'"),
         ({"units": "head"}, "units.*'head'; did you mean 'heads'"),
+        ({"units": ["layer", "ffn"]}, "units: unknown kind of units 'layer'; did you mean 'layers'"),
+        ({"units": ["ffn", "ffn"]}, "units: ffn is named twice"),
+        ({"units": []}, "units: no kind is named"),
+        ({"units": {"ffn": 0.5}}, "units: unknown kind of units"),
         ({"budgets": [0.5, 1.2]}, "budgets.1: .*1.2"),
         ({"budgets": [0]}, "budgets.0: "),
         ({"budgets": [-0.1]}, "budgets.0: "),
