@@ -143,7 +143,12 @@ def breaches(name: str, module: ModuleType, vlm: VLM) -> list[Breach]:
     # One kind alone has few units in the tiny model, so its steps in FLOPs are coarse.
     keeps, tolerance = ((0.9, 0.5, 0.3125), solver.TOLERANCE) if method.units == "both" else ((0.75, 0.5), 0.03)
     breaches += [Breach("budgets", text) for text in unsolved(method, vlm, rankings[0], keeps, tolerance)]
-    breaches += [Breach("pruned", text) for text in pruned_again(method, vlm, extents)]
+    if not breaches:  # a pruned model would show the same faults in other words
+        state = State(vlm.model)  # a pruned model shares weights with it
+        try:
+            breaches = [Breach("pruned", text) for text in pruned_again(method, vlm, extents)]
+        finally:
+            state.restore()
     return _once(breaches)
 
 
