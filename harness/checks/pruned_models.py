@@ -13,7 +13,7 @@ import torch
 from harness.pruning import surgery
 from harness.pruning.random_units import project
 from harness.statistics import linears
-from harness.types import VLM, Choice, Keep, Kind, LowRank, Option, Options, Plan, Ranking
+from harness.types import VLM, Choice, Keep, Kind, LowRank, Option, Options, Plan, Ranking, Score
 
 
 def narrowed(vlm: VLM) -> VLM:
@@ -27,12 +27,13 @@ def narrowed(vlm: VLM) -> VLM:
 
 def factored(vlm: VLM, kinds: Sequence[Kind]) -> VLM:
     """The model with two factors of half the rank, in random directions, for each Linear of these kinds of units."""
-    pairs = [(block, kind) for block, kind in vlm.select("all") if kind in kinds]
-    parts: dict[tuple[str, Kind], Keep | Choice] = {(block.name, kind): Choice(0, "factors") for block, kind in pairs}
-    scores = {
-        (block.name, kind): Options((Option("factors", 0, 0.0, partial(_factors, vlm, linears(block.units(kind)))),))
-        for block, kind in pairs
-    }
+    parts: dict[tuple[str, Kind], Keep | Choice] = {}
+    scores: dict[tuple[str, Kind], Score] = {}
+    for block, kind in vlm.select("all"):
+        if kind in kinds:
+            parts[block.name, kind] = Choice(0, "factors")
+            option = Option("factors", 0, 0.0, partial(_factors, vlm, linears(block.units(kind))))
+            scores[block.name, kind] = Options((option,))
     return surgery.apply(vlm, Plan(parts, 1.0, 1.0), Ranking(scores))
 
 

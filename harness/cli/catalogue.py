@@ -115,7 +115,7 @@ def check_method(
     ],
     json_: Json = False,
 ) -> None:
-    """Try a method on a tiny model: signature, scores, seed, budgets, and that it leaves the model unchanged."""
+    """Try a method on a tiny model: signature, scores, seed, budgets, a model pruned before; none is changed by it."""
     from harness.checks import method_contract
 
     name, module = method_contract.load(method)

@@ -86,7 +86,7 @@ def test_a_method_of_heads_prunes_between_factored_ffns(low_rank: Path, tiny: VL
     registry.method("michel").check_model(cut)
     calibration = Calibration(vlm, samples(), 4)
     inputs = {key: value for key, value in next(calibration.batches()).items() if key != "labels"}
-    one = {(block.name, "heads"): torch.eye(block.heads.count)[0] for block in vlm.blocks}
+    one: Any = {(block.name, "heads"): torch.eye(block.heads.count)[0] for block in vlm.blocks}
     with calibration.gated(one):
         expected = logits(vlm, inputs)
     torch.testing.assert_close(logits(cut, inputs), expected, atol=1e-5, rtol=0)

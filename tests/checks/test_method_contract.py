@@ -145,6 +145,18 @@ BROKEN = {  # what is wrong: the body of `rank`, the check, words of the finding
         "budgets",
         r"its plan states 0\.\d+ of the FLOPs of heads in scope vision, but 1\.0000 are measured",
     ),
+    "one width for all blocks": (
+        "return Ranking({(b.name, k): Ordinal((1.0,) * vlm.block(b.component + '.0').units(k).count)"
+        " for b, k in vlm.select('all')})",
+        "pruned",
+        "on a model of uneven widths: vision.1 heads: 4 scores for 3 units",
+    ),
+    "weights of what it does not score": (
+        "[vlm.model.get_parameter(b.ffn.consumer + '.weight') for b in vlm.blocks]\n"
+        "    return Ranking(order(vlm, kinds='heads'))\n\nUNITS = 'heads'\n",
+        "pruned",
+        r"on a model with factored ffn: raised AttributeError: .*weight.* \(line 13 of method.py\)",
+    ),
     "no budget": (HIDDEN, "budgets", "0.75 of the FLOPs of ffn in scope vision: the smallest reachable is 0.9998"),
 }
 SIGNATURES = {

@@ -46,7 +46,7 @@ def inputs_of(vlm: VLM) -> Inputs:
 def to_budget(vlm: VLM, scope: Any, units: Any, keep: float, shape: Any, seed: int = 0) -> VLM:
     """Cut to the reachable budget that is nearest: the same share everywhere (Ordinal), or what falls out (Global)."""
     rng = random.Random(seed)
-    scores = {
+    scores: Any = {
         (block.name, kind): shape(tuple(rng.random() for _ in range(block.units(kind).count)))
         for block, kind in vlm.select("all")
     }
