@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from harness.types import VLM, Budget, Column, InputError, Ranking
+from harness.types import VLM, Budget, Column, InputError, Ranking, wanted
 
 if TYPE_CHECKING:
     from harness.bench.bar import Bar
@@ -101,7 +101,7 @@ class Method:
                 checked[key] = adapter.validate_python(value, strict=True)
             except ValidationError as error:
                 raise InputError(
-                    f"{where}option {key!r} of method {self.name!r}: {error.errors()[0]['msg']}"
+                    f"{where}option {key!r} of method {self.name!r}: {wanted(error.errors())} (given: {value!r:.80})"
                 ) from error
         return {key: value for key, value in checked.items() if value != self.options[key]}
 

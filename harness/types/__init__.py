@@ -5,6 +5,7 @@ solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a r
 """
 
 from harness.types.errors import InputError as InputError
+from harness.types.errors import wanted as wanted
 from harness.types.metric import Column as Column
 from harness.types.metric import MetricContext as MetricContext
 from harness.types.metric import Result as Result
