@@ -28,12 +28,12 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from harness.text import some
-from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, unit_kinds
+from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, unit_kinds, wanted
 
 if TYPE_CHECKING:
     from harness.bench.bar import Bar
@@ -50,6 +50,7 @@ MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
 BUILT = {"dinov2-smollm2": "harness.reference.pretrained.folder"}
 BOARDS = HERE / "boards"
 GEOMETRIES = HERE / "geometries"
+T = TypeVar("T")
 HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
@@ -119,7 +120,7 @@ class Method:
                 checked[key] = adapter.validate_python(value, strict=True)
             except ValidationError as error:
                 raise InputError(
-                    f"{where}option {key!r} of method {self.name!r}: {error.errors()[0]['msg']}"
+                    f"{where}option {key!r} of method {self.name!r}: {wanted(error.errors())} (given: {value!r:.80})"
                 ) from error
         return {key: value for key, value in checked.items() if value != self.options[key]}
 
@@ -147,6 +148,19 @@ def _modules() -> dict[str, str]:
 def methods() -> list[str]:
     """All method names, none imported."""
     return sorted(_modules())
+
+
+def every_method() -> dict[str, Method | str]:
+    """Every registered method, imported; for one that cannot be, the reason. A run must ask for `method` instead."""
+    return {name: _tried(lambda name=name: method(name)) for name in methods()}
+
+
+def _tried(load: Callable[[], T]) -> T | str:
+    """What is loaded, or why it cannot be, in one line."""
+    try:
+        return load()
+    except (Exception, SystemExit) as error:  # the code of another package: whatever it does
+        return _reason(error)
 
 
 def method_file(name: str) -> Path | None:
@@ -245,7 +259,11 @@ def module_of_file(path: Path, name: str | None = None) -> ModuleType:
 
 
 def _unusable(name: str, error: Exception) -> InputError:
-    return InputError(f"method {name}: cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}")
+    return InputError(f"method {name}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    return f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _Files(MetaPathFinder):
@@ -287,12 +305,14 @@ def described(name: str, module: ModuleType) -> Method:
     )
 
 
-def commands() -> dict[str, Callable[..., Any]]:
+def commands() -> dict[str, Callable[..., Any] | str]:
     """The commands that other packages add, contestants' among them: entry points of the group `infoprune.commands`.
 
-    Each is a function with typer's annotations or a typer app, loaded here; keep their modules light.
+    Each is a function with typer's annotations or a typer app, loaded here; keep their modules light. For one that
+    cannot be imported, the reason: no other command may end with it.
     """
-    return {point.name: point.load() for point in sorted(entry_points(group=COMMANDS), key=lambda point: point.name)}
+    points = sorted(entry_points(group=COMMANDS), key=lambda point: point.name)
+    return {point.name: _tried(point.load) for point in points}
 
 
 def benches() -> dict[str, Callable[..., list[Bar]]]:

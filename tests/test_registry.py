@@ -163,12 +163,16 @@ def test_options_that_fit(plugin: str, given: dict[str, Any], left: dict[str, An
             r"here: unknown option of method 'alphabetical' 'ordr'; did you mean 'order'\? choose from: low",
         ),
         ({"seed": 1}, "unknown option of method 'alphabetical' 'seed'"),
-        ({"order": "sideways"}, "here: option 'order' of method 'alphabetical': Input should be 'up' or 'down'"),
-        ({"share": "much"}, "option 'share'.*valid number"),
+        (
+            {"order": "sideways"},
+            r"here: option 'order' of method 'alphabetical': must be 'up' or 'down' \(given: 'sideways'\)",
+        ),
+        ({"share": "much"}, "option 'share'.*must be a number"),
         ({"share": float("nan")}, "option 'share'.*finite"),
-        ({"n": 2.5}, "option 'n'.*integer"),
-        ({"n": "3"}, "option 'n'.*integer"),
+        ({"n": 2.5}, "option 'n'.*whole number"),
+        ({"n": "3"}, "option 'n'.*whole number"),
         ({"n": None}, "option 'n'"),
+        ({"low": "x"}, "option 'low'.*must be a number or a whole number"),
     ],
 )
 def test_options_that_do_not(plugin: str, given: dict[str, Any], words: str) -> None:

@@ -26,6 +26,7 @@ class CheckResult:
     check: str
     ok: bool
     detail: str
+    code: int = 1  # the command's exit code if it is not ok: 2 for what is not usable at all
 
 
 def examine() -> list[CheckResult]:
@@ -41,8 +42,12 @@ def examine() -> list[CheckResult]:
     results.append(CheckResult("CUDA devices", True, gpus))
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     results.append(CheckResult("free disk", free > 1, f"{free:.0f} GB here"))
-    methods = [registry.method(name).name for name in registry.methods()]
-    results.append(CheckResult("methods", bool(methods), ", ".join(methods)))
+    methods = registry.every_method()
+    usable = [name for name, method in methods.items() if not isinstance(method, str)]
+    results.append(CheckResult("methods", bool(usable), ", ".join(usable)))
+    for kind, loaded in (("method", methods), ("command", registry.commands())):
+        broken = {name: reason for name, reason in loaded.items() if isinstance(reason, str)}
+        results += [CheckResult(f"{kind} {name}", False, reason, code=2) for name, reason in broken.items()]
     for name, folder in registry.MODELS.items():
         vlm = families.load(folder)
         inputs = encode(vlm.processor, [[Image.new("RGB", (96, 96), "red")]], ["What color is the circle?"])

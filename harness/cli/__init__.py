@@ -42,6 +42,18 @@ def _group(about: str, completion: bool = False, **commands: object) -> typer.Ty
     return group
 
 
+def _usable(name: str, command: Any) -> Any:
+    """The command; one that could not be imported says so when it is called, and ends no other."""
+    if not isinstance(command, str):
+        return command
+
+    def refuse(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
+        raise InputError(f"command {name}: {command}")
+
+    refuse.__doc__ = f"It {command}"
+    return refuse
+
+
 app = _group(
     "Compare ways to prune vision-language models at equal FLOPs.",
     completion=True,
@@ -76,7 +88,7 @@ app = _group(
         train=reference.train,
         check=reference.check,
     ),
-    **registry.commands(),
+    **{name: _usable(name, command) for name, command in registry.commands().items()},
 )
 homes_expanded(app)
 

@@ -36,17 +36,7 @@ def _rows(thing: Thing) -> list[dict[str, Any]]:
     from harness import families
 
     if thing == "methods":
-        return [
-            {
-                "name": m.name,
-                "title": m.title,
-                "role": m.role,
-                "regime": m.regime({}),
-                "units": m.units,
-                "options": {key: {"default": value, "note": m.notes[key]} for key, value in m.options.items()},
-            }
-            for m in map(registry.method, registry.methods())
-        ]
+        return [_method(name, method) for name, method in registry.every_method().items()]
     if thing == "models":
         rows = [{"name": name, "title": "shipped, trained, loads offline"} for name in registry.MODELS]
         rows += [{"name": name, "title": _built(name)} for name in registry.BUILT]
@@ -69,6 +59,19 @@ def _rows(thing: Thing) -> list[dict[str, Any]]:
     else:
         titles = {name: registry.board(name).read_text().lstrip("# ") for name in registry.boards()}
     return [{"name": name, "title": title.strip().splitlines()[0]} for name, title in titles.items()]
+
+
+def _method(name: str, method: registry.Method | str) -> dict[str, Any]:
+    if isinstance(method, str):
+        return {"name": name, "title": method}
+    return {
+        "name": name,
+        "title": method.title,
+        "role": method.role,
+        "regime": method.regime({}),
+        "units": method.units,
+        "options": {key: {"default": value, "note": method.notes[key]} for key, value in method.options.items()},
+    }
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -101,9 +104,9 @@ def doctor(json_: Json = False) -> None:
     else:
         for finding in findings:
             mark = "[green]ok[/green]" if finding.ok else "[red]no[/red]"
-            out.print(f"{mark}  {finding.check}: {escape(finding.detail)}", soft_wrap=True)
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
+            out.print(f"{mark}  {escape(finding.check)}: {escape(finding.detail)}", soft_wrap=True)
+    if wrong := [finding.code for finding in findings if not finding.ok]:
+        raise typer.Exit(max(wrong))
 
 
 def check_method(

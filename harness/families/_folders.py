@@ -123,12 +123,12 @@ def _model_type(path: Path) -> str:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn whatever a damaged checkpoint leads to into one line; an import that fails is no damage."""
+def explained(what: str, *passed: type[Exception]) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint leads to into one line; an import that fails is no damage, nor is `passed`."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, ImportError | InputError):
+        if isinstance(error, (ImportError, InputError, *passed)):
             raise
         text = " ".join(str(error).split())
         raise InputError(f"{what}: {type(error).__name__}: {text[:300]}") from error

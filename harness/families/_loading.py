@@ -200,7 +200,7 @@ def _config(source: str | Path, hub_settings: dict[str, Any]) -> Any:
 
     path = Path(source) / "config.json"
     try:
-        with explained(f"model {path}: not a config that transformers takes"):
+        with explained(f"model {path}: not a config that transformers takes", OSError):
             return AutoConfig.from_pretrained(source, **hub_settings)
     except InputError:
         if path.is_file():

@@ -78,9 +78,9 @@ def _check_budgets(board: Board, trials: Sequence[Trial], vlm: VLM) -> None:
     if not pruned:
         return
     extents = Context(board.reference_input).extents(vlm)
-    for scope, units, budget in dict.fromkeys((trial.scope, trial.units, trial.budget) for trial in pruned):
+    for trial in {(trial.scope, trial.units, trial.budget): trial for trial in pruned}.values():
         align = board.align if isinstance(board.align, int) else 1
-        asked = Budget(scope, budget, units, extents, align)
+        asked = Budget(trial.scope, trial.budget, trial.units, extents, align)
         try:
             solver.check(vlm, in_params(asked) if board.currency == "params" else asked)
         except InputError as error:

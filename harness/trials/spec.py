@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +36,7 @@ from harness.types import (
     UnitKinds,
     check_shares,
     kinds,
+    wanted,
 )
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -325,39 +326,48 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
     return board
 
 
+# The keys of a board's parts, by the part.
+_KEYS: dict[str, Iterable[str]] = {
+    "methods": Entry.model_fields,
+    "calibration": [item.name for item in fields(CalibrationSpec)],
+    "generation": [item.name for item in fields(Generation)],
+    "latency": [item.name for item in fields(LatencySpec)],
+    "reference_input": [item.name for item in fields(ReferenceInput)],
+    "tuning": [item.name for item in fields(Tuning)],
+}
+_NAMES = {*Board.model_fields, *itertools.chain(*_KEYS.values())}
+
+
 def _explain(error: ValidationError, content: Mapping[str, Any], path: Path) -> InputError:
     """The first fault of a board in terms of its file: the key, what is wrong, and the closest valid choice."""
-    first = error.errors()[0]
-    loc, kind = _as_written(first["loc"], content), first["type"]
+    faults = [(fault, _as_written(fault["loc"], content)) for fault in error.errors()]
+    first, loc = faults[0]
+    # A value that may have several types has a fault for each; the one that leads deepest is the type that is meant.
+    alike = [(fault, at) for fault, at in faults if at[: len(loc)] == loc]
+    loc = max((at for _, at in alike), key=len)
+    alternatives = [fault for fault, at in alike if at == loc]
+    first, kind = alternatives[0], alternatives[0]["type"]
     where = f"board {path}: {'.'.join(loc)}: "
     if kind == "missing":
-        return InputError(f"{where}this key is missing; add it")
-    if kind == "literal_error":
+        return InputError(f"{where}this {'entry' if loc[-1].isdecimal() else 'key'} is missing; add it")
+    if kind == "literal_error" and len(alternatives) == 1:
         choices = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
         return InputError.unknown("value", first["input"], choices, where)
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        parts: dict[str, Any] = {
-            "methods": Entry.model_fields,
-            "calibration": [item.name for item in fields(CalibrationSpec)],
-            "generation": [item.name for item in fields(Generation)],
-            "latency": [item.name for item in fields(LatencySpec)],
-            "reference_input": [item.name for item in fields(ReferenceInput)],
-            "tuning": [item.name for item in fields(Tuning)],
-        }
-        known = next(parts[key] for key in reversed(loc[:-1]) if key in parts)
+        known = next(_KEYS[key] for key in reversed(loc[:-1]) if key in _KEYS)
         return InputError.unknown("key", loc[-1], known, f"board {path}: {'.'.join(loc[:-1])}: ")
     if kind == "value_error":
         return InputError(where + first["msg"].removeprefix("Value error, "))
-    text = re.sub(r"a (valid )?dictionary.*", "a mapping of keys", first["msg"]).replace("a valid tuple", "a list")
-    text = text.replace("Tuple", "List")
-    return InputError(f"{where}{text} (given: {first['input']!r:.80})")
+    return InputError(f"{where}{wanted(alternatives)} (given: {first['input']!r:.80})")
 
 
 def _as_written(loc: Sequence[Any], content: Any) -> list[str]:
-    """A key as the file has it: without positions in lists where the file has a single value."""
+    """A key as the file has it: without positions where the file has a single value, and without names of types."""
     written = []
     for part in loc:
         if isinstance(part, int) and not isinstance(content, list):
+            continue
+        if isinstance(part, str) and part not in _NAMES and not (isinstance(content, dict) and part in content):
             continue
         written.append(str(part))
         try:

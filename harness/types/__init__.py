@@ -5,6 +5,7 @@ solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a r
 """
 
 from harness.types.errors import InputError as InputError
+from harness.types.errors import wanted as wanted
 from harness.types.kinds import BOTH as BOTH
 from harness.types.kinds import KINDS as KINDS
 from harness.types.kinds import WIDTHS as WIDTHS
