@@ -16,7 +16,7 @@ from harness.machine.limits import step
 from harness.machine.phases import Watch
 from harness.metrics import flops
 from harness.progress import Progress, silent
-from harness.pruning import latency_rates, random_units, recovery, solver, surgery
+from harness.pruning import latency_rates, random_units, recovery, solver, surgery, training
 from harness.pruning.rounds import together
 from harness.pruning.sequential import renewed
 from harness.statistics.calibration import Calibration
@@ -104,6 +104,8 @@ class Pruner:
         method = registry.method(trial.lookup)
         with watch("load"):
             dense = self.load(trial)
+            if trial.tuning.method == "full":
+                training.check_room(dense, trial.scope, trial.budget)
         context = Context(trial.reference_input, self.progress, values=self._values)
         with watch("inputs"):
             extents = families.family(dense.family).extents(dense.model, context.inputs(dense))
