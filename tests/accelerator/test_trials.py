@@ -112,7 +112,9 @@ def test_recovery_behind_a_recomposed_ffn(base: Trial, cpu: Worker, gpu: Worker)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"sequential": True}, {"control": "random-units"}, {"currency": "params"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"sequential": True}, {"control": "random-units"}, {"currency": "params"}], ids=str
+)
 def test_what_else_a_trial_may_ask_for(changes: Any, base: Trial, cpu: Worker, gpu: Worker) -> None:
     same(replace(base, method="wanda", **changes), cpu, gpu)
 

@@ -57,5 +57,7 @@ def _register() -> torch.library.Library:
     torch.accelerator.current_accelerator = lambda check_available=False: None  # as before, outside of `installed`
     # torch.tensor(numbers on the device) reads each of them below the place where operators are caught.
     library = torch.library.Library("aten", "IMPL")
-    library.impl("_local_scalar_dense", lambda x: run(torch.ops.aten._local_scalar_dense.default, (x,), {}), "PrivateUse1")
+    library.impl(
+        "_local_scalar_dense", lambda x: run(torch.ops.aten._local_scalar_dense.default, (x,), {}), "PrivateUse1"
+    )
     return library

@@ -48,7 +48,9 @@ def seed(value: int) -> None:
 
 
 def seed_all(value: int) -> None:
-    Runtime.random = [torch.Generator().manual_seed(value + 1_000_003).get_state() for _ in range(Runtime.ledger.devices)]
+    Runtime.random = [
+        torch.Generator().manual_seed(value + 1_000_003).get_state() for _ in range(Runtime.ledger.devices)
+    ]
 
 
 def _set_state(state: torch.Tensor, device: Any = None) -> None:

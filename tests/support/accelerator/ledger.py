@@ -1,7 +1,7 @@
 """What the fake accelerator keeps account of: bytes held and their peak per device, and waits of the host for a device.
 
-    ledger = Ledger(devices=2, total=1 << 30)
-    ledger.limit = 4 << 20          # now an allocation beyond it raises CUDA's out-of-memory error
+ledger = Ledger(devices=2, total=1 << 30)
+ledger.limit = 4 << 20          # now an allocation beyond it raises CUDA's out-of-memory error
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Ledger:
         size, limit = storage.nbytes(), self.limit
         if limit is not None and self.held[device] + size > limit:
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size} bytes. GPU {device} has a total capacity of {limit} bytes"
-                f" of which {limit - self.held[device]} bytes are free. (fake)"
+                f"CUDA out of memory. Tried to allocate {size} bytes. GPU {device} has a total capacity of {limit} "
+                f"bytes of which {limit - self.held[device]} bytes are free. (fake)"
             )
         allocation = self._storages[storage._cdata] = Allocation(self, storage, device)
         return allocation

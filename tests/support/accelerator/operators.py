@@ -103,7 +103,19 @@ LOWER = {
     Tensor.matmul,
     Tensor.mm,
 }
-FULL = {F.cross_entropy, F.kl_div, F.layer_norm, F.log_softmax, F.softmax, Tensor.log_softmax, Tensor.pow, Tensor.softmax, torch.pow, torch.rsqrt, torch.softmax}  # fmt: skip
+FULL = {
+    F.cross_entropy,
+    F.kl_div,
+    F.layer_norm,
+    F.log_softmax,
+    F.softmax,
+    Tensor.log_softmax,
+    Tensor.pow,
+    Tensor.softmax,
+    torch.pow,
+    torch.rsqrt,
+    torch.softmax,
+}
 
 
 def autocast(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What CUDA refuses, and where it makes the host wait, operator by operator.
 
-    check(func, args, kwargs)               # raises RuntimeError as torch does on a GPU
-    reason = waits(func, args, kwargs)      # "item", "nonzero", ..., or ""
+check(func, args, kwargs)               # raises RuntimeError as torch does on a GPU
+reason = waits(func, args, kwargs)      # "item", "nonzero", ..., or ""
 """
 
 from __future__ import annotations
