@@ -64,8 +64,8 @@ def check_room(vlm: VLM, scope: Scope, keep: float) -> None:
         if device.type == "cuda" and BYTES * number > (free := torch.cuda.mem_get_info(device)[0]):
             raise InputError(
                 f"tuning: full: training {number / 1e9:.2f} billion weights on {device} takes "
-                f"{BYTES * number / 1e9:.1f} GB ({BYTES} bytes each: the weight in float32, its gradient, two moments of "
-                f"AdamW) beside the dense model, which leaves {free / 1e9:.1f} GB; use lora, a smaller budget, or "
+                f"{BYTES * number / 1e9:.1f} GB ({BYTES} bytes each: the weight in float32, its gradient, two moments "
+                f"of AdamW) beside the dense model, which leaves {free / 1e9:.1f} GB; use lora, a smaller budget, or "
                 "device_map over more GPUs"
             )
 
