@@ -20,6 +20,7 @@ from torch import Tensor
 from baselines.linalg import decompose, randomized_svd, truncated_svd
 from harness.bench import compression
 from harness.bench.bar import Bar
+from harness.machine.timing import wait
 from harness.progress import Progress, silent
 
 SIZES = ((1792, 9472), (3584, 18944))
@@ -31,13 +32,17 @@ ITERATIONS = 8  # with fewer, the energy error at this slow decay is above ERROR
 def bars(quick: bool = False, device: str = "cpu", progress: Progress = silent) -> Iterator[Bar]:
     """The bars of `infoprune bench`: the deterministic SVD routes (`quick`: only the smaller size), and compression."""
     progress("singular values")
-    route_bars = svd_routes(SIZES[:1] if quick else SIZES)
+    route_bars = svd_routes(SIZES[:1] if quick else SIZES, device=device)
     yield from (bar for bar in route_bars if "randomised" not in bar.name)
     yield from compression.bars("infoprune_free", {}, device=device, progress=progress)
 
 
 def svd_routes(
-    sizes: Sequence[tuple[int, int]] = SIZES, rank: int | None = None, repeats: int = 3, seed: int = 0
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    rank: int | None = None,
+    repeats: int = 3,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> list[Bar]:
     """One bar per size and route: 8 times the speed of torch.linalg.svd, and an energy error of at most 1e-3.
 
@@ -47,8 +52,9 @@ def svd_routes(
     route's. detail: seconds; held, the share of the energy in the values of the route; error, `energy_error`.
     """
     bars: list[Bar] = []
+    finish = wait(torch.device(device))
     for rows, columns in sizes:
-        matrix = _decaying_matrix(rows, columns, seed)
+        matrix = _decaying_matrix(rows, columns, seed).to(device)
         kept_rank = rank or max(1, min(rows, columns) // 8)
         routes: dict[str, Callable[[], Tensor]] = {
             "torch.linalg.svd": lambda m=matrix: torch.linalg.svd(m, full_matrices=False)[1].double().square(),
@@ -60,11 +66,13 @@ def svd_routes(
         }
         seconds: dict[str, list[float]] = {name: [] for name in routes}
         energies: dict[str, Tensor] = {}
-        _warm()
+        _warm(device)
         for _ in range(repeats):
             for name, route in routes.items():
+                finish()
                 start = time.perf_counter()
                 energies[name] = route()
+                finish()
                 seconds[name].append(time.perf_counter() - start)
         exact = energies["torch.linalg.svd"]
         for name in list(routes)[1:]:
@@ -98,9 +106,9 @@ def _decaying_matrix(rows: int, columns: int, seed: int) -> Tensor:
     return matrix * (torch.arange(1, rows + 1) ** -DECAY).unsqueeze(1)
 
 
-def _warm() -> None:
+def _warm(device: str) -> None:
     """Load the libraries behind the routes before any route is timed."""
-    small = _decaying_matrix(32, 48, 0)
+    small = _decaying_matrix(32, 48, 0).to(device)
     torch.linalg.svd(small, full_matrices=False)
     decompose(small)
     randomized_svd(small, 4)
@@ -117,8 +125,9 @@ def main() -> None:
     parser.add_argument("--size", type=_size, action="append", help="ROWSxCOLUMNS, repeatable")
     parser.add_argument("--rank", type=int, help="of the truncated and randomised routes (default: an eighth)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    bars = svd_routes(arguments.size or SIZES, arguments.rank, arguments.repeats)
+    bars = svd_routes(arguments.size or SIZES, arguments.rank, arguments.repeats, device=arguments.device)
     print(json.dumps({"bars": [bar.to_json() for bar in bars]}, indent=1))
 
 

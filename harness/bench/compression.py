@@ -52,6 +52,7 @@ COMMAND = "infoprune bench --device cuda"
 class Spent:
     """The cost of one compression."""
 
+    encoding: float  # seconds from images to the processor's pixels
     statistics: float  # seconds of the passes over the samples
     ranking: float  # seconds of the ranking without the passes
     solve: float
@@ -63,7 +64,7 @@ class Spent:
 
     @property
     def decided(self) -> float:
-        """Seconds without the passes."""
+        """Seconds without the samples: neither their encoding nor the passes."""
         return self.ranking + self.solve + self.surgery
 
 
@@ -101,7 +102,7 @@ def bars(
     if not device.startswith("cuda"):
         not_measured = ((peak, MEMORY), (seconds, SECONDS))
         return [speed, *(Bar(name, goal, at_most=True, command=COMMAND) for name, goal in not_measured)]
-    total_seconds = spent.statistics + spent.decided
+    total_seconds = spent.encoding + spent.statistics + spent.decided
     return [
         speed,
         Bar(peak, MEMORY, spent.peak_over_weights, at_most=True, detail=detail),
@@ -123,11 +124,15 @@ def compress(folder: str, method: str, options: Mapping[str, Any], dtype: str, d
     samples, wait_for_device = _samples(SAMPLES["cuda" if gpu else "cpu"]), wait(torch.device(device))
     # A small model gets no more room for moments, relative to its weights, than a large one.
     calibration = Calibration(vlm, samples, 16 if gpu else 2, room=int(moments.ROOM * weights))
+    start = time.perf_counter()
+    batch = next(calibration.batches())  # encodes all samples
+    wait_for_device()
+    encoding = time.perf_counter() - start
     with calibration.billed() as clock:
         ranking = registry.method(method).rank(vlm, calibration, seed=0, **options)
         wait_for_device()
         ranked, passed = clock(), calibration.pass_seconds
-    extents = families.family(vlm.family).extents(vlm.model, next(calibration.batches()))
+    extents = families.family(vlm.family).extents(vlm.model, batch)
     start = time.perf_counter()
     plan = solver.solve(vlm, ranking, Budget("all", KEEP, extents=extents))
     solved = time.perf_counter()
@@ -137,6 +142,7 @@ def compress(folder: str, method: str, options: Mapping[str, Any], dtype: str, d
     peak = memory.peak(device) - other_memory
     del pruned, ranking
     return Spent(
+        encoding=encoding,
         statistics=calibration.pass_seconds,
         ranking=ranked - passed,
         solve=solved - start,
@@ -158,6 +164,7 @@ def _svds(vlm: VLM, finish: Callable[[], None]) -> float:
     """Seconds of a plain SVD of every FFN Linear's weight, from one timed SVD per shape."""
     weights = [vlm.model.get_parameter(f"{path}.weight") for block in vlm.blocks for path in linears(block.ffn)]
     seconds_by_shape: dict[torch.Size, float] = {}
+    torch.linalg.svd(weights[0].detach().float()[:64], full_matrices=False)  # loads the library
     for shape, weight in {weight.shape: weight.detach().float() for weight in weights}.items():
         finish()
         start = time.perf_counter()

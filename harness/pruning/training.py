@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from torch.nn import functional
 from harness.families import projector
 from harness.progress import Progress, silent
 from harness.statistics.calibration import Calibration, answer_logits
-from harness.types import VLM, Tuning
+from harness.types import VLM, InputError, Scope, Tuning
 
+BYTES = 16  # of each weight that is trained: itself in float32, its gradient, and the two moments of AdamW
 WARMUP = 0.1  # share of the steps in which the rate rises
 WEIGHT_DECAY = 0.01
 LARGEST = 1.0  # the gradient's norm is clipped to this
@@ -51,6 +53,26 @@ def train(
         if wrapper is not None:
             wrapper.merge_and_unload()
     return curve, samples
+
+
+def check_room(vlm: VLM, scope: Scope, keep: float) -> None:
+    """Raise InputError if the GPUs of this dense model cannot also hold the training of all weights of its cut.
+
+    keep: the share of the scope's FLOPs that stays, taken as that of its weights. Activations are not counted, so what
+    passes may still run out of memory.
+    """
+    prefixes = tuple(f"{block.path}." for block in vlm.blocks if scope in ("all", block.component))
+    weights = Counter[torch.device]()
+    for name, weight in vlm.model.named_parameters():
+        weights[weight.device] += round(weight.numel() * (keep if name.startswith(prefixes) else 1))
+    for device, number in weights.items():
+        if device.type == "cuda" and BYTES * number > (free := torch.cuda.mem_get_info(device)[0]):
+            raise InputError(
+                f"tuning: full: training {number / 1e9:.2f} billion weights on {device} takes "
+                f"{BYTES * number / 1e9:.1f} GB ({BYTES} bytes each: the weight in float32, its gradient, two moments "
+                f"of AdamW) beside the dense model, which leaves {free / 1e9:.1f} GB; use lora, a smaller budget, or "
+                "device_map over more GPUs"
+            )
 
 
 def _learn(

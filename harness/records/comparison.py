@@ -16,8 +16,8 @@ from typing import Any, Literal
 from harness.records.record import Record
 from harness.types import Align, Currency, Loading, Questions, Scope, Trial, UnitKinds
 
-# Facts of a record's `env` that must agree before times are compared. Of the device only the kind: the GPUs of a
-# machine share the trials of a sweep, and the same trial may run on another one next time. `gpu` names the model.
+# Facts of a record's `env` that must agree before times are compared; of the device only the kind, because the GPUs of
+# a machine share the trials of a sweep, and the same trial may run on another one next time. `gpu` names the model.
 MACHINE = ("machine", "platform", "device", "cpu", "gpu", "threads")
 
 

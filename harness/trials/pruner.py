@@ -16,7 +16,7 @@ from harness.machine.limits import step
 from harness.machine.phases import Watch
 from harness.metrics import flops
 from harness.progress import Progress, silent
-from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens
+from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens, training
 from harness.pruning.rounds import together
 from harness.pruning.sequential import renewed
 from harness.statistics.calibration import Calibration
@@ -114,6 +114,8 @@ class Pruner:
         with watch("load"):
             dense = self.load(trial)
             method.check_model(dense)
+            if trial.tuning.method == "full":
+                training.check_room(dense, trial.scope, trial.budget)
         context = Context(trial.reference_input, self.progress, values=self._values)
         with watch("inputs"):
             extents = context.extents(dense)

@@ -162,7 +162,7 @@ def test_compression_is_measured_on_the_ordinary_path(
 
 
 def test_what_a_gpu_has_to_show_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    spent = compression.Spent(5.0, 2.0, 0.5, 0.5, 30.0, 9, 1.4, 0.3125)
+    spent = compression.Spent(1.0, 5.0, 2.0, 0.5, 0.5, 30.0, 9, 1.4, 0.3125)
 
     class Pool:
         def __init__(self, *_: Any, **more: Any) -> None: ...
@@ -182,4 +182,4 @@ def test_what_a_gpu_has_to_show_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
         (60, True, None, compression.COMMAND),
     ]
     speed, memory, seconds = compression.bars("random", {}, device="cuda")
-    assert (speed.holds, memory.ratio, memory.holds, seconds.ratio, seconds.holds) == (True, 1.4, False, 8, True)
+    assert (speed.holds, memory.ratio, memory.holds, seconds.ratio, seconds.holds) == (True, 1.4, False, 9, True)

@@ -1,10 +1,9 @@
-"""Rates are measured once and kept, and the fastest call and the smallest multiple that is nearly best count."""
+"""Rates are measured once and kept, and the fastest call counts; widths are not measured."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -34,25 +33,11 @@ def test_a_measurement_is_made_once_and_kept(own_cache: Path) -> None:
         limits._cached("rates", "cpu", "float32", measure)
 
 
-def test_the_smallest_multiple_that_is_nearly_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = {"1": 50.0, "8": 90.0, "16": 97.5, "32": 100.0, "64": 99.0, "128": 80.0}
-    monkeypatch.setattr(limits, "table", lambda device, dtype: rates)
-    assert limits.step("cuda", "bfloat16") == 16
-
-
-def test_the_table_times_every_multiple_at_odd_widths(monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-
-    def seconds(call: Any, device: str) -> float:
-        widths.append(call.__defaults__[0].shape[1])
-        return 1.0
-
-    monkeypatch.setattr(limits, "_seconds", seconds)
-    found = limits.table("cpu", "float32")
-    assert list(found) == [str(multiple) for multiple in limits.STEPS] and len(widths) == 3 * len(found)
-    for place, width in enumerate(widths):
-        multiple = limits.STEPS[place // 3]
-        assert width % multiple == 0 and (width // multiple) % 2 == 1 and abs(width - 1280) < 4 * 128
+@pytest.mark.parametrize(("dtype", "step"), [("float32", 16), ("bfloat16", 32), ("float16", 32), ("float64", 8)])
+def test_widths_of_a_processor_fill_its_cache_lines(dtype: str, step: int) -> None:
+    """Nothing is measured, so that a trial gives the same plan on every machine."""
+    assert limits.step("cpu", dtype) == step
+    assert not limits.folder().exists()
 
 
 def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:

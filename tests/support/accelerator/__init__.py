@@ -44,7 +44,7 @@ def installed(devices: int = 1, total: int = 1 << 34) -> Iterator[Ledger]:
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Work on the CPU inside `installed` as without it: what catches operators also hides some of them."""
+    """Work on the CPU inside `installed` that must run as without it: what sees all operators also hides some."""
     with _disable_current_modes():
         yield
 

@@ -42,8 +42,8 @@ class Ledger:
         size, limit = storage.nbytes(), self.limit
         if limit is not None and self.held[device] + size > limit:
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size} bytes. GPU {device} has a total capacity of {limit}"
-                f" bytes of which {limit - self.held[device]} bytes are free. (fake)"
+                f"CUDA out of memory. Tried to allocate {size} bytes. GPU {device} has a total capacity of {limit} "
+                f"bytes of which {limit - self.held[device]} bytes are free. (fake)"
             )
         allocation = self._storages[storage._cdata] = Allocation(self, storage, device)
         return allocation
