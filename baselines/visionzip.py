@@ -14,20 +14,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 
 from harness.statistics import Calibration
-from harness.types import VLM, Ranking, TokenRule
+from harness.types import VLM, InputError, Ranking, TokenRule
 
 UNITS = "tokens"
 
 Layer = Annotated[int, "of the language model that first reads fewer tokens; the paper's is 0, before it"]
-Share = Annotated[
-    float, Field(ge=0, lt=1), "of the tokens that stay, those that others merge into; the paper's is 10/64"
-]
+Share = Annotated[float, "of the tokens that stay, those that others merge into; the paper's is 10/64"]
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 0, contextual: Share = 0.15625) -> Ranking:
+    if not 0 <= contextual < 1:
+        raise InputError(f"option contextual: {contextual} is not in [0, 1)")
     return Ranking({}, tokens=TokenRule(keep_tokens, layer, "vision", {"contextual": contextual}))
 
 

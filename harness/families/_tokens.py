@@ -60,6 +60,7 @@ class Held(DynamicLayer):
     """A layer of the cache that holds fewer tokens than the model has read.
 
     slots, valid: (batch, held), the place of each held token in the padded prompt, and whether others may attend to it.
+    With a sliding window, it also holds tokens that have left the window; the mask hides them.
     """
 
     def __init__(self, slots: torch.Tensor, valid: torch.Tensor, length: int) -> None:
@@ -87,7 +88,7 @@ class Held(DynamicLayer):
             self.slots, self.valid = self.slots[:, :tokens_to_remove], self.valid[:, :tokens_to_remove]
             self.length += tokens_to_remove
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
         self.batch_select_slots(beam_idx.to(self.slots.device))
 
@@ -121,6 +122,13 @@ class TokenCut(nn.Module):
     the last token attends to in the layer before) or vision (what patches receive in the tower, in the module at
     `tower`). tile: visual tokens of one tile where that is fixed, else 0. options: further arguments of `keep`.
     """
+
+    # Of the pass that runs: which tokens are visual (batch, length), their positions, and what is left of each row, as
+    # places (batch, longest) and whether others may attend to it. None: nothing was dropped.
+    _visual: Any
+    _positions: Any
+    _slots: Any
+    _valid: Any
 
     def __init__(
         self,

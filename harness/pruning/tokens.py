@@ -98,9 +98,11 @@ def rest(
 
 def _without_tokens(budget: Budget) -> dict[Kind, float]:
     """The shares of the other kinds of what is left to save; {} for one kind."""
-    others = {kind: share for kind, share in budget.shares.items() if kind != "tokens"}
+    others: dict[Kind, float] = {kind: share for kind, share in budget.shares.items() if kind != "tokens"}
     total = sum(others.values())
-    return {kind: share / total for kind, share in others.items()} if len(others) > 1 and total else {}
+    if len(others) < 2 or not total:
+        return {}
+    return {kind: share / total for kind, share in others.items()}
 
 
 def _fewer(extent: Extent, counts: Sequence[int], share: float) -> Extent:

@@ -230,7 +230,7 @@ class Pruner:
         return replace(flops, rates=rates, fixed=fixed)
 
     def _plan(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial, context: Context) -> tuple[Plan, Ranking]:
-        """The plan of all kinds, and the ranking behind it: visual tokens first, then what of the blocks is left."""
+        """The plan of all kinds, and the ranking behind it: visual tokens first, blocks make up the rest."""
         if "tokens" not in kinds(trial.units):
             return self._solve(vlm, ranking, budget, trial)
         inputs = context.inputs(vlm)

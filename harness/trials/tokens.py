@@ -14,8 +14,8 @@ def check(trial: Trial) -> None:
         return
     if trial.units != "tokens" and not trial.shares:
         raise InputError(
-            f"units: {trial.units}: tokens have no damage to compare with other kinds; say with `shares` how much of "
-            "the saving each kind gives"
+            f"units: {trial.units}: tokens have no damage to compare with other kinds; say with `shares` how much "
+            "of the saving each kind gives"
         )
     if trial.scope == "vision":
         raise InputError("scopes: vision: visual tokens are cut in the language model; use language or all")

@@ -147,7 +147,7 @@ class VLM:
 
     def select(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that a budget on this scope and these unit kinds covers, in the model's order."""
-        of_blocks = [kind for kind in kinds(units) if kind != "tokens"]  # no block has tokens
+        of_blocks: list[Kind] = [kind for kind in kinds(units) if kind != "tokens"]  # no block has tokens
         return [(block, kind) for block in self.blocks if scope in ("all", block.component) for kind in of_blocks]
 
     def counted(self, scope: Scope, units: UnitKinds = BOTH) -> list[tuple[Block, Kind]]:

@@ -54,7 +54,7 @@ def literal(vlm: VLM, inputs: Inputs, layer: int, left: Sequence[int], weights: 
                 calls.append({"states": args[0] if args else kwargs["hidden_states"], **kwargs})
 
             hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-        language = vlm.model.get_submodule(vlm.blocks[-1].path.rsplit(".", 2)[0])
+        language: Any = vlm.model.get_submodule(vlm.blocks[-1].path.rsplit(".", 2)[0])
 
         def features(_: Any, args: Any, kwargs: Any) -> None:
             deep.extend(kwargs.get("deepstack_visual_embeds") or [])

@@ -1,0 +1,230 @@
+"""Trials of the kind `tokens`: what is refused before any work, and mixtures of tokens with other kinds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from harness.checkpoints import export
+from harness.families import load
+from harness.machine.phases import Watch
+from harness.metrics import flops
+from harness.pruning import tokens
+from harness.pruning.solver import TOLERANCE
+from harness.trials.context import Context
+from harness.trials.pruner import Pruner
+from harness.types import VLM, Budget, CalibrationSpec, InputError, Plan, Questions, ReferenceInput, Tokens, Trial
+from tests.support.boards import read_board
+from tests.support.trials import plain_trial
+
+MIXED = '''"""Mixed: channels by size, heads by number, random tokens (an example)."""
+
+import torch
+
+from harness.types import Ordinal, Ranking, TokenRule
+
+UNITS = ["heads", "ffn", "tokens"]
+
+
+def rank(vlm, calibration, *, seed, layer: int = 1):
+    scores = {
+        (block.name, kind): Ordinal(tuple(map(float, range(block.units(kind).count))))
+        for block, kind in vlm.select("all", "both")
+    }
+    return Ranking(scores, tokens=TokenRule(keep_tokens, layer))
+
+
+def keep_tokens(states, count):
+    return torch.arange(count)
+'''
+
+
+def read(folder: Path, model: Path, data: Path, **more: Any) -> Any:
+    defaults: dict[str, Any] = {"units": "tokens", "scopes": ["language"], "budgets": [0.9]}
+    return read_board(folder, model, data, more.pop("methods", ["random_tokens"]), **(defaults | more))
+
+
+def trial(model: Path, method: str, **changes: Any) -> Trial:
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "method": method,
+        "units": "tokens",
+        "scope": "language",
+        "budget": 0.9,
+        "reference_input": ReferenceInput((64, 64)),
+        "calibration": CalibrationSpec(3, ("mini_vqav2",)),
+        "questions": Questions(("mini_vqav2",), limit=2),
+    }
+    return plain_trial(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"scopes": ["vision"]}, "scopes: vision: visual tokens are cut in the language model; use language or all"),
+        ({"scopes": ["all", "vision"]}, "scopes: vision: visual tokens are cut"),
+        ({"currency": "params"}, "currency: params: a budget of visual tokens is of FLOPs; use currency: flops"),
+        ({"currency": "latency"}, "currency: latency: a budget of visual tokens is of FLOPs"),
+        ({"tuning": {"method": "refit", "rounds": 2}}, "rounds: visual tokens are cut once; set rounds to 1"),
+        ({"methods": [{"method": "fastv", "sequential": True}]}, "sequential: visual tokens have no blocks to rank"),
+        ({"methods": [{"method": "fastv", "control": "random-units"}]}, "control: random-units: visual tokens have no"),
+        ({"methods": ["taylor"]}, "taylor ranks heads, ffn only, so it cannot meet a budget over units: tokens"),
+        ({"units": "both", "methods": ["fastv"]}, "fastv ranks tokens only, so it cannot meet a budget over"),
+    ],
+)
+def test_what_tokens_cannot_have_is_refused(
+    tmp_path: Path, tiny_folder: Path, questions: Path, keys: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as e:
+        read(tmp_path, tiny_folder, questions, **keys)
+    assert "\n" not in str(e.value) and "small.yaml" in str(e.value)
+
+
+def test_tokens_beside_other_kinds_need_shares(tmp_path: Path, tiny_folder: Path, questions: Path) -> None:
+    (tmp_path / "mixed.py").write_text(MIXED)
+    entry = {"method": str(tmp_path / "mixed.py")}
+    kinds = ["heads", "ffn", "tokens"]
+    with pytest.raises(InputError, match=r"units: both\+tokens|units: heads\+ffn\+tokens") as e:
+        read(tmp_path, tiny_folder, questions, units=kinds, methods=[entry])
+    assert "say with `shares` how much of the saving each kind gives" in str(e.value)
+    entry["shares"] = {"heads": 0.25, "ffn": 0.25, "tokens": 0.5}  # type: ignore[assignment]
+    assert read(tmp_path, tiny_folder, questions, units=kinds, methods=[entry]).trials()[-1].shares
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "words"),
+    [
+        ("fastv", {"options": {"layer": 2}}, "tokens: layer: 2 is not in the language model of .*; use 0 to 1"),
+        ("random_tokens", {"options": {"layer": -1}}, "tokens: layer: -1 is not in the language model"),
+        ("fastv", {"options": {"layer": 0}}, "tokens: layer: 0 has no layer before it, whose attention this method"),
+        (
+            "random_tokens",
+            {"budget": 0.05},
+            "budget: 0.05 of the FLOPs of scope language with fewer visual tokens .*: the",
+        ),
+        ("random_tokens", {"scope": "vision"}, "scopes: vision"),
+        ("visionzip", {"options": {"contextual": 1.5}}, "option contextual: 1.5 is not in"),
+    ],
+)
+def test_trials_that_cannot_be_planned(tiny_folder: Path, method: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Pruner().prune(trial(tiny_folder, method, **changes), Watch())
+
+
+def test_a_reference_without_visual_tokens_is_refused(tiny: VLM) -> None:
+    from harness import registry
+    from harness.families import encode, family
+
+    inputs = encode(tiny.processor, [[]], ["How many?"])
+    inputs["image_grid_thw"] = torch.zeros(0, 3, dtype=torch.long)
+    extents = family(tiny.family).extents(tiny.model, inputs)
+    ranking = registry.method("random_tokens").rank(tiny, None, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the reference image gives 0 visual tokens, so none can be dropped"):
+        tokens.solve(tiny, ranking, Budget("language", 0.9, "tokens", extents), inputs, "x")
+
+
+def test_a_trial_of_tokens_is_measured_as_planned(tiny_folder: Path) -> None:
+    whole = trial(tiny_folder, "random_tokens", budget=1.0)
+    same = Pruner().prune(whole, Watch())
+    assert same.vlm.model.state_dict().keys() == same.dense.model.state_dict().keys() and same.plan.tokens is None
+    asked = trial(tiny_folder, "random_tokens", budget=0.72, seed=4)
+    pruned = Pruner().prune(asked, Watch())
+    assert pruned.plan.tokens == Tokens(0, pruned.plan.tokens.share, "random_tokens", options={"seed": 4})  # type: ignore[union-attr]
+    assert flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(
+        0.72, rel=TOLERANCE
+    )
+    other = Pruner().prune(trial(tiny_folder, "random_tokens", budget=0.72, seed=5), Watch())
+    assert other.hashes["plan"] != pruned.hashes["plan"]  # the seed is part of the plan
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_mixture_meets_its_budget(tmp_path: Path, tiny_folder: Path, layer: int) -> None:
+    """Tokens give their share of the saving; widths of the blocks that then see fewer tokens make up the rest."""
+    (tmp_path / "mixed.py").write_text(MIXED)
+    asked = trial(
+        tiny_folder,
+        "mixed",
+        method_file=str(tmp_path / "mixed.py"),
+        units="heads+ffn+tokens",
+        options={"layer": layer},
+        budget=0.8,
+        scope="all",
+        shares={"heads": 0.3, "ffn": 0.3, "tokens": 0.4},
+    )
+    pruned = Pruner().prune(asked, Watch())
+    assert pruned.plan.tokens is not None and pruned.plan.parts
+    kept = flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
+    assert kept == pytest.approx(0.8, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
+
+
+def test_a_plan_survives_json(tiny_folder: Path) -> None:
+    plan = Plan({}, 0.5, 0.5, tokens=Tokens(2, 0.25, "fastv", "text", {"a": 1}))
+    assert Plan.of(json.loads(json.dumps(plan.to_json()))) == plan
+    assert "tokens" not in Plan({}, 0.5, 0.5).to_json()
+
+
+def test_an_exported_folder_needs_torch_and_transformers_only(tmp_path: Path, tiny_folder: Path) -> None:
+    """And its plan makes the same cut of other weights."""
+    asked = trial(tiny_folder, "visionzip", budget=0.9)
+    export.prune(asked, tmp_path / "out")
+    for file in (tmp_path / "out").glob("*.py"):
+        imports = [line for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
+        assert not any("harness" in line or "baselines" in line for line in imports), file
+    code = (
+        "import sys; sys.modules['harness'] = sys.modules['baselines'] = None\n"
+        "from transformers import AutoModelForImageTextToText as Auto\n"
+        f"model = Auto.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True)\n"
+        "print(model.token_cut.layer, len(model.token_cut.asked))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and ran.stdout.split() == ["0", "4"], ran.stderr
+    again = load(tmp_path / "out", trust_remote_code=True)
+    assert isinstance(
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True).token_cut.share, float
+    )
+    assert again.model.token_cut.attention == "vision"  # type: ignore[union-attr]
+    made = export.load(tmp_path / "out" / "plan.json", str(tiny_folder), tmp_path / "again")
+    assert made.form == "custom code"
+    assert (tmp_path / "again" / "token_choice.py").read_text() == (tmp_path / "out" / "token_choice.py").read_text()
+
+
+def test_a_choice_that_cannot_be_written_out_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    file = tmp_path / "outside.py"
+    file.write_text(
+        '"""Outside (an example)."""\n\nimport numpy\nimport torch\n\nfrom harness.types import Ranking, TokenRule\n\n'
+        'UNITS = "tokens"\n\n\ndef rank(vlm, calibration, *, seed):\n    return Ranking({}, tokens=TokenRule(keep_tokens))\n'
+        "\n\ndef keep_tokens(states, count):\n    return torch.from_numpy(numpy.arange(count))\n"
+    )
+    asked = trial(tiny_folder, "outside", method_file=str(file), budget=0.9)
+    with pytest.raises(InputError, match="export: the choice of tokens cannot be written .*: keep_tokens uses numpy"):
+        export.prune(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer": 9}, "tokens.layer: 9 is beyond the 2 layers"),
+        ({"share": 1.5}, r"tokens.share: 1.5 is not in \(0, 1\]"),
+        ({"what": 1}, "tokens: .*what"),
+        ({"layer": 0}, "tokens.layer: attention of the text is read in the layer before"),
+    ],
+)
+def test_settings_of_a_folder_that_do_not_fit(
+    tmp_path: Path, tiny_folder: Path, change: dict[str, Any], words: str
+) -> None:
+    export.prune(trial(tiny_folder, "fastv", options={"layer": 1}), tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    content = json.loads(file.read_text())
+    content["pruned"]["tokens"] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words) as e:
+        load(tmp_path / "out", trust_remote_code=True)
+    assert "config.json" in str(e.value)
