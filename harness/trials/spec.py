@@ -75,6 +75,7 @@ class Entry(_Strict):
     tuning: Tunings | None = None  # None: the board's
     control: Literal["none", "random-units"] = "none"
     sequential: bool = False
+    units: UnitKinds | None = None  # None: the board's
     shares: dict[str, float] = {}
 
 
@@ -132,7 +133,6 @@ class Board(_Strict):
         common = {
             "board": self.name,
             "model": self.model,
-            "units": self.units,
             "questions": self.questions,
             "latency": self.latency,
             "reference_input": self.reference_input,
@@ -161,6 +161,7 @@ class Board(_Strict):
                     method_file=entry.method if registry.method_file(entry.method) else None,
                     options=options,
                     scope=scope,
+                    units=entry.units or self.units,
                     budget=budget,
                     seed=seed,
                     metrics=with_floors if budget in floor_budgets else self.metrics,
@@ -298,21 +299,22 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             calibration = board.calibration_of(entry)
             tasks.require(calibration.questions, calibration.samples)
             method = registry.method(entry.method)
-            if not set(kinds(board.units)) <= set(kinds(method.units)) and entry.method != "none":
+            units = entry.units or board.units
+            if not set(kinds(units)) <= set(kinds(method.units)) and entry.method != "none":
                 ranked = ", ".join(kinds(method.units))
                 raise InputError(
                     f"methods: {method.name} ranks {ranked} only, so it cannot meet a budget over "
-                    f"units: {board.units}; set units: {method.units}, or leave the method out"
+                    f"units: {units}; set units: {method.units}, or leave the method out"
                 )
             options = method.check(entry.options, "methods: ")
             if entry.shares:
-                check_shares(entry.shares, board.units, f"methods: {method.name}: ")
+                check_shares(entry.shares, units, f"methods: {method.name}: ")
             shares = sorted(entry.shares.items())
             for tuning in entry.tuning or board.tuning:
                 if tuning.trains:
                     tasks.require(calibration.questions, tuning.samples, "tuning.samples")
                 contestants.append(
-                    (entry.method, options, calibration, tuning, entry.control, entry.sequential, shares)
+                    (entry.method, options, calibration, tuning, entry.control, entry.sequential, units, shares)
                 )
         for trial in board.trials():
             check_tokens(trial)

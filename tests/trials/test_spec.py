@@ -104,6 +104,16 @@ def test_shares_that_are_none_are_refused(read: Any, units: str, shares: Any, wo
         read(units=units, methods=[{"method": "random", "shares": shares}])
 
 
+def test_a_contestant_may_cut_other_kinds_than_the_rest(read: Any) -> None:
+    board = read(methods=["random", {"method": "random", "units": "ffn"}, {"method": "shortgpt", "units": ["layers"]}])
+    units = {(trial.method, trial.units) for trial in board.trials()}
+    assert units == {("none", "both"), ("random", "both"), ("random", "ffn"), ("shortgpt", "layers")}
+    with pytest.raises(InputError, match="random is named twice"):
+        read(units="ffn", methods=["random", {"method": "random", "units": "ffn"}])
+    with pytest.raises(InputError, match="random ranks heads, ffn only"):
+        read(methods=[{"method": "random", "units": "layers"}])
+
+
 @pytest.mark.parametrize("units", [["layers"], ["heads", "layers"], ["tokens", "ffn"]])
 def test_a_method_that_does_not_rank_a_kind_is_refused(read: Any, units: list[str]) -> None:
     with pytest.raises(InputError, match="random ranks heads, ffn only, so it cannot meet a budget over units: "):
