@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +43,7 @@ def recommend(
         with status("starting") as line:
             export(results, choice.trial, out_dir, device=device, progress=shown_on(line))
     if json_:
-        print(json.dumps({"board": name, **asdict(choice), "needs": choice.needs, "command": choice.command}, indent=1))
+        print(json.dumps({"board": name, **choice.to_json()}, indent=1, allow_nan=False))
         return
     shown = table("", f"board {name}", texts=2)
     for head, cell in zip(choices.HEADS, choice.cells, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -56,6 +56,11 @@ class Choice:
     def command(self) -> str:
         """The command that writes this model as a checkpoint."""
         return f"infoprune export {self.trial} my-model"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values; an unknown figure is None."""
+        values = {**asdict(self), "needs": self.needs, "command": self.command}
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
     @property
     def cells(self) -> list[str]:

@@ -19,6 +19,7 @@ COMMANDS: list[list[Any]] = [
     ["gate", DEMO, DEMO],
     ["gate", DEMO, DEMO, "--json"],
     ["compare", DEMO, DEMO],
+    ["recommend", "--budget", "0.5", "--scope", "vision", "--results", DEMO],
     ["results", "ls", "--results", ROOT / "results"],
     ["export", "--help"],
     ["--version"],

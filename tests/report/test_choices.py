@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -82,6 +83,7 @@ def test_the_table_is_of_boards_that_compare_kinds() -> None:
 def test_unknown_figures_are_dashes() -> None:
     choice = choices.Choice(0.5, "taylor", "none", "both", 0.8, math.nan, math.nan, math.nan, math.nan, "abc")
     assert choice.cells[3:6] == ["80.0", "–", "–"]
+    assert json.loads(json.dumps(choice.to_json(), allow_nan=False))["speedup"] is None
 
 
 def test_recommend_takes_the_board_that_looked_widest() -> None:
