@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from harness.records.record import Record
@@ -35,9 +36,7 @@ class Setting:
     loading: Loading
 
     def __str__(self) -> str:
-        questions = self.questions
-        values = {"model": self.model, "tasks": list(questions.tasks), "split": questions.split}
-        return pairs(values | {"limit": questions.limit, "dtype": self.dtype} | self.loading.content())
+        return _named(self)
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,13 @@ class Terms:
     scope: Scope
     units: UnitKinds
     budget: BudgetTerms
+
+
+@lru_cache(maxsize=1 << 8)  # the trials of a board share a few
+def _named(setting: Setting) -> str:
+    questions = setting.questions
+    values = {"model": setting.model, "tasks": list(questions.tasks), "split": questions.split}
+    return pairs(values | {"limit": questions.limit, "dtype": setting.dtype} | setting.loading.content())
 
 
 def terms(trial: Trial) -> Terms:

@@ -234,7 +234,7 @@ def parse(
         values = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(plain(f"{path}: not a record: not valid JSON: {error}")) from error
-    if fault := _checked(values, path):
+    if fault := _checked(values, path, content):
         raise InputError(plain(f"{path}: {fault}"))
     try:
         return Record.of(keep(values))
@@ -261,7 +261,7 @@ def load(
     return records, problems
 
 
-def _checked(values: Any, path: Path) -> str:
+def _checked(values: Any, path: Path, content: bytes) -> str:
     """Migrate a file's JSON in place to the current schema. Returns its first fault; empty without faults."""
     if not isinstance(values, dict):
         return f"not a record: it must be a JSON object, not a {type(values).__name__}"
@@ -271,7 +271,8 @@ def _checked(values: Any, path: Path) -> str:
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         return f"schema: must be 1 to {SCHEMA}, not {json.dumps(schema)}"
     hashes = values.get("hashes")
-    seal = content_hash(values) if isinstance(hashes, dict) else None
+    seal = hashes.get("record") if isinstance(hashes, dict) else None
+    sealed = isinstance(seal, str) and (_as_written(content, seal) or content_hash(values) == seal)
     migrate(values)
     if fault := problem(values):
         return fault
@@ -279,9 +280,22 @@ def _checked(values: Any, path: Path) -> str:
         return f"id: {values['id']} is not the file's name; rename the file to {values['id']}.json"
     if schema == 1:
         values["hashes"]["record"] = content_hash(values)  # these files have none: their content is taken as it is
-    elif values["hashes"].get("record") != seal:
+    elif not sealed:
         return "hashes.record: the record was changed after it was written; restore the original file"
     return ""
+
+
+def _as_written(content: bytes, seal: str) -> bool:
+    """Whether these bytes, if in the layout of `write`, are those of the seal. Half as slow as `content_hash`.
+
+    Only white space outside of strings is taken away, so bytes that pass have the content that was sealed.
+    """
+    if b'\\": ' in content:  # a quote within a string, behind which white space counts
+        return False
+    compact = b"".join(map(bytes.strip, content.splitlines())).replace(b'": ', b'":')
+    entry = f'"record":"{seal}"'.encode()
+    cut = next((cut for cut in (b"," + entry, entry + b",", entry) if cut in compact), b"")
+    return hashlib.sha256(compact.replace(cut, b"", 1)).hexdigest() == seal
 
 
 def _dumps(content: Mapping[str, Any]) -> str:

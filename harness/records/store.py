@@ -65,10 +65,11 @@ def _table(name: str, read: Callable[[], bytes] | None, record: Record, columns:
         table = file.read(list(columns), use_threads=False).combine_chunks()
     except ArrowException as error:
         raise InputError(plain(f"{name}: not a parquet file: {error}")) from error
+    schema = table.schema
     for column in columns:
-        if (place := table.schema.get_field_index(column)) < 0:
+        if (place := schema.get_field_index(column)) < 0:
             raise InputError(plain(f"{name}: column {column} must exist exactly once"))
-        kind, expected = table.schema.field(place).type, "numbers" if column == "score" else "text"
+        kind, expected = schema.types[place], "numbers" if column == "score" else "text"
         kind = kind.value_type if column == "answer" and types.is_dictionary(kind) else kind
         if not (types.is_floating(kind) if column == "score" else types.is_string(kind)):
             raise InputError(plain(f"{name}: column {column} has type {kind}; it must hold {expected}"))

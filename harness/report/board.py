@@ -45,6 +45,7 @@ class Board:
     notes: str  # number and state of its trials
     methods: list[Described]
     frame: pd.DataFrame
+    rows: list[tables.Row]  # of the frame
     panels: list[tables.Panel]
     totals: list[list[Total]]  # of each panel
 
@@ -52,7 +53,8 @@ class Board:
     def of(cls, name: str, records: Sequence[Record], unreadable: int = 0, samples: Samples | None = None) -> Board:
         """The board of these records. `unreadable` counts files beside them that are no records."""
         frame = tables.board_frame(records)
-        panels = tables.panels(frame)
+        rows: list[tables.Row] = frame.to_dict("records")
+        panels = tables.panels_of(rows)
         return cls(
             name,
             facts=_measured(records),
@@ -60,19 +62,19 @@ class Board:
             notes=_notes(records, unreadable),
             methods=_methods(records),
             frame=frame,
+            rows=rows,
             panels=panels,
             totals=totals.find(panels, samples or Samples(Path()), records),
         )
 
     @cached_property
     def columns(self) -> list[tables.Column]:
-        return tables.columns(self.frame)
+        return tables.columns(self.frame, self.rows)
 
     @property
     def accurate(self) -> bool:
         """Whether accuracy is what the board is about. Boards of random weights show speed instead."""
-        rows = self.frame.to_dict("records")
-        return bool(tables.values(rows, "accuracy") or not tables.values(rows, "latency_speedup"))
+        return bool(tables.values(self.rows, "accuracy") or not tables.values(self.rows, "latency_speedup"))
 
     @property
     def choices(self) -> list[Choice]:

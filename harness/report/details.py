@@ -1,4 +1,4 @@
-"""The data for the page's script: the columns of the table, and the details of each trial.
+"""The data for the page's scripts: the columns of the table, and the details of each trial.
 
     python -c "from harness.records.record import load; from harness.report.details import repeat; \
                print(repeat(load('results/demo')[0][0]))"
@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -24,10 +25,11 @@ from harness.report.board import Board
 from harness.report.examples import Examples
 from harness.report.looks import DASHES, MARKERS, curve_looks
 from harness.text import plain, shorten
-from harness.types import WIDTHS, Choice, Keep
+from harness.types import WIDTHS, Tuning
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
+TIMED = ("stages", "answer", "more")  # parts of the latency metric that have every time
 UNUSED = ("board", "model", "flops_reduction")  # columns that neither the table nor the plot uses
 OWN = (
     "board",
@@ -41,40 +43,64 @@ OWN = (
 ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares"}
 
 
-def data(board: Board, records: Sequence[Record], examples: Examples) -> dict[str, Any]:
-    """All data of the page's script, as JSON values: a column of the frame as a list, and a value per trial.
+class Parts:
+    """Plans and timed stages of trials as JSON text. They are most of a record, and only the details show them."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}  # trial id -> JSON of its plan and latency, without braces
+        self.blocks: dict[str, int] = {}  # block -> its place in every plan
+        self.sizes: dict[str, list[int]] = {}  # component -> heads and FFN channels per block, by the highest index
+
+    def keep(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Take these parts out of a record's JSON, and the log; see `record.parse`."""
+        metrics = dict(content.get("metrics") or {})
+        if content["error"] is None:
+            plan = self._plan((content.get("plan") or {}).get("blocks") or {})
+            texts = (json.dumps(part, separators=(",", ":")) for part in (plan, list(_latency(metrics))))
+            self.texts[content["id"]] = '"plan":{},"latency":{}'.format(*texts)
+        if isinstance(metrics.get("latency"), Mapping):
+            metrics["latency"] = {key: part for key, part in metrics["latency"].items() if key not in TIMED}
+        plan = content.get("plan")
+        if isinstance(plan, Mapping):
+            plan = {**{key: part for key, part in plan.items() if key != "widths"}, "blocks": {}}
+        return {**content, "plan": plan, "log": None, "metrics": metrics}
+
+    def _plan(self, blocks: Mapping[str, Any]) -> list[Any]:
+        """Kept parts of the heads and of the FFN of each block; see `_part`. None: the plan keeps the whole part."""
+        plan: list[Any] = [None] * len(self.blocks)
+        for name, kinds in blocks.items():
+            shown: list[Any] = ["removed", "removed"] if kinds.get("layers") == [] else [None, None]
+            for kind, part in kinds.items():
+                if kind not in WIDTHS or "removed" in shown:
+                    continue
+                place = 0 if kind == "heads" else 1
+                shown[place] = _part(part, kind == "heads")
+                if isinstance(shown[place], list):
+                    sizes = self.sizes.setdefault(plain(name).split(".")[0], [0, 0])
+                    sizes[place] = max(sizes[place], shown[place][1] + 1)
+            place = self.blocks.setdefault(plain(name), len(self.blocks))
+            plan += [None] * (place + 1 - len(plan))
+            plan[place] = shown
+        return plan
+
+
+def data(board: Board, records: Sequence[Record]) -> dict[str, Any]:
+    """The data of the table and the plot: a column of the frame as a list, and each trial's weights in bytes.
 
     A column whose trials all agree is that one value, which keeps the page small.
     """
     by_id = {record.id: record for record in records}
-    ordered = [by_id[id] for id in board.frame["trial"]]
-    plans = [_blocks(record) for record in ordered]
-    blocks = sorted({block for plan in plans for block in plan}, key=_natural)
-    setups: dict[str, dict[str, Any]] = {}  # settings that many trials share, by their raw JSON
-    trials = [
-        _trial(record, [plan.get(block) for block in blocks], examples, setups)
-        for record, plan in zip(ordered, plans, strict=True)
-    ]
-    places = {key: place for place, key in enumerate(setups)}
-    for trial in trials:
-        trial["setup"] = places[trial["setup"]]
     return {
         "board": board.name,
         "nothing": tables.NOTHING,
         "axes": _axes(board),
         "rows": {str(key): _values(column) for key, column in board.frame.items() if key not in UNUSED},
-        "weights": [_weights(record) for record in ordered],
+        "weights": [_weights(by_id[id]) for id in board.frame["trial"]],
         "looks": {
             curve: [look.color, MARKERS[look.marker], look.variant, look.studied, look.label]
             for curve, look in curve_looks(board.panels).items()
         },
         "dashes": DASHES,
-        "blocks": blocks,
-        "sizes": _sizes(plans),
-        "trials": trials,
-        "setups": list(setups.values()),
-        "questions": examples.questions,
-        "images": examples.images,
         "reported": [
             {"method": f.method, "flops_kept": 1 / f.flops_reduction, "latency_speedup": f.latency_speedup}
             for f in board.reported
@@ -82,12 +108,32 @@ def data(board: Board, records: Sequence[Record], examples: Examples) -> dict[st
     }
 
 
+def trials(board: Board, records: Sequence[Record], parts: Parts, examples: Examples) -> str:
+    """The details of all trials as JSON text, in the order of the frame."""
+    by_id = {record.id: record for record in records}
+    setups: dict[str, int] = {}  # settings that many trials share, by their raw JSON -> their place
+    values: list[dict[str, Any]] = []
+    texts = []
+    for id in board.frame["trial"]:
+        own = json.dumps(_trial(by_id[id], examples, setups, values), separators=(",", ":"), allow_nan=False)
+        texts.append(f"{own[:-1]},{parts.texts[id]}}}" if id in parts.texts else own)
+    shared = {
+        "blocks": list(parts.blocks),
+        "sizes": parts.sizes,
+        "setups": values,
+        "questions": examples.questions,
+        "images": examples.images,
+    }
+    head = json.dumps(shared, separators=(",", ":"), allow_nan=False)
+    return f'{head[:-1]},"trials":[{",".join(texts)}]}}'
+
+
 def _axes(board: Board) -> list[dict[str, Any]]:
     """The columns for the plot's horizontal axis. Each has a key, a label, and a sign: 1 if larger is better, else -1.
 
     These are the board's figures with a declared better direction, except accuracy, which is the vertical axis.
     """
-    declared, rows = tables.declared(), board.frame.to_dict("records")
+    declared, rows = tables.declared(), board.rows
     columns = [declared[str(name)][1] for name in board.frame.columns if name in declared and name != "accuracy"]
     return [
         {"key": column.name, "label": column.label, "sign": 1 if column.better == "higher" else -1}
@@ -108,53 +154,50 @@ def _rounded(value: float) -> float | None:
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 
 
-def _number(value: Any, *path: str) -> float | None:
-    value = dig(value, *path)
+def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
         return None
     return _rounded(float(value))
 
 
-def _brief(value: Any, *path: str) -> float | None:
-    """A number of which the page shows two decimals."""
-    value = _number(value, *path)
-    return None if value is None else round(value, 4)
+def _brief(value: Any) -> float | None:
+    """A number of which the page shows two decimals, or one of its points."""
+    if type(value) is float:
+        return round(value, 4)
+    return value if type(value) is int and abs(value) <= sys.float_info.max else None
 
 
 def _weights(record: Record) -> float | None:
     """Bytes of the pruned model's weights, in the trial's precision; None if unknown."""
-    params = _number(record.metrics, "flops", "params", "pruned")
+    params = _number(dig(record.metrics, "flops", "params", "pruned"))
     size = BYTES.get(record.trial.dtype)
     return None if params is None or size is None or record.error else params * size
 
 
-def _trial(record: Record, plan: list[Any], examples: Examples, setups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The details of a trial that the page shows besides its row."""
+def _trial(record: Record, examples: Examples, setups: dict[str, int], values: list[dict[str, Any]]) -> dict[str, Any]:
+    """The details of a trial that the page shows besides its row and its `Parts`."""
     trial, hashes = record.trial, record.hashes
-    common = {key: value for key, value in trial.content().items() if key not in OWN}
-    shared = [hashes.get("weights"), hashes.get("data")]
-    key = json.dumps([trial.method, record.contestant.title, common, vars(record.code), record.env, shared])
+    settings = [getattr(trial, item.name) for item in fields(trial) if item.name not in OWN]
+    key = repr([settings, trial.method, record.contestant.title, record.code, record.env])
+    key += repr([hashes.get("weights"), hashes.get("data")])
     if key not in setups:
-        setups[key] = _setup(record)
+        setups[key] = len(setups)
+        values.append(_setup(record))
     details: dict[str, Any] = {
-        "setup": key,
+        "setup": setups[key],
         "command": _command(record),
         "hashes": {key: _text(hashes[key]) for key in ("plan", "samples") if key in hashes},
         "seconds": _number(record.cost.total_s),
     }
     if trial.options:
         details["options"] = {str(key): _text(value) for key, value in sorted(trial.options.items())}
-    if record.error is not None:
-        return details
-    metrics = record.metrics
-    details["tasks"] = [
-        [plain(task), *(_brief(result, key) for key in ("accuracy", "lo", "hi", "n", "images"))]
-        for task, result in sorted((metrics.get("accuracy") or {}).get("tasks", {}).items())
-    ]
-    details["latency"] = list(_latency(metrics))
-    details["plan"] = plan
-    if flips := examples.flips.get(record.id):
-        details["flips"] = [flips.questions, flips.lost, flips.gained, flips.shown]
+    if record.error is None:
+        details["tasks"] = [
+            [plain(task), *(_brief(result.get(key)) for key in ("accuracy", "lo", "hi", "n", "images"))]
+            for task, result in sorted((record.metrics.get("accuracy") or {}).get("tasks", {}).items())
+        ]
+        if flips := examples.flips.get(record.id):
+            details["flips"] = [flips.questions, flips.lost, flips.gained, flips.shown]
     return details
 
 
@@ -186,60 +229,32 @@ def _text(value: Any) -> str:
 
 def _latency(metrics: Mapping[str, Any]) -> Iterable[list[Any]]:
     """Rows of (stage, batch, dense ms, pruned ms, ratio, lo, hi), with None for missing figures."""
-    stages = (metrics.get("latency") or {}).get("stages")
+    stages = dig(metrics, "latency", "stages")
     for stage, batches in sorted(stages.items()) if isinstance(stages, Mapping) else ():
-        for batch, times in (
-            sorted(batches.items(), key=lambda item: _natural(item[0])) if isinstance(batches, Mapping) else ()
-        ):
-            figures = [_brief(times, "dense_ms", "p50"), _brief(times, "pruned_ms", "p50")]
-            yield [plain(stage), plain(batch), *figures, *(_brief(times, key) for key in ("ratio", "lo", "hi"))]
+        for batch, times in sorted(batches.items(), key=_batch) if isinstance(batches, Mapping) else ():
+            if isinstance(times, Mapping):
+                middles = [dig(times.get(side), "p50") for side in ("dense_ms", "pruned_ms")]
+                yield [plain(stage), plain(batch), *map(_brief, (*middles, *map(times.get, ("ratio", "lo", "hi"))))]
+
+
+def _batch(entry: tuple[str, Any]) -> tuple[int, str]:
+    """Sort key of batch sizes, which are texts in JSON."""
+    return (int(entry[0]) if entry[0].isascii() and entry[0].isdigit() else 0, entry[0])
 
 
 # --- plans --------------------------------------------------------------------------------------------------
 
 
-def _blocks(record: Record) -> dict[str, list[Any]]:
-    """Block -> kept parts of its heads and of its FFN; see `_part`. None: the plan keeps the whole part."""
-    if record.error is not None or record.plan is None:
-        return {}
-    blocks: dict[str, list[Any]] = {}
-    for name in record.plan.gone:
-        blocks[plain(name)] = ["removed", "removed"]
-    for (name, kind), part in record.plan.parts.items():
-        if kind not in WIDTHS or name in record.plan.gone:
-            continue
-        parts = blocks.setdefault(plain(name), [None, None])
-        parts[0 if kind == "heads" else 1] = _part(part, kind == "heads")
-    return blocks
-
-
-def _part(part: Keep | Choice, which: bool) -> Any:
+def _part(part: Any, which: bool) -> Any:
     """An option's label, or [number of kept units, highest index]; `which` adds a bit mask of the units in hex."""
-    if isinstance(part, Choice):
-        return _text(part.label)
-    indices = part.indices
-    if set(map(type, indices)) != {int} or min(indices) < 0 or max(indices) >= UNITS:
+    if isinstance(part, Mapping):
+        return _text(part["label"])
+    if set(map(type, part)) != {int}:
         return None
-    numbers = [len(indices), max(indices)]
-    return [*numbers, format(sum(1 << i for i in set(indices)), "x")] if which else numbers
-
-
-def _sizes(plans: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, list[int]]:
-    """Component -> numbers of heads and FFN channels per block: one more than the highest index in any plan."""
-    sizes_of: dict[str, list[int]] = {}
-    for plan in plans:
-        for block, parts in plan.items():
-            sizes = sizes_of.setdefault(block.split(".")[0], [0, 0])
-            for i, part in enumerate(parts):
-                if isinstance(part, list):
-                    sizes[i] = max(sizes[i], part[1] + 1)
-    return sizes_of
-
-
-def _natural(text: str) -> list[Any]:
-    return [
-        (0, int(word), "") if word.isascii() and word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", text)
-    ]
+    highest = max(part)
+    if highest >= UNITS or min(part) < 0:
+        return None
+    return [len(part), highest, format(sum(1 << i for i in set(part)), "x")] if which else [len(part), highest]
 
 
 # --- how to repeat a trial ----------------------------------------------------------------------------------
@@ -259,11 +274,13 @@ def _checkout(record: Record) -> str:
 
 def _command(record: Record) -> str:
     """The part of a trial's command that its setup does not hold."""
-    trial = _content(record)
-    entry = {"method": record.trial.lookup, "options": trial["options"], "seeds": trial["seed"] + 1}
-    entry |= {name: trial[key] for name, key in ENTRY.items() if key in trial}
-    board = {"name": trial["board"], "methods": [entry], "budgets": [trial["budget"]], "scopes": [trial["scope"]]}
-    return _lines(board)
+    trial = record.trial
+    entry = {"method": trial.lookup, "options": dict(sorted(trial.options.items())), "seeds": trial.seed + 1}
+    if (trial.tuning, trial.control, trial.sequential) != (Tuning(), "none", False):
+        content = trial.content()
+        entry |= {name: content[key] for name, key in ENTRY.items() if key in content}
+    board = {"name": trial.board, "methods": [entry]}
+    return _lines(board | {"budgets": [trial.budget], "scopes": [trial.scope]})
 
 
 def _common(trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,16 +16,16 @@ import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from harness import tasks
 from harness.records.comparison import terms
 from harness.records.record import Record
-from harness.report.samples import Samples
+from harness.report.samples import Answers, Samples
 from harness.tasks import data
 from harness.tasks.catalogue import ParquetSet
 from harness.text import plain, shorten
@@ -38,7 +38,7 @@ TEXT = 200  # maximal characters of a question or an answer
 SIDE, WHOLE = 128, 6 << 10  # pixels per side of a shrunken image; bytes up to which an image stays as it is
 IMAGES = 1_500_000  # maximal characters of all images of a page together
 SETS = 256 << 20  # maximal bytes of a question file that is read for its images
-COLUMNS = ("question_id", "answer", "score")
+RIGHT = 0.5  # the score from which on an answer is right
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -70,20 +70,8 @@ class _Used(NamedTuple):
     id: str
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """A trial's samples: whether each answer is right, and its index among the distinct answers."""
-
-    right: np.ndarray
-    codes: np.ndarray
-    distinct: pa.Array
-
-    def text(self, row: int) -> str:
-        return _text(self.distinct[int(self.codes[row])].as_py())
-
-
 def find(samples: Samples, records: Sequence[Record]) -> Examples:
-    """Compare every finished trial with the dense trial of its setting and data. An answer is right from score 0.5 on.
+    """Compare every finished trial with the dense trial of its setting and data; an answer is right from RIGHT on.
 
     Questions that flip in most trials come first, so that trials can be compared. A trial has no flips if its samples
     are missing, damaged, or about other questions.
@@ -96,60 +84,47 @@ def find(samples: Samples, records: Sequence[Record]) -> Examples:
     used: list[_Used] = []  # one entry per question of the examples
     for _, group in sorted(groups.items()):
         dense = next((record for record in group if record.trial.method == "none"), None)
-        if dense is None or (table := samples.read(dense, [*COLUMNS, "task"])) is None:
+        if dense is None or (base := samples.read(dense)) is None:
             continue
-        names = list(zip(table["task"].to_pylist(), table["question_id"].to_pylist(), strict=True))
         trials = {}
         for record in group:
-            if record is not dense and (trial_table := samples.read(record, COLUMNS)) is not None:
-                if trial_table["question_id"].equals(table["question_id"]):
-                    trials[record.id] = _answers(trial_table)
+            if record is not dense and (answers := samples.read(record)) is not None:
+                if answers.questions is base.questions:
+                    trials[record.id] = answers
                 else:
                     samples.leave_out(record, "asks other questions than the dense trial")
-        _compare(examples, used, dense, _answers(table), names, trials)
+        _compare(examples, used, dense, base, trials)
     _illustrate(examples, used)
     return examples
 
 
 def _compare(
-    examples: Examples,
-    used: list[_Used],
-    dense: Record,
-    base: _Answers,
-    names: list[tuple[str, str]],
-    trials: Mapping[str, _Answers],
+    examples: Examples, used: list[_Used], dense: Record, base: Answers, trials: Mapping[str, Answers]
 ) -> None:
     """Add the flips of one setting's trials to the examples."""
+    names = [(task, question) for task, question, _ in base.questions.rows]
+    was = base.score >= RIGHT
     often = np.zeros(len(names), dtype=int)
     for answers in trials.values():
-        often += answers.right != base.right
+        often += (answers.score >= RIGHT) != was
     order = np.array(sorted(range(len(names)), key=lambda i: (-often[i], names[i])), dtype=int)
     places: dict[int, int] = {}  # row of the samples -> place in examples.questions
     for trial, answers in trials.items():
-        lost = order[(base.right & ~answers.right)[order]]
-        gained = order[(~base.right & answers.right)[order]]
+        right = answers.score >= RIGHT
+        lost, gained = order[(was & ~right)[order]], order[(~was & right)[order]]
         shown = []
         for i in map(int, (*lost[:LOST], *gained[:GAINED])):
             if i not in places:
                 places[i] = len(examples.questions)
                 examples.questions.append({"task": plain(names[i][0]), "id": plain(names[i][1])})
                 used.append(_Used(int(often[i]), dense, *names[i]))
-            shown.append((places[i], bool(base.right[i]), base.text(i), answers.text(i)))
+            shown.append((places[i], bool(was[i]), _text(base.text(i)), _text(answers.text(i))))
         examples.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
 
 
-def _answers(table: pa.Table) -> _Answers:
-    answers = table["answer"].chunk(0)
-    codes = (answers.indices.fill_null(0) if answers.null_count else answers.indices).to_numpy()
-    # A narrow type, because memory holds the samples of a whole board.
-    codes = codes.astype(np.uint16 if len(answers.dictionary) < 1 << 16 else np.int64)
-    # to_numpy takes microseconds for a chunk, but a quarter of a millisecond for the column.
-    score = table["score"].chunk(0).to_numpy(zero_copy_only=False)
-    return _Answers(score >= 0.5, codes, answers.dictionary)
-
-
-def _text(value: Any) -> str:
-    return shorten(plain(str(value if value is not None else "")), TEXT)
+@lru_cache(maxsize=1 << 12)
+def _text(value: str) -> str:
+    return shorten(plain(value), TEXT)
 
 
 # --- questions and images ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def frame(source: Path) -> pd.DataFrame:
     folders = [source] if any(source.glob("*.json")) else board_folders(source)
     frames = []
     for folder in folders:
-        records, problems = _load(folder)
+        records, problems = load(folder, _reduced(details.Parts()))
         for problem in problems:
             log.warning(problem)
         frames.append(tables.board_frame(records))
@@ -84,7 +84,8 @@ def frame(source: Path) -> pd.DataFrame:
 
 def _board(source: Path, out: Path) -> str:
     """Write a board's folder. Returns its entry in the index."""
-    records, problems = _load(source)
+    parts = details.Parts()
+    records, problems = load(source, _reduced(parts))
     for problem in problems:
         log.warning(problem)
     samples = Samples(source)
@@ -97,30 +98,28 @@ def _board(source: Path, out: Path) -> str:
         _text(folder / "board.csv", spreadsheet.frame_text(board.frame))
         _text(folder / "board.json", _json(board))
         _text(folder / "board.tex", latex.document(board))
-        plots.save(board.frame, folder)
-        data = details.data(board, records, examples.find(samples, records))
-        records.clear()  # frees memory for the page of a large board
-        _text(folder / INDEX, page.board(board, data))
+        plots.save(board.panels, folder)
+        data = details.data(board, records)
+        trials = details.trials(board, records, parts, examples.find(samples, records))
+        _text(folder / INDEX, page.board(board, data, trials))
         for name in FILES:
             os.replace(folder / name, target / name)
     return page.card(board)
 
 
-def _load(source: Path) -> tuple[list[Record], list[str]]:
-    """A board's records without their logs. Equal keys and texts share one object, to save memory."""
-    shared_texts: dict[str, str] = {}
+def _reduced(parts: details.Parts) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What `load` keeps of a record: its parts go to the details, and equal keys and texts share one object."""
+    texts: dict[str, str] = {}
 
     def shared(value: Any) -> Any:
-        if type(value) is dict:
-            return {shared_texts.setdefault(key, key): shared(part) for key, part in value.items()}
-        if type(value) is list and value and type(value[0]) is not int:  # skips the many unit indices of a plan
-            return [shared(part) for part in value]
-        return shared_texts.setdefault(value, value) if type(value) is str else value
+        kind = type(value)
+        if kind is str:
+            return texts.setdefault(value, value)
+        if kind is dict:
+            return {texts.setdefault(key, key): shared(part) for key, part in value.items()}
+        return [shared(part) for part in value] if kind is list else value
 
-    def keep(content: dict[str, Any]) -> dict[str, Any]:
-        return shared({key: part for key, part in content.items() if key != "log"})
-
-    return load(source, keep)
+    return lambda content: shared(parts.keep(content))
 
 
 def _text(path: Path, text: str) -> None:
@@ -133,7 +132,7 @@ def _json(board: Board) -> str:
             return float(f"{cell:.6g}") if pd.notna(cell) else None
         return cell
 
-    rows = [{str(key): value(cell) for key, cell in row.items()} for row in board.frame.to_dict("records")]
+    rows = [{str(key): value(cell) for key, cell in row.items()} for row in board.rows]
     summaries = [
         {
             "panel": panel.title,

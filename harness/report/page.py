@@ -2,14 +2,15 @@
 
     infoprune report && xdg-open leaderboards/index.html
 
-The table and the figures at equal FLOPs are plain HTML and need no script. `page.js` and `trial.js` draw the rest from
-one JSON value. This module escapes text of records, and the scripts set it as text. The page's policy forbids every
-request and every script except its own.
+The table and the figures at equal FLOPs are plain HTML and need no script. The scripts draw the rest: the plot from one
+JSON value, and a trial from another, which is most of a board and therefore compressed. This module escapes text of
+records, and the scripts set it as text. The page's policy forbids every request and every script except its own.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -24,14 +25,13 @@ from harness.report import choices, reported, tables, totals
 from harness.report.board import Board
 from harness.text import plain
 
+SCRIPTS = ("page", "chart", "plot", "trial")  # of a board's page, in the order of their uses
 # The most important columns come first, because a narrow screen shows only the first ones.
 LEADING = ("method", "variant", "budget", "accuracy", "latency_speedup", "flops_kept", "scope", "seed", "trial")
 
 
-def board(shown: Board, data: Mapping[str, Any]) -> str:
-    """The page of a board, with the `data` from `details`. Equal arguments give equal bytes."""
-    from plotly.offline import get_plotlyjs
-
+def board(shown: Board, data: Mapping[str, Any], trials: str) -> str:
+    """The page of a board, with the `data` and `trials` of `details`. Equal arguments give equal bytes."""
     parts = {
         "title": escape(shown.name),
         "facts": _facts(shown),
@@ -42,8 +42,9 @@ def board(shown: Board, data: Mapping[str, Any]) -> str:
         "table": _table(shown),
         "methods": _methods(shown),
         "data": _json(data),
+        "trials": base64.b64encode(gzip.compress(trials.encode(), 6, mtime=0)).decode(),
     }
-    return fill("page.html", parts, get_plotlyjs(), _small(_file("page.js")), _small(_file("trial.js")))
+    return fill("page.html", parts, *(_small(_file(f"{name}.js")) for name in SCRIPTS))
 
 
 def card(shown: Board) -> str:

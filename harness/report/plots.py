@@ -4,7 +4,7 @@ A board without accuracy (random weights) shows measured speedup against FLOPs k
 
     python -c "from pathlib import Path; from harness.records.record import load; \
                from harness.report import plots, tables; \
-               plots.save(tables.board_frame(load('results/demo')[0]), Path('.'))"
+               plots.save(tables.panels(tables.board_frame(load('results/demo')[0])), Path('.'))"
 
 In every panel the dense model is at the left and pruning moves to the right, so up and right are better. Strong lines
 are the method under study and its best rivals: every method that leads the others at some budget. Only these have
@@ -24,11 +24,14 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, MultipleLocator
+from PIL import Image
 
 from harness.report.looks import STUDIED, Look, curve_looks
 from harness.report.tables import TERMS, Panel, panels, regime_order, values
@@ -54,12 +57,12 @@ STYLE: Any = {
 INK, FRONT = "#222222", "#9c9c9c"
 
 # Inches: the figure, and beside, above and below a panel. LETTER is the width of a letter, LINE the height of a line.
-WIDTH, NARROW, HEIGHT = 12.0, 7.0, 2.3
+WIDTH, NARROW, HEIGHT = 12.0, 7.0, 2.0
 LEFT, TITLE, FOOT, GAP, LETTER, LINE = 0.6, 0.2, 0.7, 0.15, 0.07, 0.195
 GUTTER = 0.3  # share of a panel's width for names of curves
 SMALL = 8  # points
 KEY: Any = {"loc": "upper left", "borderpad": 0, "borderaxespad": 0, "labelspacing": 0.4, "handlelength": 3.2}
-COLUMNS = 3  # panels beside each other
+COLUMNS = 4  # panels beside each other
 FEW = 6  # a panel with at most this many curves needs no emphasis
 DPI = 150
 
@@ -74,8 +77,8 @@ class Axis:
 
 
 AXES = (
-    Axis("flops_kept", "FLOPs kept in the scope (fraction, reduction)", -1),
-    Axis("latency_speedup", "measured speedup of the scope (factor)", 1),
+    Axis("flops_kept", "FLOPs kept (fraction, reduction)", -1),
+    Axis("latency_speedup", "measured speedup (factor)", 1),
 )
 
 
@@ -130,9 +133,8 @@ def draw(frame: pd.DataFrame) -> Picture:
         part = frame.loc[frame["board"] == board]
         if TERMS in part and not part[TERMS].count():  # a column of another board only
             part = part.drop(columns=TERMS)
-        rows += [
-            replace(panel, title=f"{board}: {panel.title}") if len(boards) > 1 else panel for panel in panels(part)
-        ]
+        name = f"{board}: " if len(boards) > 1 else ""
+        rows += [replace(panel, title=name + panel.title) for panel in panels(part)]
     with _style():
         return _draw(rows, curve_looks(rows))
 
@@ -145,17 +147,21 @@ def _style() -> Iterator[None]:
         yield
 
 
-def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw a board's frame into `pareto.svg` and `pareto.png` in the folder.
+def save(rows: Sequence[Panel], folder: Path) -> list[Path]:
+    """Draw the panels of a board into `pareto.svg` and `pareto.png` in the folder.
 
     A point is the mean over seeds, a bar the hull of their 95 % intervals. Failed trials have no point.
     """
     paths = [folder / "pareto.svg", folder / "pareto.png"]
     with _style():
-        rows = panels(frame)
         figure = _draw(rows, curve_looks(rows))
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
-        figure.savefig(paths[1], dpi=DPI, metadata={"Software": None})
+        figure.set_dpi(DPI)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        # A palette takes a third of the bytes of full colours, which few lines on white do not need.
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(paths[1], dpi=(DPI, DPI))
     return paths
 
 
@@ -168,31 +174,40 @@ def _draw(rows: Sequence[Panel], looks: dict[str, Look]) -> Picture:
         return figure
     columns = max(map(len, lines))
     width = WIDTH if columns > 1 else NARROW
-    pitch = width / columns
+    pitch = (width - LEFT) / columns
     gutter = GUTTER * pitch
-    letters = int((pitch - 0.3) / (1.1 * LETTER))  # in a line of a title, which is bold
+    letters = int((pitch - 0.1) / (1.1 * LETTER))  # in a line of a title, which is bold
     heads = [TITLE * max(_title(cell.panel, letters).count("\n") + 1 for cell in line if cell) for line in lines]
+    axes = [[cell.axis if cell else None for cell in line] for line in lines]
+    # Only the last of several lines with the same axes says what is on them.
+    feet = [FOOT if own != below else GAP for own, below in zip(axes, [*axes[1:], None], strict=True)]
     keys = _keys(rows, up)
     drawn = {curve for line in lines for cell in line if cell for curve in cell.curves}
     names = [_key(look) for curve, look in looks.items() if curve in drawn]
-    longest = max(len(look.label) for curve, look in looks.items() if curve in drawn)
+    longest = max(len(key.get_label()) for key in names)
     counts = [min(len(keys), int(width / 2.3)), max(1, int(width / (0.6 + LETTER * longest)))]
     tops = [LINE * math.ceil(len(handles) / count) for handles, count in zip((keys, names), counts, strict=True)]
-    height = sum(tops) + 2 * GAP + sum(heads) + len(lines) * (HEIGHT + FOOT)
+    height = sum(tops) + 2 * GAP + sum(heads) + sum(feet) + len(lines) * HEIGHT
     figure = Picture(figsize=(width, height))
     for handles, count, above in zip((keys, names), counts, (GAP / 2, GAP + tops[0]), strict=True):
         figure.legend(handles=handles, ncols=count, bbox_to_anchor=(0.2 / width, 1 - above / height), **KEY)
     bottom = height - sum(tops) - 2 * GAP
-    for line, head in zip(lines, heads, strict=True):
+    ends = {axis: _ends(axis, lines) for axis in AXES}
+    for line, head, foot in zip(lines, heads, feet, strict=True):
         bottom -= head + HEIGHT
+        heights = _heights([cell for cell in line if cell], up)
         for column, cell in enumerate(line):
             if cell:
-                left, wide = column * pitch + LEFT, pitch - LEFT - gutter
+                left, wide = LEFT + column * pitch, pitch - gutter
                 ax = figure.add_axes((left / width, bottom / height, wide / width, HEIGHT / height))
-                ax.set_title(_title(cell.panel, letters), x=-0.45 / wide)
+                ax.set_title(_title(cell.panel, letters))
+                _scale(ax, cell.axis, ends[cell.axis], heights)
                 _panel(ax, cell, up, looks)
                 _names(ax, cell, up, looks, int((gutter - 0.2) / LETTER))
-        bottom -= FOOT
+                below, first = foot == FOOT, cell is next(filter(None, line))
+                ax.set(xlabel=cell.axis.label if below else "", ylabel=up.label if first else "")
+                ax.tick_params(labelbottom=below, labelleft=first)
+        bottom -= foot
     return figure
 
 
@@ -260,7 +275,6 @@ def _strong(cell: Cell, up: Upright) -> set[str]:
 def _panel(ax: Axes, cell: Cell, up: Upright, looks: dict[str, Look]) -> None:
     dense, blank = _level(cell.panel, up, up.column), _level(cell.panel, up, "blank_accuracy")
     points = [point for curve in cell.curves.values() for point in curve]
-    _limits(ax, cell.axis, up, points, [level for level in (dense, blank) if level is not None])
     if up is ACCURACY and any(len(curve) > 1 for curve in cell.curves.values()):  # else the steps look like a curve
         _front(ax, cell.axis, points, dense)
     if dense is not None:
@@ -285,23 +299,32 @@ def _line(look: Look) -> dict[str, Any]:
     return {"color": look.color, "marker": look.marker, "linestyle": dash, **edge}
 
 
-def _limits(ax: Axes, axis: Axis, up: Upright, points: list[Point], levels: list[float]) -> None:
-    heights = [height for point in points for height in (point.low, point.high)] + levels
-    low, high = min(heights, default=0.0), max(heights, default=up.scale)
+def _heights(cells: Sequence[Cell], up: Upright) -> tuple[float, float]:
+    """The vertical ends of panels that lie beside each other: the same, so that they can be compared."""
+    levels = [_level(cell.panel, up, column) for cell in cells for column in (up.column, "blank_accuracy")]
+    points = [point for cell in cells for curve in cell.curves.values() for point in curve]
+    heights = [level for level in levels if level is not None] + [end for p in points for end in (p.low, p.high)]
+    low, high = min(heights), max(heights)
     pad = max(0.06 * (high - low), (up.span - (high - low)) / 2)
-    ax.set_ylim(low - pad, min(high + pad, up.end))
-    ax.set_ylabel(up.label)
-    ax.set_xlabel(axis.label)
-    ends = [1.0, *(point.x for point in points)]
+    return low - pad, min(high + pad, up.end)
+
+
+def _ends(axis: Axis, lines: Sequence[Sequence[Cell | None]]) -> tuple[float, float]:
+    """The ends of an axis over all panels, from the left to the right."""
+    curves = [curve for line in lines for c in line if c and c.axis is axis for curve in c.curves.values()]
+    ends = [1.0, *(point.x for curve in curves for point in curve)]
     pad = 0.04 * max(max(ends) - min(ends), 0.1)
     low, high = min(ends) - pad, max(ends) + pad
+    return (low, high) if axis.sign > 0 else (high, max(low, 0))
+
+
+def _scale(ax: Axes, axis: Axis, ends: tuple[float, float], heights: tuple[float, float]) -> None:
+    ax.set(xlim=ends, ylim=heights)
     if axis.sign > 0:
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.set_xlim(low, high)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_formatter("{x:g}×")
     else:
-        ax.set_xlim(high, max(low, 0))
-        ax.xaxis.set_major_locator(MultipleLocator(0.2 if low < 0.7 else 0.1))
+        ax.xaxis.set_major_locator(MultipleLocator(0.2 if ends[1] < 0.7 else 0.1))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}\n{1 / x:.3g}×" if x > 0 else "0")
 
 
@@ -374,5 +397,4 @@ def _safe(text: str) -> str:
 
 
 def _level(panel: Panel, up: Upright, column: str) -> float | None:
-    level = panel.level(column)
-    return None if level is None else up.scale * level
+    return None if (level := panel.level(column)) is None else up.scale * level

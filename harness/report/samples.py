@@ -1,14 +1,19 @@
 """The samples beside a board's records, for flips and intervals. Unusable samples are logged once.
 
-samples = Samples(Path("results/demo")); samples.read(record, ("question_id", "score"))
+samples = Samples(Path("results/demo")); samples.read(record).score
+
+A board's samples are read once and kept in few bytes: its trials answer the same questions with the same few words.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from harness.records import store
@@ -18,30 +23,89 @@ from harness.types import InputError
 log = logging.getLogger(__name__)
 
 
+class Questions:
+    """The questions that several trials answer, by row; `Samples` has one object for each set of them."""
+
+    def __init__(self, ids: pa.ChunkedArray, first: tuple[Path, Record]) -> None:
+        self.ids = ids
+        self._first = first
+
+    @cached_property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(task, question, image) of every row."""
+        table = store.samples(*self._first, ("task", "image_id"))
+        columns = (table["task"], self.ids, table["image_id"])
+        return list(zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A trial's samples, by row of its questions. `words` are the board's answers, which `codes` count through."""
+
+    questions: Questions
+    words: list[str]
+    codes: np.ndarray
+    kinds: np.ndarray
+    scores: np.ndarray  # the distinct ones, which `kinds` count through
+
+    @property
+    def score(self) -> np.ndarray:
+        """The scores, (questions,), float64."""
+        return self.scores[self.kinds]
+
+    def text(self, row: int) -> str:
+        return self.words[self.codes[row]]
+
+
 class Samples:
-    """A reader of the samples of records in `folder`. After a fault it skips all samples of that record."""
+    """A reader of the samples of records in `folder`. After a fault it skips the samples of that record."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._left_out: set[str] = set()
+        self._read: dict[str, Answers | None] = {}
+        self._questions: list[Questions] = []
+        self._words: dict[str, int] = {}
+        self._texts: list[str] = []
 
-    def read(self, record: Record, columns: Sequence[str]) -> pa.Table | None:
-        """These columns, a row per question in one chunk. None if the record has no usable samples."""
-        if "samples" not in record.hashes or record.id in self._left_out:
-            return None
-        try:
-            return store.samples(self._path(record), record, columns)
-        except InputError as problem:
-            self._leave_out(record, str(problem))
-        return None
+    def read(self, record: Record) -> Answers | None:
+        """The record's samples; None if it has no usable ones."""
+        if record.id not in self._read:
+            self._read[record.id] = self._answers(record) if "samples" in record.hashes else None
+        return self._read[record.id]
 
     def leave_out(self, record: Record, why: str) -> None:
         """Skip this record's samples from now on, and log the reason."""
-        self._leave_out(record, f"{self._path(record)}: {why}")
+        self._read[record.id] = None
+        log.warning(f"{self._path(record)}: {why}; left out of flips and intervals")
 
     def _path(self, record: Record) -> Path:
         return self.folder / f"{record.id}.parquet"
 
-    def _leave_out(self, record: Record, problem: str) -> None:
-        self._left_out.add(record.id)
-        log.warning(f"{problem}; left out of flips and intervals")
+    def _answers(self, record: Record) -> Answers | None:
+        try:
+            table = store.samples(self._path(record), record, ("question_id", "answer", "score"))
+        except InputError as problem:
+            log.warning(f"{problem}; left out of flips and intervals")
+            return None
+        ids = table["question_id"]
+        questions = next((known for known in self._questions if known.ids.equals(ids)), None)
+        if questions is None:
+            questions = Questions(ids, (self._path(record), record))
+            self._questions.append(questions)
+        score = table["score"].chunk(0).to_numpy(zero_copy_only=False)  # of the column it would take longer
+        kinds, scores = pd.factorize(score.astype(np.float64, copy=False), use_na_sentinel=False)
+        kinds = kinds.astype(np.uint8 if len(scores) <= 1 << 8 else np.int64)
+        return Answers(questions, self._texts, self._codes(table["answer"].chunk(0)), kinds, scores)
+
+    def _codes(self, answers: pa.DictionaryArray) -> np.ndarray:
+        """The place of each answer among the board's words; a missing answer is an empty word."""
+        places = []
+        for word in [*answers.dictionary.to_pylist(), None]:
+            text = "" if word is None else str(word)
+            if text not in self._words:
+                self._words[text] = len(self._texts)
+                self._texts.append(text)
+            places.append(self._words[text])
+        codes = answers.indices.fill_null(len(places) - 1) if answers.null_count else answers.indices
+        board = np.array(places)[codes.to_numpy()]
+        return board.astype(np.uint16 if len(self._texts) <= 1 << 16 else np.int64)

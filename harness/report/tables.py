@@ -14,7 +14,6 @@ from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from harness import registry
 from harness.records.comparison import pairs, regime, terms
@@ -124,11 +123,16 @@ def task_columns(frame: pd.DataFrame) -> list[str]:
 
 
 def panels(frame: pd.DataFrame) -> list[Panel]:
-    """The panels of a board, in the frame's order. Dense (method `none`) belongs to every panel of its setting."""
+    """The panels of a board; see `panels_of`."""
+    return panels_of(frame.to_dict("records"))
+
+
+def panels_of(rows: Sequence[Row]) -> list[Panel]:
+    """The panels of a board's rows, in their order. Dense (method `none`) belongs to every panel of its setting."""
     panel_by_key: dict[tuple[str, ...], Panel] = {}
     dense: dict[str, list[Row]] = {}
-    several = len(set(frame["setting"])) > 1
-    for row in frame.to_dict("records"):
+    several = len({row["setting"] for row in rows}) > 1
+    for row in rows:
         dense_rows = dense.setdefault(row["setting"], [])
         if row["method"] == "none":
             dense_rows.append(row)
@@ -204,11 +208,13 @@ def trials(shown: Sequence[Column]) -> str:
     return markdown([escape(column.head) for column in shown], list(zip(*cells, strict=True)))
 
 
-def columns(frame: pd.DataFrame) -> list[Column]:
-    """The columns of the table of all trials, without columns that are empty or hold only a default value."""
-    if frame.empty:
+def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
+    """The columns of the table of all trials, without columns that are empty or hold only a default value.
+
+    rows: those of the frame.
+    """
+    if not rows:
         return []
-    rows = frame.to_dict("records")
 
     def text(head: str, key: str, silent: object = "") -> Column:
         cells = [str(row[key]) for row in rows]
@@ -263,8 +269,14 @@ def legend(frame: pd.DataFrame) -> str:
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
     """A Markdown table of escaped cells. The first column aligns left, the others to `others`."""
-    align = ("left", *(others,) * (len(headers) - 1))
-    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    sides = [str.ljust, *[str.rjust if others == "right" else str.ljust] * (len(headers) - 1)]
+    columns = []
+    for side, cells in zip(sides, zip(headers, *rows, strict=True), strict=True):
+        width = max(3, *map(len, cells))
+        rule = f":{'-' * (width + 1)}" if side is str.ljust else f"{'-' * (width + 1)}:"
+        columns.append([rule, *(f" {side(cell, width)} " for cell in cells)])
+    rule, head, *body = (f"|{'|'.join(line)}|" for line in zip(*columns, strict=True))
+    return "\n".join([head, rule, *body])
 
 
 def marked(name: str, studied: bool) -> str:

@@ -15,14 +15,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from harness.records.record import Cost, Record
 from harness.report.coarse import KEEPS
-from harness.report.samples import Samples
+from harness.report.samples import Answers, Questions, Samples
 from harness.report.tables import NOTHING, Panel, places, ranked, values
 from harness.stats.hypervolume import hypervolume, hypervolume_intervals
 
@@ -69,13 +68,6 @@ class Total:
     tuning_s: float | None
     drawn: float | None
     memory_bytes: float | None
-
-
-class _Scores(NamedTuple):
-    ids: pa.ChunkedArray  # ids of the questions
-    questions: list[tuple[str, str]]  # (task, question)
-    images: list[tuple[str, str]]
-    score: np.ndarray
 
 
 def find(panels: Sequence[Panel], samples: Samples, records: Sequence[Record]) -> list[list[Total]]:
@@ -169,25 +161,30 @@ def _intervals(
     records: Mapping[str, Record],
 ) -> dict[str, tuple[float, float]]:
     """The intervals of all fronts whose trials have samples of the same questions, from one common bootstrap."""
-    reference: _Scores | None = None
+    reference: Questions | None = None
     columns: dict[str, list[np.ndarray]] = {}
     for curve in fronts:
         budget_scores = []
         for budget in budgets:
             trials = [row["trial"] for row in panel.groups[curve, budget] if not math.isnan(row["accuracy"])]
-            read = [_read(samples, records[trial], reference) for trial in trials]
-            reference = reference or next(filter(None, read), None)
-            if None in read:
+            scores = []
+            for trial in trials:
+                answers = _read(samples, records[trial], reference)
+                if answers is not None:
+                    reference = answers.questions
+                    scores.append(answers.score)
+            if len(scores) < len(trials):
                 break
-            budget_scores.append(np.mean([scores.score for scores in read if scores is not None], axis=0))
+            budget_scores.append(np.mean(scores, axis=0))
         else:
             columns[curve] = budget_scores
     if reference is None or not columns:
         return {}
     table = np.column_stack([column for budget_scores in columns.values() for column in budget_scores])
-    strata = [task for task, _ in reference.questions]
+    strata = [task for task, _, _ in reference.rows]
+    images = [(task, image) for task, _, image in reference.rows]
     points = [fronts[curve][0] for curve in columns]
-    volumes = hypervolume_intervals(points, table, reference.images, strata, floor, resamples=RESAMPLES)
+    volumes = hypervolume_intervals(points, table, images, strata, floor, resamples=RESAMPLES)
     return {
         curve: (volume.lo, volume.hi)
         for curve, volume in zip(columns, volumes, strict=True)
@@ -195,23 +192,13 @@ def _intervals(
     }
 
 
-def _read(samples: Samples, record: Record, reference: _Scores | None) -> _Scores | None:
-    """The stored scores of a trial; None if they are unusable or answer other questions."""
-    # Most of the time would go into text columns, so read only the needed ones.
-    ids = ("question_id",) if reference else ("task", "question_id", "image_id")
-    table = samples.read(record, (*ids, "score"))
-    if table is None:
-        return None
-    # to_numpy of the column would take longer than reading it.
-    score = table["score"].chunk(0).to_numpy(zero_copy_only=False).astype(np.float64)
-    if not np.isfinite(score).all():
+def _read(samples: Samples, record: Record, reference: Questions | None) -> Answers | None:
+    """The samples of a trial; None if they are unusable or answer other questions."""
+    answers = samples.read(record)
+    if answers is not None and not np.isfinite(answers.scores).all():
         samples.leave_out(record, "a score is not finite")
-    elif reference is None:
-        task, question, image = (table[name].to_pylist() for name in ids)
-        keys = list(zip(task, question, strict=True)), list(zip(task, image, strict=True))
-        return _Scores(table["question_id"], *keys, score)
-    elif not table["question_id"].equals(reference.ids):
+    elif answers is not None and reference not in (None, answers.questions):
         samples.leave_out(record, "asks other questions than trials of the same panel")
     else:
-        return reference._replace(score=score)
+        return answers
     return None

@@ -25,31 +25,43 @@ function facts(pairs) {
 const KEPT = "Filled squares are kept heads (or groups of heads). A stronger colour means that more of the block is kept, "
   + "relative to the largest count or rank in any plan on this board.";
 
-// The kept share of a part; null if the plan gives no number.
+// The details of all trials, once `unpack` has unpacked them; `sorted` has the places of blocks by their names.
+let details = null;
+let sorted = [];
 const ranks = {};
+async function unpack() {
+  const bytes = Uint8Array.from(atob(find("details").textContent), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  details = await new Response(stream).json();
+  const { blocks, trials } = details;
+  sorted = [...blocks.keys()].sort((a, b) => blocks[a].localeCompare(blocks[b], "en", { numeric: true }));
+  for (const trial of trials) {
+    (trial.plan || []).forEach((parts, i) => {
+      const component = blocks[i].split(".")[0];
+      for (const part of parts || []) {
+        if (typeof part !== "string") continue;
+        for (const rank of part.match(/\d+/g) || []) ranks[component] = Math.max(ranks[component] || 1, Number(rank));
+      }
+    });
+  }
+}
+
+// The kept share of a part; null if the plan gives no number.
 function share(part, component, kind) {
   if (part === null) return 1;
-  if (Array.isArray(part)) return part[0] / data.sizes[component][kind];
+  if (Array.isArray(part)) return part[0] / details.sizes[component][kind];
   const words = part.match(/\d+|dense/g);
   return words && mean(words.map((word) => (word === "dense" ? 1 : Number(word) / ranks[component])));
 }
-for (const trial of data.trials) {
-  (trial.plan || []).forEach((parts, i) => {
-    const component = data.blocks[i].split(".")[0];
-    for (const part of parts || []) {
-      if (typeof part !== "string") continue;
-      for (const rank of part.match(/\d+/g) || []) ranks[component] = Math.max(ranks[component] || 1, Number(rank));
-    }
-  });
-}
 
 function plan(trial) {
-  const lines = data.blocks.flatMap((block, i) => {
+  const lines = sorted.flatMap((i) => {
     if (!trial.plan[i]) return [];
+    const block = details.blocks[i];
     const component = block.split(".")[0];
     const cells = [];
     trial.plan[i].forEach((part, kind) => {
-      const size = data.sizes[component][kind];
+      const size = details.sizes[component][kind];
       const kept = share(part, component, kind);
       const text = part === null ? "whole" : Array.isArray(part) ? `${part[0]} of ${size}` : part;
       const cell = make("td", text, { className: "heat" });
@@ -84,11 +96,11 @@ function examples([questions, lost, gained, shown]) {
     if (!group.length) continue;
     const list = make("ul", null, { className: "examples" });
     for (const [place, , before, after] of group) {
-      const question = data.questions[place];
+      const question = details.questions[place];
       const item = make("li");
       if (question.image !== undefined) {
         const alt = `the image of question ${question.id}`;
-        item.append(make("img", null, { src: data.images[question.image], alt }));
+        item.append(make("img", null, { src: details.images[question.image], alt }));
       }
       const text = make("div");
       text.append(make("p", question.text ?? question.id));
@@ -107,7 +119,7 @@ function examples([questions, lost, gained, shown]) {
 
 function command(trial) {
   const box = make("div", null, { className: "command" });
-  const setup = data.setups[trial.setup];
+  const setup = details.setups[trial.setup];
   const text = setup.checkout + trial.command + setup.command;
   const code = make("pre", null, { tabIndex: 0 });
   code.append(make("code", text));
@@ -126,8 +138,8 @@ function command(trial) {
 }
 
 function describe(row) {
-  const trial = data.trials[row.place];
-  const setup = data.setups[trial.setup];
+  const trial = details.trials[row.place];
+  const setup = details.setups[trial.setup];
   const main = find("trial");
   const heading = make("h1", `${row.curve}, ${row.scope} at ${row.budget}, seed ${row.seed}`, { tabIndex: -1 });
   const back = make("p", null, { className: "quiet" });
@@ -166,11 +178,14 @@ function describe(row) {
   return heading;
 }
 
+const asked = () => /^#trial=([0-9a-f]+)$/.exec(location.hash)?.[1];
 let scrolled = null; // scroll position of the board
-function route() {
-  const id = /^#trial=([0-9a-f]+)$/.exec(location.hash)?.[1];
+async function route() {
+  const id = asked();
   const row = places.has(id) ? rows[places.get(id)] : null;
   if (row && scrolled === null) scrolled = scrollY;
+  if (row && !details) await unpack();
+  if (id !== asked()) return; // the reader went on meanwhile
   find("board").hidden = document.querySelector("body > header").hidden = Boolean(row);
   find("trial").hidden = !row;
   if (row) {

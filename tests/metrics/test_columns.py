@@ -12,7 +12,6 @@ from harness import registry
 from harness.records.record import Record
 from harness.report import details, tables
 from harness.report.board import Board
-from harness.report.examples import Examples
 from harness.types import Column
 from tests.support.records import board_record
 
@@ -64,7 +63,7 @@ def test_a_new_metric_is_shown_everywhere(monkeypatch: pytest.MonkeyPatch) -> No
     head, _, *rows = tables.trials(board.columns).splitlines()
     place = [cell.strip() for cell in head.split("|")].index("sharp")
     assert [row.split("|")[place].strip() for row in rows] == ["75.00", "25.00"]
-    data = details.data(board, records, Examples())
+    data = details.data(board, records)
     assert {"key": "sharpness", "label": "sharp (points)", "sign": 1} in data["axes"]
     assert data["rows"]["sharpness"] == [0.75, 0.25]
 
@@ -74,7 +73,7 @@ def test_a_metric_that_was_not_measured_is_not_shown(monkeypatch: pytest.MonkeyP
     records = [board_record(), board_record("random", budget=0.5)]
     board = Board.of("made", records)
     assert "sharpness" not in board.frame and "sharp" not in tables.trials(board.columns)
-    assert "sharpness" not in {axis["key"] for axis in details.data(board, records, Examples())["axes"]}
+    assert "sharpness" not in {axis["key"] for axis in details.data(board, records)["axes"]}
 
 
 def test_an_interval_is_shown_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,20 +100,25 @@ def test_sorting(tab: Page, hostile_board: Board) -> None:
     assert tab.eval("document.querySelectorAll('[aria-sort]').length") == 1
 
 
+def place_of(tab: Page, mark: str) -> list[float]:
+    """The middle of a mark of the chart, in the window; `mark` is JavaScript."""
+    return tab.eval(
+        f"(() => {{ plot.scrollIntoView({{block: 'center'}}); const {{left, top}} = plot.getBoundingClientRect();"
+        f"const [x, y] = chart.where({mark}); return [left + x, top + y]; }})()"
+    )
+
+
 @needs_browser
 def test_hover_and_click_on_a_point(tab: Page, hostile_board: Board) -> None:
-    place = tab.eval(
-        "(() => { plot.scrollIntoView({block: 'center'});"
-        "const at = plot.data.findIndex((trace) => trace.name === 'infoprune');"
-        "const point = plot.querySelectorAll('.scatterlayer .trace')[at].querySelector('.points path');"
-        "const box = point.getBoundingClientRect();"
-        "return [box.x + box.width / 2, box.y + box.height / 2, plot.data[at].customdata[0]]; })()"
-    )
+    mark = "chart.scene.marks.find((mark) => mark.title === 'infoprune')"
+    trial = tab.eval(f"{mark}.row.trial")
+    x, y = place_of(tab, mark)
+    assert tab.eval(f"document.elementFromPoint({x}, {y}).closest('#plot') === plot")
     tab.move(5, 5)
-    tab.move(place[0], place[1])
-    tab.wait("document.querySelector('.hoverlayer .hovertext') !== null")
-    said = tab.eval("document.querySelector('.hoverlayer .hovertext').textContent")
-    row = hostile_board.frame.set_index("trial").loc[place[2]]
+    tab.move(x, y)
+    tab.wait("!document.getElementById('tip').hidden")
+    said = tab.eval("document.getElementById('tip').innerText")
+    row = hostile_board.frame.set_index("trial").loc[trial]
     interval = f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_lo']:.1f}, {100 * row['accuracy_hi']:.1f}]"
     speedup = f"{row['latency_speedup']:.2f} [{row['speedup_lo']:.2f}, {row['speedup_hi']:.2f}]"
     names = tab.eval("[...document.querySelectorAll('#legend button')].map((entry) => entry.textContent)")
@@ -123,10 +128,81 @@ def test_hover_and_click_on_a_point(tab: Page, hostile_board: Board) -> None:
     for part in ("infoprune", f"budget {row['budget']:g}", f"accuracy {interval}", f"speedup {speedup}", "plan"):
         assert part in said, part
     assert interval in tab.eval("document.getElementById('picked').textContent")
-    assert tab.eval("document.querySelector('#picked a').hash") == f"#trial={place[2]}"
-    tab.press(place[0], place[1])
+    assert tab.eval("document.querySelector('#picked a').hash") == f"#trial={trial}"
+    tab.move(5, 5)
+    tab.wait("document.getElementById('tip').hidden")
+    tab.press(x, y)
     tab.wait("!document.getElementById('trial').hidden")
-    assert tab.eval("location.hash") == f"#trial={place[2]}"
+    assert tab.eval("location.hash") == f"#trial={trial}"
+
+
+@needs_browser
+def test_zoom_move_and_back(tab: Page) -> None:
+    """A drag zooms to what it spans and opens no trial, one with shift moves it, and a button shows all again."""
+    tab.eval("plot.scrollIntoView({block: 'center'})")
+    left, top = tab.eval("[plot.getBoundingClientRect().x, plot.getBoundingClientRect().y]")
+    whole = tab.eval("chart.frame")
+
+    def figures(x: float, y: float) -> tuple[float, float]:
+        across, below = (x - left - whole["left"]) / whole["width"], (y - top - whole["top"]) / whole["height"]
+        (x0, x1), (y0, y1) = whole["x"], whole["y"]
+        return x0 + across * (x1 - x0), y1 - below * (y1 - y0)
+
+    start, end = (left + 200, top + 80), (left + 500, top + 240)
+    tab.drag(*start, *end)
+    tab.wait(f"chart.frame.y[1] !== {whole['y'][1]}")
+    zoomed = tab.eval("chart.frame")
+    (x0, y1), (x1, y0) = figures(*start), figures(*end)
+    assert zoomed["x"] == pytest.approx([x0, x1]) and zoomed["y"] == pytest.approx([y0, y1])
+    assert tab.eval("document.getElementById('trial').hidden && !document.querySelector('.tools button').hidden")
+    tab.eval("document.querySelector('#legend button').click()")
+    assert tab.eval("chart.frame.x") == zoomed["x"], "a name that is pressed does not change the view"
+    tab.eval("document.querySelector('#legend button').click()")
+    tab.drag(*start, *end, shift=True)
+    tab.wait(f"chart.frame.y[1] !== {zoomed['y'][1]}")
+    moved = tab.eval("chart.frame")
+    for axis in "xy":
+        assert moved[axis][1] - moved[axis][0] == pytest.approx(zoomed[axis][1] - zoomed[axis][0])
+    tab.drag(left + 200, top + 80, left + 500, top + 84)
+    tab.wait(f"chart.frame.x[1] !== {moved['x'][1]}")
+    assert tab.eval("chart.frame.y") == moved["y"], "a flat drag zooms along one axis"
+    tab.click(".tools button")
+    assert tab.eval("chart.frame.x") == whole["x"] and tab.eval("document.querySelector('.tools button').hidden")
+    tab.drag(*start, *end)
+    tab.choose("scope", "language")
+    assert tab.eval("document.querySelector('.tools button').hidden"), "other trials are shown whole"
+
+
+@needs_browser
+def test_the_chart_can_be_saved(tab: Page) -> None:
+    tab.eval(
+        "window.saved = null;"
+        "HTMLAnchorElement.prototype.click = function () { window.saved = [this.download, this.href]; };"
+        "[...document.querySelectorAll('.tools button')].at(-1).click()"
+    )
+    tab.wait("window.saved !== null")
+    name, address = tab.eval("window.saved")
+    assert name == "made.png" and address.startswith("data:image/png;base64,")
+    size = tab.eval(
+        "new Promise((done) => { const image = new Image(); image.onload = () => done([image.width, image.height]);"
+        "image.src = window.saved[1]; })"
+    )
+    assert size == tab.eval("[2 * plot.clientWidth, 2 * plot.clientHeight]") and tab.complaints() == []
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("ends", "most", "texts"),
+    [
+        ([0, 1], 5, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        ([1, 0.1], 10, [f"0.{i}" for i in range(1, 10)] + ["1.0"]),
+        ([20, 101], 5, ["20", "40", "60", "80", "100"]),
+        ([0.98, 1.013], 4, ["0.98", "0.99", "1.00", "1.01"]),
+        ([-3000, 9000], 4, ["0", "5000"]),
+    ],
+)
+def test_ticks_are_round_figures(tab: Page, ends: list[float], most: int, texts: list[str]) -> None:
+    assert tab.eval(f"ticks({ends}, {most}).map(([, text]) => text)") == texts
 
 
 @needs_browser
@@ -134,10 +210,7 @@ def test_axes(tab: Page, hostile_board: Board) -> None:
     keys = tab.eval("[...document.querySelector('[name=axis]').options].map((option) => option.value)")
     assert keys == ["flops_kept", "params_kept", "latency_speedup", "total_flops_kept", "weights_mb"]
     rows = {row["trial"]: row for row in hostile_board.frame.to_dict("records")}
-    points = (
-        "plot.data.filter((trace) => trace.customdata)"
-        ".flatMap((trace) => trace.customdata.map((id, i) => [id, trace.x[i], trace.y[i]]))"
-    )
+    points = "chart.scene.marks.map((mark) => [mark.row.trial, mark.x, mark.y])"
     for key in keys:
         tab.choose("axis", key)
         shown = tab.eval(points)
@@ -149,11 +222,9 @@ def test_axes(tab: Page, hostile_board: Board) -> None:
             # Four bytes of each of the million parameters that the dense model of the board is given.
             wanted = 4 * rows[trial]["flops_kept"] if key == "weights_mb" else rows[trial][key]
             assert x == pytest.approx(wanted, rel=1e-4)
-        cheaper = tab.eval("plot._fullLayout.xaxis.range")
+        cheaper = tab.eval("chart.frame.x")
         assert (cheaper[0] < cheaper[1]) == (key == "latency_speedup"), "cheaper is to the right"
-        assert len(tab.eval("plot.layout.shapes.filter((shape) => shape.line.dash === 'dashdot')")) == (
-            1 if key in ("flops_kept", "latency_speedup") else 0
-        )
+        assert tab.eval("plot.querySelectorAll('.upright').length") == (key in ("flops_kept", "latency_speedup"))
 
 
 @needs_browser
@@ -201,7 +272,7 @@ def page_of(browser: Browser, folder: Path, items: list[Record], **how: Any) -> 
     return browser.open(folder / "out" / "made" / "index.html", **how)
 
 
-FRONTS = "plot.data.filter((trace) => trace.name?.startsWith('Pareto front')).map(({ y }) => y)"
+FRONTS = "chart.scene.lines.filter((line) => line.steps).map(({ points }) => points.map(([, y]) => y))"
 
 
 @needs_browser
@@ -227,7 +298,7 @@ def test_a_board_without_accuracy_opens_on_its_speed(browser: Browser, tmp_path:
     items = [board_record("random", scope, budget) for scope in ("vision", "all") for budget in (0.5, 0.25)]
     items = [replace(item, metrics={key: item.metrics[key] for key in ("flops", "latency")}) for item in items]
     own = page_of(browser, tmp_path, items)
-    heights = own.eval("plot.data.filter((trace) => trace.customdata).flatMap((trace) => trace.y)")
+    heights = own.eval("chart.scene.marks.map((mark) => mark.y)")
     assert heights == [pytest.approx(item.metrics["latency"]["speedup"], rel=1e-4) for item in items[:2]]
     assert own.eval("document.querySelector('#front h2').textContent") == "Speed against cost"
     assert "Accuracy at equal" not in own.eval("document.body.innerText") and own.complaints() == []
@@ -241,8 +312,7 @@ def test_the_plot_has_room_beside_many_methods(width: int, browser: Browser, tmp
         items += [board_record(method, "vision", budget) for budget in (0.75, 0.5)]
     own = page_of(browser, tmp_path, items, width=width, height=844)
     tall, title, legend, table, scroll = own.eval(
-        "[plot.querySelector('.nsewdrag').getBoundingClientRect().height,"
-        "plot.querySelector('.xtitle').getBoundingClientRect().bottom,"
+        "[chart.frame.height, plot.querySelector('.title').getBoundingClientRect().bottom,"
         "document.getElementById('legend').getBoundingClientRect().top,"
         "document.getElementById('trials').scrollWidth, document.getElementById('trials').parentElement.clientWidth]"
     )

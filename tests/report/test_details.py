@@ -13,11 +13,11 @@ import yaml
 
 from harness.records import record
 from harness.records.record import Code, Contestant, Cost
-from harness.report import details, examples, latex, report
+from harness.report import details, latex, report
 from harness.report.board import Board
 from harness.trials import spec
 from harness.types import Choice, Keep, Plan
-from tests.support.records import board_record
+from tests.support.records import board_record, packed
 
 # --- how to repeat a trial ----------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ def test_the_command_starts_from_the_revision() -> None:
 def test_a_number_too_large_for_a_float_is_none() -> None:
     metrics = {"flops": {"params": {"pruned": 10**400}}, "memory": {"weight_bytes_kept": 10**400}}
     one = replace(board_record(), cost=Cost(), metrics=metrics)
-    assert details.data(Board.of("board", [one]), [one], examples.Examples())["weights"] == [None]
+    assert details.data(Board.of("board", [one]), [one])["weights"] == [None]
 
 
 # --- plans and LaTeX ----------------------------------------------------------------------------------------
@@ -73,16 +73,14 @@ def test_a_number_too_large_for_a_float_is_none() -> None:
 @pytest.mark.parametrize("indices", [(-1,), (10**12,), (10**400,), ("x",), (True,), (1.5,), ()])
 def test_plans_of_any_units_do_no_harm(indices: Any) -> None:
     item = replace(board_record("random", "vision", 0.5), plan=Plan({("a", "heads"): Keep(indices)}, 0.5, 0.5))
-    data = details.data(Board.of("made", [item]), [item], examples.Examples())
-    assert all(part in (None, "null") for own in data["trials"][0]["plan"] for part in own or [])
+    assert all(part in (None, "null") for own in packed([item])["trials"][0]["plan"] for part in own or [])
 
 
 def test_a_label_of_any_kind_is_text() -> None:
     labels: list[Any] = [None, {}, 10**400, "\x1b[2J"]
     for label in labels:
         item = replace(board_record("random", "vision", 0.5), plan=Plan({("a", "ffn"): Choice(1, label)}, 0.5, 0.5))
-        data = details.data(Board.of("made", [item]), [item], examples.Examples())
-        ((_, shown),) = data["trials"][0]["plan"]
+        ((_, shown),) = packed([item])["trials"][0]["plan"]
         assert isinstance(shown, str) and shown.isprintable()
 
 

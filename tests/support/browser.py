@@ -151,6 +151,16 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, x: float, y: float, to_x: float, to_y: float, shift: bool = False) -> None:
+        """Press at a place of the window, move, and let go."""
+        common = {"button": "left", "modifiers": 8 if shift else 0, "clickCount": 1}
+        self.move(x, y)
+        self.send("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **common)
+        for share in (0.5, 1):
+            place = {"x": x + share * (to_x - x), "y": y + share * (to_y - y)}
+            self.send("Input.dispatchMouseEvent", type="mouseMoved", **place, **common)
+        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=to_x, y=to_y, **common)
+
     def centre(self, selector: str) -> tuple[float, float]:
         """The middle of an element, in view."""
         box = self.eval(

@@ -32,13 +32,13 @@ with atheris.instrument_imports(include=["harness.records.record", "harness.repo
     from harness.records import record
     from harness.report import details, latex
     from harness.report.board import Board
-    from harness.report.examples import Examples
     from harness.trials import spec
 
 from harness import registry
 from harness.records.schema import DESCRIBED
 from harness.types import InputError
 from tests.support.paths import ROOT
+from tests.support.records import packed
 
 LONGEST = 16 << 10  # bytes of an input, more than any seed has
 BOARDS = [registry.board(name) for name in registry.boards()]
@@ -89,7 +89,7 @@ def reported(content: bytes, folder: Path) -> None:
     with suppress(InputError):
         records = [DENSE, record.parse(_changed(content), RECORDS[0])]
         shown = Board.of("demo", records)
-        assert details.data(shown, records, Examples()) and latex.document(shown)
+        assert details.data(shown, records) and packed(records) and latex.document(shown)
 
 
 def _changed(content: bytes) -> bytes:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from harness.records.record import Code, Contestant, Cost, Failure, Record
 from harness.records.schema import DESCRIBED
+from harness.report import details
+from harness.report.board import Board
+from harness.report.examples import Examples
 from harness.types import Trial, Tuning, regime
 
 TASKS = ("mini_gqa", "mini_textvqa", "mini_vqav2")
@@ -89,3 +94,11 @@ def failed_record(*args: Any, **kwargs: Any) -> Record:
 def accuracy_of(mean: float) -> dict[str, Any]:
     """Metrics of a trial that measured little else."""
     return {"flops": {"kept": 0.5}, "accuracy": {"mean": mean}}
+
+
+def packed(records: Sequence[Record], examples: Examples | None = None) -> dict[str, Any]:
+    """The details of trials as the page's script unpacks them."""
+    parts = details.Parts()
+    for record in records:
+        parts.keep(record.to_json())
+    return json.loads(details.trials(Board.of("made", records), records, parts, examples or Examples()))
