@@ -26,7 +26,7 @@ Share = Annotated[float, "of the tokens that stay, those that others merge into;
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 0, contextual: Share = 0.15625) -> Ranking:
     if not 0 <= contextual < 1:
-        raise InputError(f"option contextual: {contextual} is not in [0, 1)")
+        raise InputError(f"visionzip: contextual: {contextual} should be at least 0 and below 1")
     return Ranking({}, tokens=TokenRule(keep_tokens, layer, "vision", {"contextual": contextual}))
 
 

@@ -248,9 +248,9 @@ class TokenCut(nn.Module):
             return None
         states = output[0] if isinstance(output, tuple) else output
         deep = self._deep[place].to(states)
-        full = deep.new_zeros(*self._visual.shape, deep.shape[-1])
-        full = full.masked_scatter(self._visual[..., None], deep)
-        states = states + (full if self._slots is None else self._merge(full)[0].gather(1, self._wide(full)))
+        visual = self._visual.to(states.device)
+        full = deep.new_zeros(*visual.shape, deep.shape[-1]).masked_scatter(visual[..., None], deep)
+        states = states + (full if self._slots is None else self._merge(full).gather(1, self._wide(full)))
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     def _drop(self, states: torch.Tensor, mask: Any) -> torch.Tensor:
@@ -278,7 +278,7 @@ class TokenCut(nn.Module):
         self._slots = alive.int().argsort(dim=1, stable=True)[:, -longest:]
         self._valid = alive.gather(1, self._slots)
         self._filled = min(lengths) < longest
-        merged, _ = self._merge(states)
+        merged = self._merge(states)
         return merged.gather(1, self._wide(merged))
 
     def _choose(self, states: torch.Tensor, row: int, places: torch.Tensor, count: int) -> tuple[Any, Any]:
@@ -299,12 +299,12 @@ class TokenCut(nn.Module):
             raise ValueError(f"tokens: the method must keep different positions from 0 to {len(places) - 1}")
         return left[order], None if weights is None else weights.to(states)[order]
 
-    def _merge(self, states: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    def _merge(self, states: torch.Tensor) -> torch.Tensor:
         """The states, (batch, length, width), where tokens that others are merged into have the weighted sum."""
-        for row, places, left, weights in self._choices:
-            at = (torch.full_like(left, row), places[left])
-            states = states.index_put(at, weights @ states[row, places])
-        return states, bool(self._choices)
+        for row, *choice in self._choices:
+            places, left, weights = (part.to(states.device) for part in choice)
+            states = states.index_put((torch.full_like(left, row), places[left]), weights @ states[row, places])
+        return states
 
     def _wide(self, states: torch.Tensor) -> torch.Tensor:
         return self._slots[..., None].expand(-1, -1, states.shape[-1]).to(states.device)
@@ -349,7 +349,7 @@ class TokenCut(nn.Module):
             if self._alone and self.attention == "vision":  # the language model by itself: only its cost counts
                 return torch.zeros(len(places), device=places.device)
             self._attention = self._watch.of(self._visual)
-        return self._attention[row, places]
+        return self._attention[row].to(places.device)[places]
 
     def _grids(self, row: int, places: torch.Tensor) -> list[tuple[int, int]]:
         """Height and width of the grids that a row's visual tokens form, in their order; (1, n) where unknown."""

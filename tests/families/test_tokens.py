@@ -199,6 +199,14 @@ def test_a_folder_holds_the_choice(folder: Path, vlm: VLM, inputs: Inputs, tmp_p
         families.load(tmp_path)
 
 
+def test_bfloat16(folder: Path, inputs: Inputs, vlm: VLM) -> None:
+    half = families.load(folder, dtype="bfloat16")
+    for method in ("pool", "visionzip"):
+        found = last(by(method, half, 0.4), inputs)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), last(by(method, vlm, 0.4), inputs), rtol=0.3, atol=0.5)
+
+
 @pytest.mark.slow
 def test_shared_images_answer_as_their_own(vlm: VLM, questions: Path) -> None:
     for method in METHODS:
