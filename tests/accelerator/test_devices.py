@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from baselines.infoprune import bench
-from harness import families
+from harness import families, registry
 from harness.bench import compression
 from harness.checkpoints import export
 from harness.checks import score_quality
@@ -59,7 +59,7 @@ SPREAD = [
     pytest.param({"method": "llm_pruner"}, id="weights", marks=pytest.mark.slow),
     pytest.param({"method": "laser"}, id="outputs", marks=pytest.mark.slow),
     pytest.param({"method": "hies"}, id="entropies", marks=pytest.mark.slow),
-    pytest.param({"method": "michel", "options": {"form": "token"}}, id="tokens", marks=pytest.mark.slow),
+    pytest.param({"method": "michel", "options": {"absolute": "token"}}, id="tokens", marks=pytest.mark.slow),
     pytest.param({"method": "infoprune", "options": {"steps": 4}}, id="trained gates", marks=pytest.mark.slow),
     pytest.param({"method": "svd_llm", "tuning": Tuning("refit")}, id="refit", marks=pytest.mark.slow),
     pytest.param({"method": "wanda", "tuning": Tuning("bias")}, id="bias", marks=pytest.mark.slow),
@@ -70,7 +70,7 @@ SPREAD = [
 
 @pytest.mark.parametrize("changes", SPREAD)
 def test_a_model_over_two_gpus(changes: dict[str, Any], spread: str, trial: Trial, gpus: Ledger) -> None:
-    trial = replace(trial, budget=0.6, **changes)
+    trial = replace(trial, budget=0.6, units=registry.method(changes["method"]).units, **changes)
     with aside(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "load", lambda *a, **k: _plain_load(*a, **k))
         ours, _ = Worker("cpu").run(trial)
