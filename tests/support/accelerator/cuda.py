@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +57,7 @@ def _set_state(state: torch.Tensor, device: Any = None) -> None:
     Runtime.random[index_of(device)] = state.clone()
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Any] = {
     "_lazy_init": lambda: None,
     "clock_rate": lambda device=None: 1980,
     "current_device": lambda: Runtime.current,
@@ -92,7 +92,7 @@ ENVIRONMENT = {"HF_DEACTIVATE_ASYNC_LOAD": "1"}
 @contextmanager
 def patched() -> Iterator[None]:
     """The functions of `torch.cuda` above, in place of torch's."""
-    accelerator = {"current_accelerator": lambda check_available=False: torch.device("cuda")}
+    accelerator: dict[str, Any] = {"current_accelerator": lambda check_available=False: torch.device("cuda")}
     with (
         mock.patch.multiple(torch.cuda, **FUNCTIONS),
         mock.patch.multiple(torch.accelerator, **accelerator),

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 aten = torch.ops.aten
-FLASH = 1  # torch._fused_sdp_choice
+all_of_torch: Any = torch  # with what it has and does not export
+FLASH = 1  # as _fused_sdp_choice says it
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -24,7 +25,7 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return left.to(dtype) @ right.to(dtype)
 
 
-OPERATORS: dict[Any, Callable[..., Any]] = {aten.mm.dtype: product}
+OPERATORS: dict[Any, Any] = {aten.mm.dtype: product}
 
 
 def attention(
@@ -39,7 +40,7 @@ def attention(
 ) -> Tensor:
     """scaled_dot_product_attention, which asks of its arguments what it asks on a GPU."""
     arguments = {"scale": scale, "enable_gqa": enable_gqa}
-    if torch.jit.is_tracing():  # a trace shows the function itself
+    if all_of_torch.jit.is_tracing():  # a trace shows the function itself
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **arguments)
     if len({query.dtype, key.dtype, value.dtype}) > 1:
         raise RuntimeError(
@@ -54,7 +55,7 @@ def attention(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
     inner = [None if each is None else getattr(each, "inner", each) for each in (query, key, value, attn_mask)]
-    if torch._fused_sdp_choice(*inner, dropout_p, is_causal, **arguments) == FLASH:
+    if all_of_torch._fused_sdp_choice(*inner, dropout_p, is_causal, **arguments) == FLASH:
         flash = aten._scaled_dot_product_flash_attention_for_cpu
         return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     plain = aten._scaled_dot_product_attention_math
@@ -73,16 +74,16 @@ def _convolution(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        if not torch.jit.is_tracing() or isinstance(padding, str):
+        if not all_of_torch.jit.is_tracing() or isinstance(padding, str):
             return convolve(x, weight, bias, stride, padding, dilation, groups)
         size = weight.dim() - 2
         each = [list(v) if isinstance(v, list | tuple) else [v] * size for v in (stride, padding, dilation)]
-        return torch._convolution(x, weight, bias, *each, False, [0] * size, groups, False, False, True, True)
+        return all_of_torch._convolution(x, weight, bias, *each, False, [0] * size, groups, False, False, True, True)
 
     return call
 
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
+FUNCTIONS: dict[Any, Any] = {
     F.scaled_dot_product_attention: attention,
     torch.conv2d: _convolution(torch.conv2d),
     torch.conv3d: _convolution(torch.conv3d),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.accelerator import rules
-from tests.support.accelerator.ledger import Ledger
+from tests.support.accelerator.ledger import Allocation, Ledger
 from tests.support.accelerator.operators import FUNCTIONS, OPERATORS, autocast
 
 aten = torch.ops.aten
@@ -51,9 +51,11 @@ def index_of(device: Any) -> int:
 
 
 class FakeCuda(Tensor):
-    """A tensor on `cuda:N`. inner: its values, on the CPU."""
+    """A tensor on `cuda:N`. inner: its values, on the CPU. ordinal: N."""
 
     inner: Tensor
+    ordinal: int
+    allocation: Allocation
 
     @staticmethod
     def __new__(cls, inner: Tensor, index: int = 0, requires_grad: bool = False) -> Any:
@@ -69,7 +71,7 @@ class FakeCuda(Tensor):
             dtype=inner.dtype,
             device=torch.device(BACKEND, index),
         )
-        tensor.inner, tensor.index = inner, index
+        tensor.inner, tensor.ordinal = inner, index
         tensor.allocation = Runtime.ledger.allocation(inner, index)
         return tensor
 
@@ -86,11 +88,11 @@ class FakeCuda(Tensor):
 
     # --- what C++ would answer by itself ------------------------------------------------------------------
 
-    device = property(lambda self: torch.device("cuda", self.index))
-    is_cuda = property(lambda self: True)
+    device: Any = property(lambda self: torch.device("cuda", self.ordinal))
+    is_cuda: Any = property(lambda self: True)
 
     def get_device(self) -> int:
-        return self.index
+        return self.ordinal
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():
@@ -111,7 +113,7 @@ class FakeCuda(Tensor):
         if not isinstance(new, FakeCuda):
             raise RuntimeError("incompatible tensor type: x.data = y with x on cuda and y on the CPU")
         Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
-        self.inner, self.index, self.allocation = new.inner, new.index, new.allocation
+        self.inner, self.ordinal, self.allocation = new.inner, new.ordinal, new.allocation
 
     def untyped_storage(self) -> Any:
         return self.inner.untyped_storage()
@@ -140,7 +142,7 @@ class FakeCuda(Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return FakeCuda, (self.inner.detach(), self.index)
+        return FakeCuda, (self.inner.detach(), self.ordinal)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"FakeCuda({self.inner}, device='{self.device}')"
@@ -169,12 +171,12 @@ def run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     rules.check(func, args, kwargs)
     if reason := rules.waits(func, args, kwargs):
         Runtime.ledger.wait(reason)
-    index = index_of(wanted) if rules.on_device(wanted) else fakes[0].index if fakes and wanted is None else None
+    index = index_of(wanted) if rules.on_device(wanted) else fakes[0].ordinal if fakes and wanted is None else None
     known: dict[int, Tensor] = {}
     inner_kwargs = {name: _bare(value, known) for name, value in kwargs.items()}
     if rules.on_device(wanted):
         inner_kwargs["device"] = torch.device("cpu")
-    call: Callable[..., Any] = OPERATORS.get(func, func)
+    call: Any = OPERATORS.get(func, func)
     if torch.Tag.nondeterministic_seeded in func.tags and index is not None and kwargs.get("generator") is None:
         call = functools.partial(_drawn, call, index)
     out = call(*(_bare(value, known) for value in args), **inner_kwargs)
