@@ -19,6 +19,9 @@ COMMANDS: list[list[Any]] = [
     ["gate", DEMO, DEMO],
     ["gate", DEMO, DEMO, "--json"],
     ["results", "ls", "--results", ROOT / "results"],
+    ["status", ROOT / "results"],
+    ["list", "methods"],
+    ["sweep", "geometry-mini", "--dry-run"],
     ["export", "--help"],
     ["--version"],
 ]
