@@ -21,6 +21,9 @@ COMMANDS: list[list[Any]] = [
     ["compare", DEMO, DEMO],
     ["recommend", "--budget", "0.5", "--scope", "vision", "--results", DEMO],
     ["results", "ls", "--results", ROOT / "results"],
+    ["status", ROOT / "results"],
+    ["list", "methods"],
+    ["sweep", "geometry-mini", "--dry-run"],
     ["export", "--help"],
     ["--version"],
 ]
