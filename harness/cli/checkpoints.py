@@ -37,6 +37,10 @@ def prune(
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, new or empty.")],
     scope: Annotated[Scope, typer.Option(help="Which blocks the budget is about.")] = "vision",
+    units: Annotated[
+        str | None,
+        typer.Option(help="What is removed: both, heads, ffn, layers or ffn+layers; by default all it ranks."),
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value of the method; may be given again.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Calibration task, parquet file or folder; may be given again.")
@@ -64,6 +68,7 @@ def prune(
         share,
         currency=currency,
         scope=scope,
+        units=units,
         options=pairs(option, "--option"),
         tasks=data or (),
         samples=samples,

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.types import (
     TOLERANCE,
@@ -47,10 +48,25 @@ class Item:
     def full(self) -> float:
         return self.count * self.unit
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """The numbers of units that may stay, from all of them downwards."""
         return [self.count, *(n for n in range(self.count - 1, 0, -1) if n % self.step == 0)]
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """See `_ladder`. It is cached, because a mixture cuts the same items at several costs."""
+        return _ladder(self)
+
+    @cached_property
+    def steps(self) -> list[tuple[float, int]]:
+        """The corners of the ladder's hull: damage per cost saved on the way to each, and its rung."""
+        steps, slope = [], -math.inf
+        for a, b in itertools.pairwise(hull(self.ladder)):
+            # Rounding may let nearly equal slopes fall; a later corner must not come first.
+            slope = max(slope, (self.ladder[b][1] - self.ladder[a][1]) / (self.ladder[a][0] - self.ladder[b][0]))
+            steps.append((slope, b))
+        return steps
 
     def option_cost(self, option: Option) -> float:
         return option.token_macs * self.tokens + self.products
@@ -191,16 +207,10 @@ def _places(pool: Sequence[Item]) -> list[Ladder]:
 
 def _trade(items: list[Item], target: float) -> Parts:
     """Cut the least damage per multiply-add first until the target is met, then give back what best fills the gap."""
-    ladders = [_ladder(item) for item in items]
+    ladders = [item.ladder for item in items]
     rungs = [0] * len(items)
     total = sum(ladder[0][0] for ladder in ladders)
-    steps = []
-    for place, ladder in enumerate(ladders):
-        slope = -math.inf
-        for a, b in itertools.pairwise(hull(ladder)):
-            # Rounding may let nearly equal slopes fall; a later corner must not come first.
-            slope = max(slope, (ladder[b][1] - ladder[a][1]) / (ladder[a][0] - ladder[b][0]))
-            steps.append((slope, place, b))
+    steps = ((slope, place, rung) for place, item in enumerate(items) for slope, rung in item.steps)
     for _, place, rung in sorted(steps):
         if total <= target:
             break

@@ -56,6 +56,20 @@ def test_a_bad_out_is_refused_before_the_work(
         refused(call(*words), f"folder {tmp_path / name.removesuffix('/below')}: ")
 
 
+def test_prune_takes_kinds_of_units(call: Call, pruned: list[Any], tmp_path: Path) -> None:
+    """Any that the method ranks; by default all of them."""
+    words = ["random_layers" if word == "magnitude" else word for word in pruned]
+    words = [*words, "--scope", "all"]
+    for units, kinds in (("layers", {"layers"}), ("ffn+layers", {"ffn", "layers"})):
+        done = call(*words, "--units", units, "--out", tmp_path / units)
+        assert done.code == 0, done.err
+        plan = json.loads((tmp_path / units / "plan.json").read_text())["plan"]
+        assert {kind for parts in plan["blocks"].values() for kind in parts} <= kinds
+        assert {"layers": []} in plan["blocks"].values()
+    refused(call(*pruned, "--units", "layers", "--out", tmp_path / "none"), "magnitude ranks heads, ffn only")
+    refused(call(*pruned, "--units", "layer", "--out", tmp_path / "none"), "units: unknown kind of units 'layer'")
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(pruned: list[Any], tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     code = (

@@ -11,7 +11,7 @@ import pyarrow
 
 from harness.records.record import Code, Contestant, Cost, Failure, Record, write
 from harness.records.schema import DESCRIBED
-from harness.types import Trial, Tuning, regime
+from harness.types import Plan, Trial, Tuning, regime
 
 TASKS = ("mini_gqa", "mini_textvqa", "mini_vqav2")
 PER_IMAGE = 3  # questions
@@ -69,6 +69,7 @@ def put(
     data: str = "d",
     error: str = "",
     revision: str = "a",
+    plan: Plan | None = None,
     **trial: Any,
 ) -> Path:
     """Write the record of a trial; without scores it measured no accuracy, with an error it failed."""
@@ -88,6 +89,7 @@ def put(
         trial=asked,
         contestant=contestant,
         error=Failure("MemoryError", error) if error else None,
+        plan=plan,
         metrics={} if error else metrics,
         cost=Cost(total_s=1.0),
         env=env,
