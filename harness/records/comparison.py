@@ -31,6 +31,8 @@ class Setting:
     def __str__(self) -> str:
         questions = self.questions
         values = {"model": self.model, "tasks": list(questions.tasks), "split": questions.split}
+        if questions.image_conversion != "viewer":
+            values["image_conversion"] = questions.image_conversion
         return pairs(values | {"limit": questions.limit, "dtype": self.dtype} | self.loading.content())
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from harness.pictures import as_shown
 from harness.reference.model import MERGE, PATCH, SUFFIX
 from harness.reference.questions import ask
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg, objects_scene, render, text_scene
@@ -108,7 +109,7 @@ class Packer:
 
     def pack(self, examples: Sequence[Example], suffix: Sequence[bool]) -> dict[str, Any]:
         """A batch: ids, labels (n, length), positions (3, n, length), patches, grid, cell targets and the layout."""
-        images = self.processor.image_processor(images=[e.image.convert("RGB") for e in examples], return_tensors="pt")
+        images = self.processor.image_processor(images=[as_shown(e.image) for e in examples], return_tensors="pt")
         tokenizer = self.processor.tokenizer
         starts, cells, replies = [], [], []
         for example, (_, high, wide), suffixed in zip(examples, images["image_grid_thw"].tolist(), suffix, strict=True):

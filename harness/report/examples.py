@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from harness import tasks
+from harness.pictures import UNREADABLE, as_shown, opened, special
 from harness.records.comparison import terms
 from harness.records.record import Record
 from harness.report.samples import Samples
-from harness.tasks import data
+from harness.tasks import truths
 from harness.tasks.catalogue import ParquetSet
 from harness.text import plain, shorten
 from harness.types import InputError
@@ -38,8 +38,9 @@ TEXT = 200  # maximal characters of a question or an answer
 SIDE, WHOLE = 128, 6 << 10  # pixels per side of a shrunken image; bytes up to which an image stays as it is
 IMAGES = 1_500_000  # maximal characters of all images of a page together
 SETS = 256 << 20  # maximal bytes of a question file that is read for its images
-COLUMNS = ("question_id", "answer", "score")
-FORMATS = ("PNG", "JPEG", "WEBP")
+IDS = ["question_id", "image_id"]  # both together identify a question of a task
+COLUMNS = (*IDS, "answer", "score")
+FORMATS = ("PNG", "JPEG", "WEBP")  # in which an image may stay as it is
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,15 @@ class Examples:
     images: list[str] = field(default_factory=list)
 
 
+Name = tuple[str, str, str]  # the task and the ids of a question and its image
+
+
 class _Used(NamedTuple):
-    """A shown question: the number of trials that flip it, the dense record, its task and id."""
+    """A shown question: the number of trials that flip it, the dense record, and its name."""
 
     trials: int
     dense: Record
-    task: str
-    id: str
+    name: Name
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ def find(samples: Samples, records: Sequence[Record]) -> Examples:
         dense = next((record for record in group if record.trial.method == "none"), None)
         if dense is None or (table := samples.read(dense, [*COLUMNS, "task"])) is None:
             continue
-        names = list(zip(table["task"].to_pylist(), table["question_id"].to_pylist(), strict=True))
+        names = list(zip(*(table[column].to_pylist() for column in ("task", *IDS)), strict=True))
         trials = {}
         for record in group:
             if record is not dense and (trial_table := samples.read(record, COLUMNS)) is not None:
-                if trial_table["question_id"].equals(table["question_id"]):
+                if trial_table.select(IDS).equals(table.select(IDS)):
                     trials[record.id] = _answers(trial_table)
                 else:
                     samples.leave_out(record, "asks other questions than the dense trial")
@@ -116,7 +119,7 @@ def _compare(
     used: list[_Used],
     dense: Record,
     base: _Answers,
-    names: list[tuple[str, str]],
+    names: list[Name],
     trials: Mapping[str, _Answers],
 ) -> None:
     """Add the flips of one setting's trials to the examples."""
@@ -132,8 +135,9 @@ def _compare(
         for i in map(int, (*lost[:LOST], *gained[:GAINED])):
             if i not in places:
                 places[i] = len(examples.questions)
-                examples.questions.append({"task": plain(names[i][0]), "id": plain(names[i][1])})
-                used.append(_Used(int(often[i]), dense, *names[i]))
+                task, question, image = map(plain, names[i])
+                examples.questions.append({"task": task, "id": question, "image_id": image})
+                used.append(_Used(int(often[i]), dense, names[i]))
             shown.append((places[i], bool(base.right[i]), base.text(i), answers.text(i)))
         examples.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
 
@@ -164,13 +168,13 @@ def _illustrate(examples: Examples, used: Sequence[_Used]) -> None:
         records[question.dense.id] = question.dense
     pictures: dict[int, bytes] = {}
     for id, places in sorted(places_of.items()):
-        rows = {(used[place].task, used[place].id): place for place in places}
+        rows = {used[place].name: place for place in places}
         for key, question, truth, picture in _rows(records[id], set(rows)):
             place = rows[key]
             examples.questions[place] |= {"text": _text(question), "truth": [_text(answer) for answer in truth]}
             pictures[place] = picture
     room, image_places = IMAGES, {}
-    for place in sorted(pictures, key=lambda place: (-used[place].trials, used[place].task, used[place].id)):
+    for place in sorted(pictures, key=lambda place: (-used[place].trials, used[place].name)):
         digest = hashlib.sha256(pictures[place]).digest()
         if digest not in image_places:
             uri = _thumbnail(pictures[place])
@@ -182,8 +186,8 @@ def _illustrate(examples: Examples, used: Sequence[_Used]) -> None:
         examples.questions[place]["image"] = image_places[digest]
 
 
-def _rows(record: Record, keys: set[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str, list[str], bytes]]:
-    """The questions with these (task, id) keys, their answers, most common first, and their encoded image.
+def _rows(record: Record, names: set[Name]) -> Iterable[tuple[Name, str, list[str], bytes]]:
+    """The questions with these names, their answers, most common first, and their encoded image.
 
     Yields nothing if the files are not local, too large, or changed since the record.
     """
@@ -198,29 +202,27 @@ def _rows(record: Record, keys: set[tuple[str, str]]) -> Iterable[tuple[tuple[st
             return
         for question_set in local:
             table = question_set.source(questions.split, questions.limit).read()
-            for row, id in enumerate(table["question_id"].to_pylist()):
-                if (question_set.name, id) in keys:
+            for row, ids in enumerate(zip(*(table[column].to_pylist() for column in IDS), strict=True)):
+                name = (question_set.name, *ids)
+                if name in names:
                     doc = table.slice(row, 1).to_pylist()[0]
-                    truth = data.texts(doc)
-                    truth = sorted(set(truth), key=lambda answer: (-truth.count(answer), answer))
-                    yield (question_set.name, id), doc["question"], truth[:3], doc["image"]["bytes"]
+                    truth = truths.ranked(truths.texts(doc), truths.normal(doc))
+                    yield name, doc["question"], truth[:3], doc["image"]["bytes"]
     except InputError as error:
         log.warning(f"no example questions: {error}")
 
 
 def _thumbnail(content: bytes) -> str | None:
-    """An image as a data URI, unchanged if it is small; None if it cannot be decoded."""
+    """An image as the model saw it, as a data URI, unchanged if it is small; None if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            kind = str(image.format).lower()
+        with opened(content) as image:
+            kind = str(image.format)
             image.draft("RGB", (SIDE, SIDE))
-            if len(content) > WHOLE:
-                image = image.convert("RGB")
-                image.thumbnail((SIDE, SIDE))
-                image.save(buffer := io.BytesIO(), "JPEG", quality=80)
-                kind, content = "jpeg", buffer.getvalue()
-            else:
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            shown = as_shown(image)
+            if len(content) > WHOLE or kind not in FORMATS or special(image):
+                shown.thumbnail((SIDE, SIDE))
+                shown.save(buffer := io.BytesIO(), "JPEG", quality=80)
+                kind, content = "JPEG", buffer.getvalue()
+    except UNREADABLE:
         return None
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"

@@ -71,9 +71,9 @@ class Total:
 
 
 class _Scores(NamedTuple):
-    ids: pa.ChunkedArray  # ids of the questions
-    questions: list[tuple[str, str]]  # (task, question)
-    images: list[tuple[str, str]]
+    ids: pa.Table  # of the questions and their images
+    tasks: list[str]
+    images: list[tuple[str, str]]  # (task, image)
     score: np.ndarray
 
 
@@ -184,7 +184,7 @@ def _intervals(
     if reference is None or not columns:
         return {}
     table = np.column_stack([column for budget_scores in columns.values() for column in budget_scores])
-    strata = [task for task, _ in reference.questions]
+    strata = reference.tasks
     points = [fronts[curve][0] for curve in columns]
     volumes = hypervolume_intervals(points, table, reference.images, strata, floor, resamples=RESAMPLES)
     return {
@@ -197,8 +197,8 @@ def _intervals(
 def _read(samples: Samples, record: Record, reference: _Scores | None) -> _Scores | None:
     """The stored scores of a trial; None if they are unusable or answer other questions."""
     # Most of the time would go into text columns, so read only the needed ones.
-    ids = ("question_id",) if reference else ("task", "question_id", "image_id")
-    table = samples.read(record, (*ids, "score"))
+    ids = ["question_id", "image_id"]
+    table = samples.read(record, (*ids, "score") if reference else (*ids, "score", "task"))
     if table is None:
         return None
     # to_numpy of the column would take longer than reading it.
@@ -206,10 +206,9 @@ def _read(samples: Samples, record: Record, reference: _Scores | None) -> _Score
     if not np.isfinite(score).all():
         samples.leave_out(record, "a score is not finite")
     elif reference is None:
-        task, question, image = (table[name].to_pylist() for name in ids)
-        keys = list(zip(task, question, strict=True)), list(zip(task, image, strict=True))
-        return _Scores(table["question_id"], *keys, score)
-    elif not table["question_id"].equals(reference.ids):
+        task, image = table["task"].to_pylist(), table["image_id"].to_pylist()
+        return _Scores(table.select(ids), task, list(zip(task, image, strict=True)), score)
+    elif not table.select(ids).equals(reference.ids):
         samples.leave_out(record, "asks other questions than trials of the same panel")
     else:
         return reference._replace(score=score)

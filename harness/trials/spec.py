@@ -20,6 +20,7 @@ from harness import families, registry, tasks
 from harness.types import (
     CalibrationSpec,
     Currency,
+    ImageConversion,
     InputError,
     LatencySpec,
     Loading,
@@ -80,6 +81,7 @@ class Board(_Strict):
     tasks: tuple[str, ...] = Field(min_length=1)
     split: str = "validation"
     limit: Count | None = None
+    image_conversion: ImageConversion = "viewer"  # how images become RGB; see `types.ImageConversion`
     metrics: tuple[str, ...] = Field(("flops", "latency", "accuracy"), min_length=1)
     # Models to score with blank and shuffled images too: none (false), dense (true), or dense and these budgets.
     floors: bool | tuple[Fraction, ...] = True
@@ -100,7 +102,7 @@ class Board(_Strict):
 
     @property
     def questions(self) -> Questions:
-        return Questions(self.tasks, self.split, self.limit)
+        return Questions(self.tasks, self.split, self.limit, self.image_conversion)
 
     @property
     def loading(self) -> Loading:
