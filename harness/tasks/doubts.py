@@ -29,7 +29,8 @@ class Doubts:
     """Collects what is doubtful: a line per kind, with the first row in full and the number of others."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, list[str]] = {}  # kind -> the first row and what is doubtful there, then other rows
+        self._lines: dict[str, str] = {}  # kind -> the first row and what is doubtful there
+        self._rows: dict[str, tuple[str, int]] = {}  # kind -> the last such row, and their number
         self._pictures: dict[bytes, dict[str, str]] = {}  # hash of an image's bytes -> what is doubtful by kind
         self._names: dict[bytes, str] = {}  # hash of an image's bytes -> its id
         self._named: dict[str, bytes] = {}  # id of an image -> the hash of its bytes
@@ -89,11 +90,14 @@ class Doubts:
                 self._add("names", where, f"image '{name}' is also '{self._names[digest]}'; intervals take it for two")
 
     def _add(self, kind: str, where: str, detail: str) -> None:
-        self._kinds.setdefault(kind, []).append(where if kind in self._kinds else f"{where}: {detail}")
+        self._lines.setdefault(kind, f"{where}: {detail}")
+        last, number = self._rows.get(kind, ("", 0))
+        self._rows[kind] = (where, number + (where != last))
 
     def lines(self) -> list[str]:
         """The lines, in the order of their first rows."""
-        return [first + (f" ({len(others)} more rows)" if others else "") for first, *others in self._kinds.values()]
+        more = {kind: number - 1 for kind, (_, number) in self._rows.items()}
+        return [line + (f" ({more[kind]} more rows)" if more[kind] else "") for kind, line in self._lines.items()]
 
 
 def _oddities(image: Image.Image) -> dict[str, str]:

@@ -68,7 +68,7 @@ def lay(root: Path, task: str, images: int = 6, change: Change = lambda made: No
 @pytest.mark.parametrize("task", SETS)
 def test_a_sound_folder_is_counted(tmp_path: Path, task: str) -> None:
     name = lay(tmp_path, task)
-    expected = {"path": str(tmp_path / task), "rows": 18, "images": 6, "form": task}
+    expected = {"path": str(tmp_path / task), "rows": 18, "images": 6, "form": task, "warnings": []}
     assert tasks.check(name) == expected
     tasks.require(asked([name], "validation"))
     if task == "vqav2_val":
@@ -76,7 +76,9 @@ def test_a_sound_folder_is_counted(tmp_path: Path, task: str) -> None:
             tasks.require(asked([name], "calibration"), 4)
     else:
         tasks.require(asked([name], "calibration"), 18)
-        with pytest.raises(InputError, match=r"task .* must supply 19 of the 19 samples, .*'calibration' has only 18$"):
+        with pytest.raises(
+            InputError, match=r"task .* must supply 19 of the 19 samples, .*'calibration' has only 18; set "
+        ):
             tasks.require(asked([name], "calibration"), 19)
 
 
@@ -188,7 +190,8 @@ def test_data_check_says_counts_and_floor(call: Call, tmp_path: Path) -> None:
     done = call("data", "check", lay(tmp_path, "gqa"), "--json")
     assert done.code == 0, done
     assert json.loads(done.out) == {
-        "path": str(tmp_path / "gqa"), "rows": 18, "images": 6, "form": "gqa", "majority": 0.3333
+        "path": str(tmp_path / "gqa"), "rows": 18, "images": 6, "form": "gqa", "majority": 0.3333, "warnings": [],
+        "splits": {"validation": 18, "dev": 0, "calibration": 18},
     }  # fmt: skip
     refused(call("data", "check", "textvqa_val"), "textvqa_val@FOLDER")
 
