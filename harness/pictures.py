@@ -10,7 +10,7 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none for which PIL starts another program
 DEEPEST = 65535  # white of a 16-bit grey
@@ -20,7 +20,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Im
 
 def opened(content: bytes) -> Image.Image:
     """The first picture in these bytes, not decoded yet. Raises UNREADABLE for bytes of another format."""
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
 
 
 def whole(content: bytes) -> Image.Image:

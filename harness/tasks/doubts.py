@@ -9,6 +9,7 @@ doubts.lines()
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -109,8 +110,10 @@ def _oddities(image: Image.Image) -> dict[str, str]:
     elif min(width, height) < SMALLEST:
         odd["small"] = f"an image of {width}x{height} pixels: some processors refuse it, and none sees much"
     if pictures.special(image):
-        shown, stock = pictures.as_shown(image), image.convert("RGB")
-        if ImageChops.difference(shown, stock).getbbox():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of what lmms-eval does
+            stock = image.convert("RGB")
+        if ImageChops.difference(pictures.as_shown(image), stock).getbbox():
             what = "16 bits" if pictures.deep(image) else "transparent parts"
             odd["shown"] = f"an image with {what}: shown as in a viewer; lmms-eval differs (image_conversion: stock)"
     return odd
