@@ -42,11 +42,12 @@ class Doubts:
         if token := TOKEN.search(doc["question"]):
             self._add("token", where, f"the question holds {token[0]}; a model to which that is a token refuses it")
         if "answers" in doc and len(answers) < OFFICIAL:
+            number = f"{len(answers)} annotators" if len(answers) > 1 else "one annotator"
             self._add(
                 "few",
                 where,
-                f"{len(answers)} answers, where official sets have {OFFICIAL}: the score counts annotators who agree,"
-                " so it is not comparable with theirs",
+                f"{number}, where official sets have {OFFICIAL}: the score counts those who agree, so it is not"
+                " comparable with theirs",
             )
         for answer in answers:
             if not form(answer).strip():

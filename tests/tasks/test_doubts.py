@@ -34,8 +34,8 @@ DOUBTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a space": ("mini_gqa", {"answer": "red "}, "the answer 'red ' cannot score"),
     "a line": ("mini_gqa", {"answer": "dark\nred"}, "the answer 'dark\\nred' cannot score"),
     "a long answer": ("mini_gqa", {"answer": " ".join(["very"] * 17)}, "an answer of 17 words cannot score"),
-    "one annotator": ("mini_textvqa", {"answers": ["red"]}, "1 answers, where official sets have 10"),
-    "nine annotators": ("mini_vqav2", {"answers": numbered(*["red"] * 9)}, "9 answers, where official sets have 10"),
+    "one annotator": ("mini_textvqa", {"answers": ["red"]}, "one annotator, where official sets have 10"),
+    "nine annotators": ("mini_vqav2", {"answers": numbered(*["red"] * 9)}, "9 annotators, where official sets have 10"),
     "an image token": ("mini_textvqa", {"question": "What is <image>?"}, "the question holds <image>"),
     "another image token": ("mini_gqa", {"question": "<|image_pad|> ?"}, "the question holds <|image_pad|>"),
     "an end token": ("mini_vqav2", {"question": "Yes</s>"}, "the question holds </s>"),
@@ -81,7 +81,7 @@ def test_many_rows_of_a_kind_are_one_line(tmp_path: Path, call: Call) -> None:
     ]
     path = write_parquet(tmp_path / "a.parquet", rows)
     few, empty = tasks.check(path)["warnings"]
-    assert few.startswith(f"{path}: row 0: 1 answers") and few.endswith("(14 more rows)")
+    assert few.startswith(f"{path}: row 0: one annotator") and few.endswith("(14 more rows)")
     assert empty.startswith(f"{path}: row 0: the answer 'a' is empty") and "more rows" not in empty
     done = call("data", "check", path)
     assert done.code == 0 and done.out.count("warning: ") == 2 and few in done.out, done
@@ -95,7 +95,7 @@ def test_a_folder_shows_a_line_a_file_and_their_doubts(tmp_path: Path, call: Cal
         write_parquet(tmp_path / "set" / f"{split}.parquet", rows)
     lines = call("data", "check", tmp_path / "set").out.splitlines()
     assert len(lines) == 4 and all("rows=6, images=2" in line for line in lines if not line.startswith("warning"))
-    assert lines[2].startswith("warning: ") and "dev.parquet: row 0: 1 answers" in lines[2]
+    assert lines[2].startswith("warning: ") and "dev.parquet: row 0: one annotator" in lines[2]
 
 
 def test_too_few_images_for_an_interval_are_named(tmp_path: Path, call: Call) -> None:
