@@ -108,7 +108,7 @@ def _measured(trial: Trial, record: Record | None) -> str:
 def _rows(record: Record) -> str:
     content = record.trial.content()
     shown = {key: content[key] for key in ("model", "method", "options", "scope", "units", "budget", "seed", "dtype")}
-    shown |= {key: content[key] for key in ("currency", "align") if key in content}
+    shown |= {key: content[key] for key in ("currency", "align", "image_conversion") if key in content}
     shown |= {"regime": record.contestant.regime, "tuning": content.get("recovery", "none")}
     shown |= {"calibration": content["calibration"], "reference input": content["reference_input"]}
     shown["versions"] = record.env["packages"]

@@ -18,3 +18,4 @@ from harness.families._loading import save as save
 from harness.families._names import family as family
 from harness.families._names import names as names
 from harness.families._prompts import encode as encode
+from harness.families._prompts import refuse_tokens as refuse_tokens

@@ -32,10 +32,8 @@ def encode(
     the processor refuses. `places` name the questions in these errors, for example by file and row.
     """
     names = places or [f"question {text!r:.80}" for text in texts]
-    tokens = _tokens(processor)
-    for name, *held in zip(names, texts, answers or texts, strict=True):
-        if token := next((token for text in held for token in tokens if token in text), None):
-            raise InputError(f"{name}: holds {token!r}, which this model reads as a token; word it without that")
+    refuse_tokens(processor, texts, names)
+    refuse_tokens(processor, answers or (), names)
     try:
         return _encode(processor, images, texts, answers, device)
     except (ValueError, ArithmeticError) as error:
@@ -49,11 +47,14 @@ def encode(
         raise
 
 
-def _tokens(processor: Any) -> list[str]:
-    """The texts that the tokenizer reads as one token with a meaning of its own."""
+def refuse_tokens(processor: Any, texts: Sequence[str], names: Sequence[str]) -> None:
+    """Raise InputError if a text holds what the tokenizer reads as one token with a meaning of its own."""
     tokenizer = processor.tokenizer
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return [*special, *tokenizer.all_special_tokens, *filter(None, [getattr(processor, "image_token", None)])]
+    tokens = [*special, *tokenizer.all_special_tokens, *filter(None, [getattr(processor, "image_token", None)])]
+    for name, text in zip(names, texts, strict=False):
+        if token := next((token for token in tokens if token in text), None):
+            raise InputError(f"{name}: holds {token!r}, which this model reads as a token; word it without that")
 
 
 def _encode(

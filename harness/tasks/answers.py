@@ -134,7 +134,8 @@ def _table(suite: Suite, scored: Mapping[str, Sequence[tuple[int, str, float]]])
     columns: dict[str, list[Any]] = {name: [] for name in ("task", "question_id", "image_id", "answer", "score")}
     for task, rows in scored.items():
         for doc, answer, score in rows:
-            row = (task, suite.question_ids[task][doc], suite.image_ids[task][doc], answer, score)
+            loaded = suite.sets[task]
+            row = (task, loaded.question_ids[doc], loaded.image_ids[doc], answer, score)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return pa.table(columns)
@@ -151,7 +152,7 @@ def samples(questions: Questions, number: int, seed: int) -> list[Sample]:
     suite = loaded_suite(questions)
     turns: list[list[tuple[str, int]]] = []
     for place, task in enumerate(questions.tasks):
-        ids = list(zip(suite.image_ids[task], suite.question_ids[task], strict=True))
+        ids = list(zip(suite.sets[task].image_ids, suite.sets[task].question_ids, strict=True))
         share = share_of(number, questions, place, len(ids))
         order = sorted(range(len(ids)), key=lambda i: (sha256(repr((seed, *ids[i])).encode()).digest(), i))
         turns.append([(task, i) for i in order[:share]])
@@ -162,12 +163,12 @@ def samples(questions: Questions, number: int, seed: int) -> list[Sample]:
 def _sample(suite: Suite, task: str, row: int) -> Sample:
     from harness.tasks.adapter import read
 
-    loaded = suite.tasks[task]
-    doc = loaded.eval_docs[row]
-    images, question = read(loaded.doc_to_messages(doc), task)
+    loaded = suite.sets[task]
+    doc = loaded.task.eval_docs[row]
+    images, question = read(loaded.task.doc_to_messages(doc), task)
     if len(images) != 1:
         raise InputError(f"{suite.where(task, row)} has {len(images)} images; calibration needs 1")
-    return Sample(images[0], question, most_common(doc), suite.question_ids[task][row], suite.where(task, row))
+    return Sample(images[0], question, most_common(doc), loaded.question_ids[row], suite.where(task, row))
 
 
 # --- loaded questions -------------------------------------------------------------------------------------
@@ -220,10 +221,5 @@ def _load(questions: Questions, images: ImageConversion | None) -> Suite:
     for name in questions.tasks:
         if questions.tasks.count(name) > 1:
             raise InputError(f"task '{name}': named twice; name it once")
-    loaded = {name: question_set(name).load(questions.split, questions.limit, images) for name in questions.tasks}
-    return suite.Suite(
-        {name: question_data.task for name, question_data in loaded.items()},
-        {name: question_data.question_ids for name, question_data in loaded.items()},
-        {name: question_data.image_ids for name, question_data in loaded.items()},
-        {name: question_data.places for name, question_data in loaded.items() if question_data.places},
-    )
+    split, limit = questions.split, questions.limit
+    return suite.Suite({name: question_set(name).load(split, limit, images) for name in questions.tasks})

@@ -89,8 +89,8 @@ class ParquetSet(QuestionSet):
         if not self.shipped:
             data.check(self.path)
         source = self.source(split, limit)
-        places = tuple(f"{source.path}: row {row}" for row in source.indices)
-        return Loaded(suite.local(source, split, images), source.question_ids, source.image_ids, places)
+        task = suite.local(source, split, images)
+        return Loaded(task, source.question_ids, source.image_ids, source.path, source.indices)
 
     def fingerprint(self, split: str, limit: int | None, loaded: Callable[[], Loaded]) -> str:
         source = self.source(split, limit)

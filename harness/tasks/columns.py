@@ -30,7 +30,7 @@ IMAGE_IDS = ("image_id", "imageId")
 def parquet(path: Path) -> pq.ParquetFile:
     """The opened file. Raises InputError if it is no parquet file or has no rows."""
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # pages as needed, not the file ahead
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
     groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
@@ -76,7 +76,7 @@ def image_column(schema: pa.Schema) -> str | None:
 def rows(
     file: pq.ParquetFile, path: Path, columns: Sequence[str], only: Collection[int] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the values of each row, or of `only` these rows; memory holds one batch of rows.
+    """The number and the values of each row, or of `only` these rows; memory holds a few pages of the file.
 
     Texts and ids are str, an image is {bytes, path}, answers are a list of str or of dicts with a str `answer`; a null
     is None. Raises InputError for a damaged file, for bytes that are no text, and for an id that is null or empty.

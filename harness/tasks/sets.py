@@ -14,13 +14,19 @@ from harness.types import ImageConversion
 class Loaded:
     """A loaded set: lmms-eval's task object, and in the same order the ids of its questions and of their images.
 
-    Image id and question id together identify a question of a task. `places`: the file and row of each question.
+    Image id and question id together identify a question of a task. `file`, `rows`: where they stand, if in one file.
     """
 
     task: Any
     question_ids: tuple[str, ...]
     image_ids: tuple[str, ...]
-    places: tuple[str, ...] = ()
+    file: Path | None = None
+    rows: tuple[int, ...] = ()
+
+    def where(self, task: str, doc: int) -> str:
+        """What identifies a question in an error."""
+        ids = f"question {self.question_ids[doc]} of image {self.image_ids[doc]}"
+        return f"{self.file}: row {self.rows[doc]} ({ids})" if self.rows else f"task {task}: {ids}"
 
 
 @dataclass(frozen=True)

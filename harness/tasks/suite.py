@@ -1,6 +1,6 @@
 """lmms-eval's task objects over our question sets, and the only call of its evaluator.
 
-suite = Suite({"t": local(source, "dev")}, {"t": source.question_ids}, {"t": source.image_ids})
+suite = Suite({"t": Loaded(local(source, "dev"), source.question_ids, source.image_ids)})
 answers = suite.run(Adapter(vlm, encoded=suite.encoded))["t"]
 """
 
@@ -130,19 +130,22 @@ def _rows(asked: OfficialSet, split: str, images: bool = False) -> tuple[Any, st
 
 @dataclass
 class Suite:
-    """Loaded tasks, and per task the question and image ids of its documents, and their files and rows if known."""
+    """Loaded question sets by task, and the model inputs that were made of them."""
 
-    tasks: dict[str, Any]
-    question_ids: dict[str, tuple[str, ...]]
-    image_ids: dict[str, tuple[str, ...]]
-    places: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sets: dict[str, Loaded]
     encoded: Encoded = field(default_factory=Encoded)
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        return {name: loaded.task for name, loaded in self.sets.items()}
+
+    @property
+    def image_ids(self) -> dict[str, tuple[str, ...]]:
+        return {name: loaded.image_ids for name, loaded in self.sets.items()}
 
     def where(self, task: str, doc: int) -> str:
         """What identifies a question in an error."""
-        places = self.places.get(task)
-        ids = f"question {self.question_ids[task][doc]} of image {self.image_ids[task][doc]}"
-        return f"{places[doc]} ({ids})" if places else f"task {task}: {ids}"
+        return self.sets[task].where(task, doc)
 
     def run(self, adapter: lmms) -> dict[str, list[tuple[int, str, float]]]:
         """(document, answer, score) of every question, by task, from lmms-eval's evaluator."""

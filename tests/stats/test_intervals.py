@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,12 @@ from harness.stats import (
 from tests.support.pairs import drawn_pairs, pairs_of, pairs_with_flips, scores_of_pairs
 
 
+def bounds(*given: Any, **how: Any) -> tuple[float, float]:
+    interval = clustered_interval(*given, **how)
+    assert interval is not None
+    return interval
+
+
 def test_one_cluster_has_no_interval():
     assert clustered_interval([0.0, 1.0, 1.0, 0.0], ["a"] * 4) is None
     assert clustered_interval([1.0], ["a"]) is None
@@ -39,7 +46,7 @@ def test_equal_scores_have_no_spread():
 
 def test_independent_scores_agree_with_the_normal_interval():
     scores = np.random.default_rng(1).random(400)
-    lo, hi = clustered_interval(scores, range(400), resamples=5000)
+    lo, hi = bounds(scores, range(400), resamples=5000)
     half = 1.96 * scores.std() / 20
     assert lo == pytest.approx(scores.mean() - half, abs=0.1 * half)
     assert hi == pytest.approx(scores.mean() + half, abs=0.1 * half)
@@ -53,7 +60,7 @@ def test_copies_within_an_image_do_not_narrow_it():
 
 
 def test_strata_count_equally_whatever_their_size():
-    lo, hi = clustered_interval([1.0] * 90 + [0.0] * 10, range(100), strata=["big"] * 90 + ["small"] * 10)
+    lo, hi = bounds([1.0] * 90 + [0.0] * 10, range(100), strata=["big"] * 90 + ["small"] * 10)
     assert (lo, hi) == (0.5, 0.5)
 
 
@@ -83,7 +90,7 @@ def test_covers_the_truth_as_often_as_it_says():
     for seed in range(300):
         ease = random.random(80).repeat(5)
         scores = (random.random(400) < ease).astype(float)
-        lo, hi = clustered_interval(scores, np.arange(80).repeat(5), resamples=300, seed=seed)
+        lo, hi = bounds(scores, np.arange(80).repeat(5), resamples=300, seed=seed)
         held += lo <= 0.5 <= hi
     assert 0.90 <= held / 300 <= 0.99
 

@@ -7,12 +7,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from harness import tasks
-from harness.tasks import data
+from harness.tasks import columns, data
 from harness.types import InputError
 from tests.support.question_files import QUESTIONS, asked, question_rows, write_columns, write_parquet
 
@@ -210,3 +211,17 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path, column: str) -> N
     pq.write_table(table.append_column("note", table["question"]).append_column("note", table["question"]),
                    tmp_path / "b.parquet")  # fmt: skip
     assert tasks.check(tmp_path / "b.parquet")["rows"] == 6, "columns that nobody reads do not matter"
+
+
+@pytest.mark.parametrize("group", [10, 10_000])
+def test_memory_holds_some_pages(tmp_path: Path, group: int) -> None:
+    """It holds the pages that are read, however large the file or its row groups are."""
+    rows, size = 1000, 40_000
+    noise = [{"bytes": np.random.default_rng(row).bytes(size), "path": None} for row in range(rows)]
+    table = pa.table({"image": pa.array(noise, pa.struct(BYTES))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=group, use_dictionary=False, write_batch_size=16)
+    del table, noise
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in columns.rows(columns.parquet(tmp_path / "a.parquet"), tmp_path / "a.parquet", ["image"]):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert 0 < most < rows * size / 2

@@ -188,3 +188,15 @@ def test_an_answer_with_a_token_is_named(tmp_path: Path, tiny: VLM) -> None:
     drawn = tasks.samples(Questions((str(path.parent),), "calibration"), 1, 0)
     with pytest.raises(InputError, match=r"calibration.parquet: row \d+ .*: holds '<\|im_end\|>'"):
         Calibration(tiny, drawn)._encoded()
+
+
+def test_training_refuses_a_question_with_a_token(tmp_path: Path, tiny: VLM) -> None:
+    from harness.reference.packing import ExampleBatches, Packer
+    from harness.reference.run import read
+
+    rows = question_rows("mini_textvqa", 2)
+    packer = Packer(tiny.processor)
+    assert len(ExampleBatches(packer, 2, "", read(write_parquet(tmp_path / "a.parquet", rows)))[0]["forms"]) == 2
+    rows[4] |= UNFIT["an image token"][0]
+    with pytest.raises(InputError, match=r"question 'What is <\|image_pad\|>\?': holds '<\|image_pad\|>'"):
+        ExampleBatches(packer, 2, "", read(write_parquet(tmp_path / "b.parquet", rows)))
