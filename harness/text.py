@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+TOO_FEW = "too few images"  # stands where an interval would be, if all questions are about one image
 SHOWN = 3  # names of one list that are shown; the others are counted
 
 

@@ -62,8 +62,8 @@ def within(name: str, *places: str) -> bool:
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
-# Who may import whom: a room, and the rooms that it may use. `types`, `text`, `files` and `progress` are open to all.
-OPEN = {"types", "text", "files", "progress"}
+# Who may import whom: a room, and the rooms that it may use. What is OPEN serves all.
+OPEN = {"types", "text", "files", "pictures", "progress"}
 ROOMS: dict[str, set[str]] = {
     "registry": set(),
     "stats": set(),

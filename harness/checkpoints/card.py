@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.records.record import Record, dig
 from harness.report.tables import CURRENCIES, escape
-from harness.text import plain
+from harness.text import TOO_FEW, plain
 from harness.types import Trial
 
 NOTHING = "–"
@@ -124,7 +124,7 @@ def _measured(trial: Trial, record: Record | None) -> str:
 def _rows(record: Record) -> str:
     content = record.trial.content()
     shown = {key: content[key] for key in ("model", "method", "options", "scope", "units", "budget", "seed", "dtype")}
-    shown |= {key: content[key] for key in ("currency", "align", "shares") if key in content}
+    shown |= {key: content[key] for key in ("currency", "align", "shares", "image_conversion") if key in content}
     shown |= {"regime": record.contestant.regime, "tuning": content.get("recovery", "none")}
     shown |= {"calibration": content["calibration"], "reference input": content["reference_input"]}
     shown["versions"] = record.env["packages"]
@@ -136,7 +136,9 @@ def _interval(result: Mapping[str, Any], key: str) -> str:
     if result.get(key) is None:
         return NOTHING
     text = f"{100 * result[key]:.1f}"
-    return f"{text} ({100 * result['lo']:.1f} to {100 * result['hi']:.1f})" if result.get("lo") is not None else text
+    if result.get("lo") is None:
+        return f"{text} ({TOO_FEW})"
+    return f"{text} ({100 * result['lo']:.1f} to {100 * result['hi']:.1f})"
 
 
 def _plain(text: str) -> str:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from harness import registry
 from harness.cli.screen import out, status
 from harness.cli.shared import Json, method_names
+from harness.text import TOO_FEW, plain
 from harness.types import InputError
 
 Thing = Literal["methods", "models", "families", "tasks", "metrics", "boards"]
@@ -140,28 +141,23 @@ def data_check(
     path: Annotated[str, typer.Argument(help="A parquet file or folder, or TASK@FOLDER of an official set.")],
     json_: Json = False,
 ) -> None:
-    """Validate question sets in the official columns; counts, and what one constant answer would score."""
-    from harness.tasks import SPLITS, check, majority, summary
+    """Validate question sets in the official columns; counts, what one constant answer would score, and doubts."""
+    from harness.tasks import check, majority, sizes, summary
     from harness.types import Questions
 
-    counts = check(path)
-    if Path(path).is_file():  # whose images are divided
-        counts["splits"] = {split: _size(path, split) for split in SPLITS}
-    if "rows" in counts:  # of one set
-        counts["majority"] = round(summary(majority(Questions((path,))))["mean"], 4)
+    facts = check(path)
+    if "rows" in facts:  # one set, and not a folder of several
+        facts["splits"] = sizes(path)
+        floor = summary(majority(Questions((path,)), images=False))
+        facts["majority"] = round(floor["mean"], 4)
+        if "lo" not in floor:
+            facts["warnings"] = [*facts["warnings"], f"{path}: split 'validation': {TOO_FEW} for an interval; add some"]
     if json_:
-        print(json.dumps(counts, indent=1, default=str))
-    else:
-        shown = {**counts, **counts.pop("splits", {})}
-        out.print(", ".join(f"{key}={value}" for key, value in shown.items()), soft_wrap=True, markup=False)
-
-
-def _size(path: str, split: str) -> int:
-    """The number of questions of a split of a file; 0 if it has too few images for one."""
-    from harness.tasks import count
-    from harness.types import Questions
-
-    try:
-        return count(Questions((path,), split))
-    except InputError:
-        return 0
+        print(json.dumps(facts, indent=1, default=str))
+        return
+    for part in facts.get("files", [facts]):
+        splits, warnings = part.pop("splits", {}), part.pop("warnings")
+        line = ", ".join(f"{key}={value}" for key, value in {**part, **splits}.items())
+        out.print(line, soft_wrap=True, markup=False)
+        for warning in warnings:
+            out.print(f"[yellow]warning:[/yellow] {escape(plain(warning))}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from harness.cli.shared import (
     duration,
     pairs,
 )
+from harness.text import TOO_FEW
 from harness.types import InputError
 
 log = logging.getLogger(__name__)
@@ -269,7 +271,6 @@ def _frame_table(frame: Any) -> Any:
             continue
         low, middle, high = (100 * row[key] for key in ("accuracy_lo", "accuracy", "accuracy_hi"))
         cells += [f"{row['flops_kept']:.4f}", f"{row['params_kept']:.3f}", f"{row['latency_speedup']:.2f}x"]
-        shown.add_row(
-            *cells, f"{middle:.1f} ({low:.1f}-{high:.1f})", style="bold" if row["role"] == "studied" else None
-        )
+        interval = TOO_FEW if math.isnan(low) and not math.isnan(middle) else f"{low:.1f}-{high:.1f}"
+        shown.add_row(*cells, f"{middle:.1f} ({interval})", style="bold" if row["role"] == "studied" else None)
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from harness.cli.screen import err, note, out, table
 from harness.cli.shared import Json, Results, board_names
+from harness.text import TOO_FEW
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "refused": "magenta"}
 
@@ -131,7 +133,8 @@ def _bar(bar: Any) -> None:
 def _against(other: Any, name: str | None) -> str:
     if other is None:
         return "–"
-    points = f"{100 * other.estimate:+.1f} [{100 * other.lo:+.1f}, {100 * other.hi:+.1f}]"
+    interval = f"[{100 * other.lo:+.1f}, {100 * other.hi:+.1f}]" if math.isfinite(other.lo) else f"({TOO_FEW})"
+    points = f"{100 * other.estimate:+.1f} {interval}"
     return escape(f"{points} {name or ''}".strip())
 
 

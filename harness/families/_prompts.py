@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.pictures import as_shown
+from harness.types import InputError
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -26,12 +29,48 @@ def encode(
     texts: Sequence[str],
     answers: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
+    places: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Render one user turn per text, its images first, with the processor's chat template; pad on the left.
 
     With `answers`, each prompt is followed by its answer and the end-of-turn token; `labels` holds these tokens and is
     -100 elsewhere. Without, the prompt ends where the model's answer begins. Returns tensors; ids: (n, longest).
+    Raises InputError for a text that holds one of the model's tokens (`<image>`), and for a question or an image that
+    the processor refuses. `places` name the questions in these errors, for example by file and row.
     """
+    names = places or [f"question {text!r:.80}" for text in texts]
+    refuse_tokens(processor, texts, names)
+    refuse_tokens(processor, answers or (), names)
+    try:
+        return _encode(processor, images, texts, answers, device)
+    except (ValueError, ArithmeticError) as error:
+        for row, name in enumerate(names):
+            try:
+                _encode(processor, images[row : row + 1], texts[row : row + 1], answers and answers[row : row + 1])
+            except (ValueError, ArithmeticError) as fault:
+                sizes = " and ".join(f"an image of {image.width}x{image.height} pixels" for image in images[row])
+                why = " ".join(str(fault).split())
+                raise InputError(f"{name}: the processor refuses it, with {sizes or 'no image'}: {why}") from error
+        raise
+
+
+def refuse_tokens(processor: Any, texts: Sequence[str], names: Sequence[str]) -> None:
+    """Raise InputError if a text holds what the tokenizer reads as one token with a meaning of its own."""
+    tokenizer = processor.tokenizer
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = [*special, *tokenizer.all_special_tokens, *filter(None, [getattr(processor, "image_token", None)])]
+    for name, text in zip(names, texts, strict=False):
+        if token := next((token for token in tokens if token in text), None):
+            raise InputError(f"{name}: holds {token!r}, which this model reads as a token; word it without that")
+
+
+def _encode(
+    processor: Any,
+    images: Sequence[Sequence[Image.Image]],
+    texts: Sequence[str],
+    answers: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, torch.Tensor]:
     tokenizer = processor.tokenizer
     prompts = [render(processor, text, len(row_images)) for row_images, text in zip(images, texts, strict=True)]
     endings = [""] * len(prompts) if answers is None else [a + tokenizer.eos_token for a in answers]
@@ -40,7 +79,7 @@ def encode(
     has_bos = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
     batch = processor(
         text=texts,
-        images=[[image.convert("RGB") for image in row_images] for row_images in images] if any(images) else None,
+        images=[[as_shown(image) for image in row_images] for row_images in images] if any(images) else None,
         add_special_tokens=not has_bos,
         padding=True,
         padding_side="left",

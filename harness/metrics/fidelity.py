@@ -44,5 +44,5 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> di
         ("kl_first_token", torch.clamp(divergence, min=0).numpy()),  # rounding can give a small negative number
     ):
         mean = tasks.mean(theirs.table, per_question)
-        figures |= {name: mean["mean"], f"{name}_lo": mean["lo"], f"{name}_hi": mean["hi"]}
+        figures |= {name if key == "mean" else f"{name}_{key}": value for key, value in mean.items()}
     return {**figures, "agreement": 1 - figures["flips"]}

@@ -64,6 +64,8 @@ class Terms:
 def _named(setting: Setting) -> str:
     questions = setting.questions
     values = {"model": setting.model, "tasks": list(questions.tasks), "split": questions.split}
+    if questions.image_conversion != "viewer":
+        values["image_conversion"] = questions.image_conversion
     return pairs(values | {"limit": questions.limit, "dtype": setting.dtype} | setting.loading.content())
 
 

@@ -17,6 +17,7 @@ from harness.types import (
     Align,
     CalibrationSpec,
     Currency,
+    ImageConversion,
     Kind,
     LatencySpec,
     Loading,
@@ -69,6 +70,7 @@ class _Trial(TypedDict):
     loading: NotRequired[dict[str, Any]]  # settings at non-default values
     currency: NotRequired[Currency]
     align: NotRequired[Align]
+    image_conversion: NotRequired[ImageConversion]
 
 
 class _Kept(TypedDict, total=False):

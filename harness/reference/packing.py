@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from harness.families import refuse_tokens
+from harness.pictures import as_shown
 from harness.reference.model import MERGE, PATCH, SUFFIX
 from harness.reference.questions import ask
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg, objects_scene, render, text_scene
@@ -108,7 +110,7 @@ class Packer:
 
     def pack(self, examples: Sequence[Example], suffix: Sequence[bool]) -> dict[str, Any]:
         """A batch: ids, labels (n, length), positions (3, n, length), patches, grid, cell targets and the layout."""
-        images = self.processor.image_processor(images=[e.image.convert("RGB") for e in examples], return_tensors="pt")
+        images = self.processor.image_processor(images=[as_shown(e.image) for e in examples], return_tensors="pt")
         tokenizer = self.processor.tokenizer
         starts, cells, replies = [], [], []
         for example, (_, high, wide), suffixed in zip(examples, images["image_grid_thw"].tolist(), suffix, strict=True):
@@ -178,10 +180,15 @@ class SceneBatches(Dataset):
 
 
 class ExampleBatches(Dataset):
-    """Batch i of a fixed list of examples, reshuffled every epoch."""
+    """Batch i of a fixed list of examples, reshuffled every epoch.
+
+    Raises InputError for a question or an answer that holds a token of the model.
+    """
 
     def __init__(self, packer: Packer, size: int, seed: str, examples: Sequence[Example]) -> None:
         self.packer, self.size, self.seed, self.examples = packer, size, seed, examples
+        for _, question, answer in (asked for example in examples for asked in example.questions):
+            refuse_tokens(packer.processor, (question, answer), [f"question {question!r:.80}"] * 2)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.packer.pack(list(self._draw(index)), [True] * self.size)

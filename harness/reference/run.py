@@ -6,22 +6,21 @@ run(Path("runs/mine"), images=None, data=Path("mine.parquet"), start=None, devic
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-from PIL import Image
 from rich.console import Console
 
 from harness import families, registry, tasks
 from harness.files import check_writable
+from harness.pictures import opened
 from harness.progress import progress_bar
 from harness.reference.packing import Example
 from harness.reference.train import Recipe, train
-from harness.tasks.data import most_common
+from harness.tasks import columns
+from harness.tasks.truths import most_common
 from harness.types import InputError
 
 EPOCHS = 20  # over a parquet file, unless --images is given
@@ -81,10 +80,10 @@ def read(path: Path) -> list[Example]:
         raise InputError(f"--data {path}: no such file; training reads one parquet file")
     target = "answer" if tasks.check(path)["form"] == "mini_gqa" else "answers"
     grouped: dict[bytes, list[tuple[str, str, str]]] = {}
-    for row in pyarrow.parquet.read_table(path, columns=["image", "question", target]).to_pylist():
+    for _, row in columns.rows(columns.parquet(path), path, ["image", "question", target]):
         questions = (path.stem, row["question"], most_common(row))
         grouped.setdefault(row["image"]["bytes"], []).append(questions)
-    return [Example(Image.open(io.BytesIO(content)), tuple(questions)) for content, questions in grouped.items()]
+    return [Example(opened(content), tuple(questions)) for content, questions in grouped.items()]
 
 
 def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:

@@ -95,10 +95,12 @@ class Board:
 def _measured(records: Sequence[Record]) -> list[tuple[str, str]]:
     trials = [record.trial for record in records]
     tasks = sorted({task for trial in trials for task in trial.questions.tasks})
+    conversions = sorted({trial.questions.image_conversion for trial in trials})
     facts = [
         ("Model", sorted({trial.model for trial in trials})),
         ("Tasks", [_task(task, records) for task in tasks]),
         ("Split", sorted({trial.questions.split for trial in trials})),
+        *([("Image conversion", conversions)] if conversions != ["viewer"] else []),
         ("Precision", sorted({trial.dtype for trial in trials})),
         ("Machine", sorted({_machine(record.env) for record in records})),
     ]

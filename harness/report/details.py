@@ -24,7 +24,7 @@ from harness.report import tables
 from harness.report.board import Board
 from harness.report.examples import Examples
 from harness.report.looks import DASHES, MARKERS, curve_looks
-from harness.text import plain, shorten
+from harness.text import TOO_FEW, plain, shorten
 from harness.types import WIDTHS, Tuning
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -93,6 +93,7 @@ def data(board: Board, records: Sequence[Record]) -> dict[str, Any]:
     return {
         "board": board.name,
         "nothing": tables.NOTHING,
+        "few": TOO_FEW,
         "axes": _axes(board),
         "rows": {str(key): _values(column) for key, column in board.frame.items() if key not in UNUSED},
         "weights": [_weights(by_id[id]) for id in board.frame["trial"]],

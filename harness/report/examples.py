@@ -20,13 +20,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from harness import tasks
+from harness.pictures import UNREADABLE, as_shown, opened, special
 from harness.records.comparison import terms
 from harness.records.record import Record
 from harness.report.samples import Answers, Samples
-from harness.tasks import data
+from harness.tasks import truths
 from harness.tasks.catalogue import ParquetSet
 from harness.text import plain, shorten
 from harness.types import InputError
@@ -39,7 +39,7 @@ SIDE, WHOLE = 128, 6 << 10  # pixels per side of a shrunken image; bytes up to w
 IMAGES = 1_500_000  # maximal characters of all images of a page together
 SETS = 256 << 20  # maximal bytes of a question file that is read for its images
 RIGHT = 0.5  # the score from which on an answer is right
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")  # in which an image may stay as it is
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,15 @@ class Examples:
     images: list[str] = field(default_factory=list)
 
 
+Name = tuple[str, str, str]  # the task and the ids of a question and its image
+
+
 class _Used(NamedTuple):
-    """A shown question: the number of trials that flip it, the dense record, its task and id."""
+    """A shown question: the number of trials that flip it, the dense record, and its name."""
 
     trials: int
     dense: Record
-    task: str
-    id: str
+    name: Name
 
 
 def find(samples: Samples, records: Sequence[Record]) -> Examples:
@@ -102,7 +104,7 @@ def _compare(
     examples: Examples, used: list[_Used], dense: Record, base: Answers, trials: Mapping[str, Answers]
 ) -> None:
     """Add the flips of one setting's trials to the examples."""
-    names = [(task, question) for task, question, _ in base.questions.rows]
+    names: list[Name] = list(base.questions.rows)
     was = base.score >= RIGHT
     often = np.zeros(len(names), dtype=int)
     for answers in trials.values():
@@ -116,8 +118,9 @@ def _compare(
         for i in map(int, (*lost[:LOST], *gained[:GAINED])):
             if i not in places:
                 places[i] = len(examples.questions)
-                examples.questions.append({"task": plain(names[i][0]), "id": plain(names[i][1])})
-                used.append(_Used(int(often[i]), dense, *names[i]))
+                task, question, image = map(plain, names[i])
+                examples.questions.append({"task": task, "id": question, "image_id": image})
+                used.append(_Used(int(often[i]), dense, names[i]))
             shown.append((places[i], bool(was[i]), _text(base.text(i)), _text(answers.text(i))))
         examples.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
 
@@ -139,13 +142,13 @@ def _illustrate(examples: Examples, used: Sequence[_Used]) -> None:
         records[question.dense.id] = question.dense
     pictures: dict[int, bytes] = {}
     for id, places in sorted(places_of.items()):
-        rows = {(used[place].task, used[place].id): place for place in places}
+        rows = {used[place].name: place for place in places}
         for key, question, truth, picture in _rows(records[id], set(rows)):
             place = rows[key]
             examples.questions[place] |= {"text": _text(question), "truth": [_text(answer) for answer in truth]}
             pictures[place] = picture
     room, image_places = IMAGES, {}
-    for place in sorted(pictures, key=lambda place: (-used[place].trials, used[place].task, used[place].id)):
+    for place in sorted(pictures, key=lambda place: (-used[place].trials, used[place].name)):
         digest = hashlib.sha256(pictures[place]).digest()
         if digest not in image_places:
             uri = _thumbnail(pictures[place])
@@ -157,8 +160,8 @@ def _illustrate(examples: Examples, used: Sequence[_Used]) -> None:
         examples.questions[place]["image"] = image_places[digest]
 
 
-def _rows(record: Record, keys: set[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str, list[str], bytes]]:
-    """The questions with these (task, id) keys, their answers, most common first, and their encoded image.
+def _rows(record: Record, names: set[Name]) -> Iterable[tuple[Name, str, list[str], bytes]]:
+    """The questions with these names, their answers, most common first, and their encoded image.
 
     Yields nothing if the files are not local, too large, or changed since the record.
     """
@@ -173,29 +176,29 @@ def _rows(record: Record, keys: set[tuple[str, str]]) -> Iterable[tuple[tuple[st
             return
         for question_set in local:
             table = question_set.source(questions.split, questions.limit).read()
-            for row, id in enumerate(table["question_id"].to_pylist()):
-                if (question_set.name, id) in keys:
+            for row, ids in enumerate(
+                zip(table["question_id"].to_pylist(), table["image_id"].to_pylist(), strict=True)
+            ):
+                name = (question_set.name, *ids)
+                if name in names:
                     doc = table.slice(row, 1).to_pylist()[0]
-                    truth = data.texts(doc)
-                    truth = sorted(set(truth), key=lambda answer: (-truth.count(answer), answer))
-                    yield (question_set.name, id), doc["question"], truth[:3], doc["image"]["bytes"]
+                    truth = truths.ranked(truths.texts(doc), truths.normal(doc))
+                    yield name, doc["question"], truth[:3], doc["image"]["bytes"]
     except InputError as error:
         log.warning(f"no example questions: {error}")
 
 
 def _thumbnail(content: bytes) -> str | None:
-    """An image as a data URI, unchanged if it is small; None if it cannot be decoded."""
+    """An image as the model saw it, as a data URI, unchanged if it is small; None if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            kind = str(image.format).lower()
+        with opened(content) as image:
+            kind = str(image.format)
             image.draft("RGB", (SIDE, SIDE))
-            if len(content) > WHOLE:
-                image = image.convert("RGB")
-                image.thumbnail((SIDE, SIDE))
-                image.save(buffer := io.BytesIO(), "JPEG", quality=80)
-                kind, content = "jpeg", buffer.getvalue()
-            else:
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            shown = as_shown(image)
+            if len(content) > WHOLE or kind not in FORMATS or special(image):
+                shown.thumbnail((SIDE, SIDE))
+                shown.save(buffer := io.BytesIO(), "JPEG", quality=80)
+                kind, content = "JPEG", buffer.getvalue()
+    except UNREADABLE:
         return None
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"

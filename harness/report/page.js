@@ -31,7 +31,7 @@ const FILTERS = [
 const find = (id) => document.getElementById(id);
 const number = (value, digits) => (value === null || value === undefined ? data.nothing : value.toFixed(digits));
 const points = (value) => number(value === null || value === undefined ? null : 100 * value, 1);
-const within = (text, low, high) => (low === data.nothing || high === data.nothing ? text : `${text} [${low}, ${high}]`);
+const within = (text, low, high, none = "") => (low === data.nothing || high === data.nothing ? text + none : `${text} [${low}, ${high}]`);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function make(tag, text, properties = {}) {
@@ -145,7 +145,7 @@ function rowFacts(row) {
   const speedup = [row.latency_speedup, row.speedup_lo, row.speedup_hi].map((value) => number(value, 2));
   return [
     ["budget", `${row.budget} (${number(1 / row.budget, 2)}×), scope ${row.scope}, seed ${row.seed}`],
-    ["accuracy", within(points(row.accuracy), points(row.accuracy_lo), points(row.accuracy_hi))],
+    ["accuracy", within(points(row.accuracy), points(row.accuracy_lo), points(row.accuracy_hi), row.accuracy === null ? "" : ` (${data.few})`)],
     ["speedup", within(...speedup)],
     ["FLOPs kept", number(row.flops_kept, 4)],
     ["parameters kept", number(row.params_kept, 3)],

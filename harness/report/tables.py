@@ -19,7 +19,7 @@ from harness import registry
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record, dig
 from harness.report.coarse import KEEPS, competing, keeps
-from harness.text import plain, shorten
+from harness.text import TOO_FEW, plain, shorten
 from harness.types import REGIMES, SCOPES
 from harness.types import Column as Figure
 from harness.types.kinds import in_words, kinds_order
@@ -406,4 +406,6 @@ def _number(value: float, form: str) -> str:
 def _interval(row: Row, key: str, bounds: tuple[str, str], form: str, scale: float) -> str:
     lo, hi = (row.get(bound, math.nan) for bound in bounds)  # a board that measured none has no such columns
     text = _number(scale * row[key], form)
-    return text if math.isnan(lo + hi) else f"{text} [{form.format(scale * lo)}, {form.format(scale * hi)}]"
+    if math.isnan(lo + hi):
+        return f"{text} ({TOO_FEW})" if key == "accuracy" and text != NOTHING else text
+    return f"{text} [{form.format(scale * lo)}, {form.format(scale * hi)}]"

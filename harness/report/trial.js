@@ -103,7 +103,7 @@ function examples([questions, lost, gained, shown]) {
         item.append(make("img", null, { src: details.images[question.image], alt }));
       }
       const text = make("div");
-      text.append(make("p", question.text ?? question.id));
+      text.append(make("p", question.text ?? `question ${question.id} of image ${question.image_id}`));
       const pairs = [["dense", before], ["pruned", after], ["task", question.task]];
       if (question.truth) pairs.unshift(["truth", question.truth.join(", ")]);
       const answers = make("dl");
@@ -153,7 +153,7 @@ function describe(row) {
     const [accuracy, latency] = [trial.tasks, trial.latency];
     if (accuracy.length) {
       add("Accuracy", table(["task", "accuracy", "95 % interval", "questions", "images"], accuracy.map(
-        ([task, mean, low, high, n, images]) => [task, points(mean), `${points(low)} to ${points(high)}`, number(n, 0), number(images, 0)])));
+        ([task, mean, low, high, n, images]) => [task, points(mean), low == null ? data.few : `${points(low)} to ${points(high)}`, number(n, 0), number(images, 0)])));
     }
     if (latency.length) {
       add("Latency", table(["stage, batch", "dense ms", "pruned ms", "speedup", "95 % interval"], latency.map(

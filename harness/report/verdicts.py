@@ -5,11 +5,12 @@ print(markdown(gate.compare("main", "results", gate.Limits())))
 
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree
 
 from harness.report.tables import NOTHING, escape
 from harness.report.tables import markdown as table
-from harness.text import plain, some
+from harness.text import TOO_FEW, plain, some
 from harness.verdicts.gate import METRICS, Gate
 from harness.verdicts.regressions import Finding
 
@@ -33,6 +34,8 @@ def cell(metric: str, finding: Finding | None) -> str:
     if finding.cost is None:
         return f"{MARKS[finding.outcome]} {finding.outcome}"
     scale, form = {"accuracy": (100, "{:z.1f}"), "latency": (1, "{:.2f}"), "flops": (1, "{:.4f}")}[metric]
+    if not math.isfinite(finding.cost.lo + finding.cost.hi):
+        return f"{MARKS[finding.outcome]} {form.format(scale * finding.cost.estimate)} ({TOO_FEW})"
     middle, lo, hi = (form.format(scale * x) for x in (finding.cost.estimate, finding.cost.lo, finding.cost.hi))
     return f"{MARKS[finding.outcome]} {middle}" + ("" if lo == hi else f" [{lo}, {hi}]")
 

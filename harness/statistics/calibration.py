@@ -139,7 +139,8 @@ class Calibration:
         for start in range(0, len(self.samples), self.batch_size):
             part = self.samples[start : start + self.batch_size]
             images, texts, answers = [[s.image] for s in part], [s.question for s in part], [s.answer for s in part]
-            batches.append(encode(self.vlm.processor, images, texts, answers))
+            places = [s.place or f"calibration sample {i}" for i, s in enumerate(part, start)]
+            batches.append(encode(self.vlm.processor, images, texts, answers, places=places))
         return batches
 
     def moments(self, modules: Iterable[str]) -> Mapping[str, Moment]:

@@ -1,7 +1,7 @@
 """Confidence intervals of mean scores when questions share images, and of the difference of two such means.
 
-lo, hi = clustered_interval(scores, image_ids, strata=task_names)
-gap((0.81, 0.79, 0.83), (0.84, 0.82, 0.86))    # (0.03, 0.0017, 0.0583)
+interval = clustered_interval(scores, image_ids, strata=task_names)    # (lo, hi)
+gap((0.81, 0.79, 0.83), (0.84, 0.82, 0.86))               # (0.03, 0.0017, 0.0583)
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ def clustered_interval(
     resamples: int = 1000,
     seed: int = 0,
     strata: Sequence[Hashable] | np.ndarray | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean over strata of their mean score, resampling whole clusters.
 
     `scores`, `clusters` and `strata`: one entry per question, (n,). Clusters are drawn with replacement within each
-    stratum. The same inputs and seed give the same interval. Raises ValueError if there are no scores.
+    stratum. The same inputs and seed give the same interval. None if a stratum has one cluster only, because its spread
+    is then unknown. Raises ValueError if there are no scores.
     Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8 (cluster bootstrap).
     """
     values = np.asarray(scores, dtype=np.float64)
@@ -44,6 +45,8 @@ def clustered_interval(
     for group in range(count):
         in_group = groups == group
         _, image_codes = np.unique(images[in_group], return_inverse=True)
+        if image_codes.max() == 0:
+            return None
         sums, sizes = np.bincount(image_codes, values[in_group]), np.bincount(image_codes).astype(np.float64)
         draws = random.integers(len(sums), size=(resamples, len(sums)))
         means += sums[draws].sum(axis=1) / sizes[draws].sum(axis=1) / count

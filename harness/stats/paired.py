@@ -48,10 +48,10 @@ class Pairs:
 
 
 def pair(first: Answers, second: Answers) -> Pairs:
-    """Join two sets of answers by task and question.
+    """Join two sets of answers by task, image and question id, which together identify a question.
 
-    Raises ValueError if a question occurs twice, is in only one set, or has different images, if a score is not a
-    finite number, or if there are no questions; no question is dropped silently.
+    Raises ValueError if a question occurs twice or is in only one set, if a score is not a finite number, or if there
+    are no questions; no question is dropped silently.
     """
     left, right = _by_question(first), _by_question(second)
     unpaired = left.keys() ^ right.keys()
@@ -60,16 +60,13 @@ def pair(first: Answers, second: Answers) -> Pairs:
             f"{len(unpaired)} of {len(left.keys() | right.keys())} questions are in one set of answers only"
         )
     # Sorted, so that the resampling depends neither on the order of the rows nor on which set comes first.
-    keys = sorted(left, key=lambda key: (str(key[0]), str(key[1])))
-    for key in keys:
-        if left[key][0] != right[key][0]:
-            raise ValueError(f"task {key[0]}, question {key[1]}: the images differ")
+    keys = sorted(left, key=lambda key: tuple(map(str, key)))
     return Pairs(
-        [task for task, _ in keys],
-        [question for _, question in keys],
-        [left[key][0] for key in keys],
-        np.array([left[key][1] for key in keys]),
-        np.array([right[key][1] for key in keys]),
+        [task for task, _, _ in keys],
+        [question for _, question, _ in keys],
+        [image for _, _, image in keys],
+        np.array([left[key] for key in keys]),
+        np.array([right[key] for key in keys]),
     )
 
 
@@ -88,15 +85,15 @@ def average(several: Sequence[Pairs]) -> Pairs:
     return Pairs(base.tasks, base.questions, base.images, first, second)
 
 
-def _by_question(answers: Answers) -> dict[tuple[Hashable, Hashable], tuple[Hashable, float]]:
+def _by_question(answers: Answers) -> dict[tuple[Hashable, Hashable, Hashable], float]:
     columns = [_values(answers[name]) for name in ("task", "question_id", "image_id", "score")]
-    scored: dict[tuple[Hashable, Hashable], tuple[Hashable, float]] = {}
+    scored: dict[tuple[Hashable, Hashable, Hashable], float] = {}
     for task, question, image, score in zip(*columns, strict=True):
-        if (task, question) in scored:
-            raise ValueError(f"task {task}, question {question}: answered twice")
+        if (task, question, image) in scored:
+            raise ValueError(f"task {task}, question {question} of image {image}: answered twice")
         if score is None or not math.isfinite(score):
-            raise ValueError(f"task {task}, question {question}: the score is {score}")
-        scored[task, question] = (image, float(score))
+            raise ValueError(f"task {task}, question {question} of image {image}: the score is {score}")
+        scored[task, question, image] = float(score)
     if not scored:
         raise ValueError("no answers")
     return scored

@@ -25,6 +25,7 @@ from harness.tasks.catalogue import local as local
 from harness.tasks.catalogue import names as names
 from harness.tasks.catalogue import question_set as question_set
 from harness.tasks.catalogue import require as require
+from harness.tasks.catalogue import sizes as sizes
 from harness.tasks.data import SPLITS as SPLITS
 from harness.tasks.scores import mean as mean
 from harness.tasks.scores import summary as summary

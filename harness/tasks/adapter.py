@@ -22,9 +22,10 @@ from transformers import LogitsProcessorList
 from harness.families import encode
 from harness.machine.memory import out_of_memory, release
 from harness.machine.phases import inside
+from harness.pictures import UNREADABLE
 from harness.tasks import decoding
 from harness.tasks.ahead import Ahead
-from harness.tasks.decoding import LONGEST
+from harness.tasks.truths import LONGEST
 from harness.types import VLM, InputError
 
 GREY = (128, 128, 128)
@@ -78,8 +79,9 @@ class Adapter(lmms):
     `images`: blank shows a grey image of the same size, shuffled another image of the task (the same one for all
     questions of an image). `label` distinguishes variants of one model (a plan's hash). `encoded` caches model inputs
     for adapters of the same questions. `image_ids` (per task, by document) puts questions of one image into one batch,
-    so that the vision tower runs once per image. `part` (k, n) answers only every n-th batch, from the k-th on.
-    `replies`, keyed by the places of a batch, hold the replies of other adapters and of this one.
+    so that the vision tower runs once per image. `where` names a document of a task in errors. `part` (k, n) answers
+    only every n-th batch, from the k-th on. `replies`, keyed by the places of a batch, hold the replies of other
+    adapters and of this one.
 
     Results by (task, document): `overlong`, the answers that passed the length limit, and with `first`, `firsts`, the
     log-probabilities of each answer's first token.
@@ -96,6 +98,7 @@ class Adapter(lmms):
         label: str = "",
         encoded: Encoded | None = None,
         image_ids: Mapping[str, Sequence[str]] | None = None,
+        where: Callable[[str, int], str] = "task {}: document {}".format,
         first: bool = False,
         part: tuple[int, int] = (0, 1),
         replies: Mapping[Places, Reply] | None = None,
@@ -112,6 +115,7 @@ class Adapter(lmms):
         self.firsts: dict[tuple[str, int], torch.Tensor] = {}
         self.encoded = Encoded() if encoded is None else encoded
         self.image_ids = image_ids or {}
+        self.where = where
         self.partners = {task: partners(ids, task) for task, ids in self.image_ids.items() if images == "shuffled"}
         self.shares = shares(vlm)
         # Cache key of encoded inputs: settings of tokenizer and image processor, without the weights.
@@ -236,17 +240,21 @@ class Adapter(lmms):
     def _encode(self, requests: Sequence[Instance]) -> Batch:
         images: list[list[Image.Image]] = []
         texts: list[str] = []
-        for request in requests:
+        names = [self.where(*place) for place in _places(requests)]
+        for request, name in zip(requests, names, strict=True):
             _, to_messages, _, doc_id, task, split = request.arguments
             docs = self.task_dict[task][split]
-            shown, text = read(to_messages(docs[doc_id]), task)
+            try:
+                shown, text = read(to_messages(docs[doc_id]), task)
+            except UNREADABLE as error:
+                raise InputError(f"{name}: the image cannot be decoded ({error})") from error
             if self.images == "blank":
                 shown = [Image.new("RGB", image.size, GREY) for image in shown]
             elif self.images == "shuffled":
                 shown, _ = read(to_messages(docs[self.partners[task][doc_id]]), task)
             images.append(shown)
             texts.append(text)
-        inputs = encode(self.vlm.processor, images, texts)
+        inputs = encode(self.vlm.processor, images, texts, places=names)
         flat = [image for shown in images for image in shown]
         if not (self.shares and flat):
             return Batch(inputs)

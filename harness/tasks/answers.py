@@ -8,7 +8,6 @@ The first call that needs lmms-eval and torch imports them.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from harness.tasks import data
 from harness.tasks.catalogue import question_set, share_of
 from harness.tasks.scores import summary
-from harness.types import VLM, InputError, Questions, Sample
+from harness.tasks.truths import most_common, normal, ranked
+from harness.types import VLM, ImageConversion, InputError, Questions, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +93,7 @@ def answer_share(
 def _run(suite: Suite, vlm: VLM, **settings: Any) -> tuple[Adapter, dict[str, list[tuple[int, str, float]]]]:
     from harness.tasks.adapter import Adapter
 
-    adapter = Adapter(vlm, encoded=suite.encoded, image_ids=suite.image_ids, **settings)
+    adapter = Adapter(vlm, encoded=suite.encoded, image_ids=suite.image_ids, where=suite.where, **settings)
     return adapter, suite.run(adapter)
 
 
@@ -117,16 +116,17 @@ def time_against_stock(vlm: VLM, questions: Questions, rounds: int) -> tuple[np.
     return seconds, list(zip(*answers, strict=True))
 
 
-def majority(questions: Questions) -> pa.Table:
-    """Scores of a constant answer: each task's most common answer to these questions.
+def majority(questions: Questions, images: bool = True) -> pa.Table:
+    """Scores of a constant answer: each task's most common answer to these questions, as its scorer counts.
 
-    A constant that is chosen without these questions rarely scores higher.
+    A constant that is chosen without these questions rarely scores higher. Without `images`, none is read, and nothing
+    is kept for later calls.
     """
-    suite = loaded_suite(questions)
-    common = {
-        name: Counter(data.most_common(doc) for doc in task.eval_docs_no_media).most_common(1)[0][0]
-        for name, task in suite.tasks.items()
-    }
+    suite = loaded_suite(questions) if images else _load(questions, None)
+    common = {}
+    for name, task in suite.tasks.items():
+        docs = list(task.eval_docs_no_media)
+        common[name] = ranked([most_common(doc) for doc in docs], normal(docs[0]))[0]
     return _table(suite, suite.constant(common))
 
 
@@ -134,7 +134,8 @@ def _table(suite: Suite, scored: Mapping[str, Sequence[tuple[int, str, float]]])
     columns: dict[str, list[Any]] = {name: [] for name in ("task", "question_id", "image_id", "answer", "score")}
     for task, rows in scored.items():
         for doc, answer, score in rows:
-            row = (task, suite.question_ids[task][doc], suite.image_ids[task][doc], answer, score)
+            loaded = suite.sets[task]
+            row = (task, loaded.question_ids[doc], loaded.image_ids[doc], answer, score)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return pa.table(columns)
@@ -151,7 +152,7 @@ def samples(questions: Questions, number: int, seed: int) -> list[Sample]:
     suite = loaded_suite(questions)
     turns: list[list[tuple[str, int]]] = []
     for place, task in enumerate(questions.tasks):
-        ids = list(zip(suite.image_ids[task], suite.question_ids[task], strict=True))
+        ids = list(zip(suite.sets[task].image_ids, suite.sets[task].question_ids, strict=True))
         share = share_of(number, questions, place, len(ids))
         order = sorted(range(len(ids)), key=lambda i: (sha256(repr((seed, *ids[i])).encode()).digest(), i))
         turns.append([(task, i) for i in order[:share]])
@@ -162,14 +163,12 @@ def samples(questions: Questions, number: int, seed: int) -> list[Sample]:
 def _sample(suite: Suite, task: str, row: int) -> Sample:
     from harness.tasks.adapter import read
 
-    loaded = suite.tasks[task]
-    doc = loaded.eval_docs[row]
-    images, question = read(loaded.doc_to_messages(doc), task)
+    loaded = suite.sets[task]
+    doc = loaded.task.eval_docs[row]
+    images, question = read(loaded.task.doc_to_messages(doc), task)
     if len(images) != 1:
-        raise InputError(
-            f"task {task}: question {suite.question_ids[task][row]} has {len(images)} images; calibration needs 1"
-        )
-    return Sample(images[0], question, data.most_common(doc), suite.question_ids[task][row])
+        raise InputError(f"{suite.where(task, row)} has {len(images)} images; calibration needs 1")
+    return Sample(images[0], question, most_common(doc), loaded.question_ids[row], suite.where(task, row))
 
 
 # --- loaded questions -------------------------------------------------------------------------------------
@@ -213,14 +212,14 @@ def _data_hash(questions: Questions, changed: Stamps) -> str:
 
 @lru_cache(maxsize=2)
 def _suite(questions: Questions, changed: Stamps) -> Suite:
+    return _load(questions, questions.image_conversion)
+
+
+def _load(questions: Questions, images: ImageConversion | None) -> Suite:
     from harness.tasks import suite
 
     for name in questions.tasks:
         if questions.tasks.count(name) > 1:
             raise InputError(f"task '{name}': named twice; name it once")
-    loaded = {name: question_set(name).load(questions.split, questions.limit) for name in questions.tasks}
-    return suite.Suite(
-        {name: question_data.task for name, question_data in loaded.items()},
-        {name: question_data.question_ids for name, question_data in loaded.items()},
-        {name: question_data.image_ids for name, question_data in loaded.items()},
-    )
+    split, limit = questions.split, questions.limit
+    return suite.Suite({name: question_set(name).load(split, limit, images) for name in questions.tasks})

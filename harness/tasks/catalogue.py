@@ -5,7 +5,6 @@ question_set("mini_gqa").count("validation", 600)
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +19,8 @@ import yaml
 from harness.tasks import data
 from harness.tasks.official import OfficialSet
 from harness.tasks.sets import Loaded, QuestionSet
-from harness.types import InputError, Questions
+from harness.tasks.truths import lmms_eval
+from harness.types import ImageConversion, InputError, Questions
 
 MINI = Path(__file__).parent / "mini"
 # The sets of the model of pretrained parts: the prompts and scorers of the mini sets, pictures of real things.
@@ -83,13 +83,14 @@ class ParquetSet(QuestionSet):
     def files(self, split: str) -> tuple[Path, ...]:
         return (self.path / f"{split}.parquet" if self.path.is_dir() else self.path,)
 
-    def load(self, split: str, limit: int | None) -> Loaded:
+    def load(self, split: str, limit: int | None, images: ImageConversion | None = "viewer") -> Loaded:
         from harness.tasks import suite
 
         if not self.shipped:
             data.check(self.path)
         source = self.source(split, limit)
-        return Loaded(suite.local(source, split), source.question_ids, source.image_ids)
+        task = suite.local(source, split, images)
+        return Loaded(task, source.question_ids, source.image_ids, source.path, source.indices)
 
     def fingerprint(self, split: str, limit: int | None, loaded: Callable[[], Loaded]) -> str:
         source = self.source(split, limit)
@@ -118,7 +119,7 @@ class StockSet(QuestionSet):
     def files(self, split: str) -> tuple[Path, ...]:
         return ()
 
-    def load(self, split: str, limit: int | None) -> Loaded:
+    def load(self, split: str, limit: int | None, images: ImageConversion | None = "viewer") -> Loaded:
         from harness.tasks import suite
 
         return suite.restrict(suite.stock(self.name, split), limit)
@@ -147,9 +148,12 @@ def share_of(samples: int, questions: Questions, place: int, size: int, key: str
     tasks = questions.tasks
     share = samples // len(tasks) + (place < samples % len(tasks))
     if share > size:
+        most = size * len(tasks) + place
+        flag = f" (in prune: --samples {most})" if key.startswith("calibration") else ""
         raise InputError(
-            f"{key}: task {tasks[place]} must supply {share} of the {samples} samples, but its split "
-            f"'{questions.split}' has only {size}"
+            f"{key}: task {tasks[place]} must supply {share} of the {samples} samples, but its split"
+            f" '{questions.split}' has only {size}; set {key} to at most {most}{flag}, or name larger sets or another"
+            " split under calibration.tasks and calibration.split"
         )
     return share
 
@@ -165,6 +169,17 @@ def check(path: str | Path) -> dict[str, Any]:
     if official.folder is None:
         raise InputError(f"{path}: names no folder; use {path}@FOLDER")
     return official.check(decode=True)
+
+
+def sizes(name: str) -> dict[str, int]:
+    """The number of questions of each split that a set on disk can have; 0 if it has none there."""
+    questions, counts = question_set(name), {}
+    for split in data.SPLITS:
+        try:
+            counts[split] = questions.count(split, None)
+        except InputError:
+            counts[split] = 0
+    return counts
 
 
 def fetched(questions: Questions) -> list[str]:
@@ -185,11 +200,8 @@ def count(questions: Questions) -> int:
 @lru_cache(maxsize=1)
 def _stock() -> frozenset[str]:
     """The names of lmms-eval's own tasks, read from its definitions without an import."""
-    spec = importlib.util.find_spec("lmms_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("lmms-eval is not installed")
     stock: set[str] = set()
-    for path in Path(spec.submodule_search_locations[0]).glob("tasks/**/*.yaml"):
+    for path in lmms_eval("").glob("**/*.yaml"):
         stock.update(re.findall(r"^task:\s*[\"']?([\w.-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     return frozenset(stock)
 

@@ -9,31 +9,31 @@ those of VQAv2 and TextVQA (question_id, image, question, answers) or of GQA (id
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import file_digest, sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, ImageFile
 
+from harness.tasks.columns import COLUMNS, form, image_column, parquet, rows
+from harness.tasks.doubts import Doubts
+from harness.tasks.truths import annotators, texts
 from harness.types import InputError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "data"
 SPLITS = ("validation", "dev", "calibration")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none for which PIL starts another program
-COLUMNS = (
-    "question_id, image {bytes, path}, question and answers (a list of strings, or of {answer, answer_id}),"
-    " or GQA's id, image, question and answer"
-)
+TEXT, IMAGE = pa.string(), pa.struct({"bytes": pa.binary(), "path": pa.string()})
+ANSWERS = {  # by form
+    "mini_gqa": TEXT,
+    "mini_textvqa": pa.list_(TEXT),
+    "mini_vqav2": pa.list_(pa.struct({"answer": TEXT, "answer_id": pa.int64()})),
+}
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,23 @@ class Source:
     question_ids: tuple[str, ...]
     image_ids: tuple[str, ...]
 
-    def read(self) -> pa.Table:
-        """The rows, with columns question_id, image_id, image (still encoded), question and answers (or answer)."""
-        file = parquet(self.path)
+    def read(self, images: bool = True) -> pa.Table:
+        """The rows, with columns image (still encoded), question, answers (or answer), question_id and image_id.
+
+        Without `images`, that column is not read, and all null.
+        """
         target = "answer" if self.form == "mini_gqa" else "answers"
-        chosen, pieces, start = set(self.indices), [], 0
-        for batch in _batches(file, self.path, ["image", "question", target], 256):
-            batch_rows = [i for i in range(batch.num_rows) if start + i in chosen]
-            pieces.append(batch.take(pa.array(batch_rows, pa.int64())))
-            start += batch.num_rows
-        table = pa.Table.from_batches(pieces)
+        ids = [{"question_id": q, "image_id": i} for q, i in zip(self.question_ids, self.image_ids, strict=True)]
+        read = [*(["image"] if images else []), "question", target]
+        docs = rows(parquet(self.path), self.path, read, set(self.indices))
+        docs = ({**doc, **id} for id, (_, doc) in zip(ids, docs, strict=True))
         if target == "answers":
-            answers = [annotators(row) for row in table["answers"].to_pylist()]
-            table = table.set_column(table.schema.get_field_index("answers"), "answers", pa.array(answers))
-        table = table.append_column("question_id", pa.array(self.question_ids, pa.string()))
-        return table.append_column("image_id", pa.array(self.image_ids, pa.string())).replace_schema_metadata()
-
-
-def annotators(answers: list[Any]) -> list[Any]:
-    """The answers in the form of the soft scorers: at least four, from distinct annotators.
-
-    Both scorers judge an annotator by the *other* annotators' answers, so a list of fewer than four never scores 1. A
-    shorter list is repeated to at least ten. VQAv2 identifies annotators by their full entries, so each gets a number.
-    """
-    if len(answers) < 4:
-        answers = answers * math.ceil(10 / len(answers))
-    if isinstance(answers[0], str):
-        return answers
-    return [{"answer": a["answer"], "answer_id": number} for number, a in enumerate(answers, 1)]
+            docs = ({**doc, target: annotators(doc[target])} for doc in docs)
+        types = {"image": IMAGE, "question": TEXT, target: ANSWERS[self.form], "question_id": TEXT, "image_id": TEXT}
+        pieces = []
+        while piece := list(islice(docs, 32)):  # one array may hold 2 GB of images
+            pieces.append(pa.Table.from_pylist(piece, pa.schema(types)))
+        return pa.concat_tables(pieces)
 
 
 def source(task: str, path: Path, split: str, limit: int | None) -> Source:
@@ -137,32 +126,6 @@ def check(path: str | Path) -> dict[str, Any]:
     return dict(_check(path, *_stamp(path)))
 
 
-def form(schema: pa.Schema, path: Path) -> str:
-    """The shipped definition that fits these columns. Raises InputError if none fits."""
-    names = schema.names
-    gqa = "answers" not in names and {"id", "answer"} <= set(names)
-    needed = ("id", "image", "question", "answer") if gqa else ("question_id", "image", "question", "answers")
-    missing = [name for name in needed if name not in names]
-    if missing:
-        listed = ", ".join(f"'{name}'" for name in missing)
-        raise InputError(
-            f"{path}: missing column {listed} (the file has: {', '.join(names)}); the columns must be {COLUMNS}"
-        )
-    image = schema.field("image").type
-    place = image.get_field_index("bytes") if pa.types.is_struct(image) else -1
-    if place < 0 or not (pa.types.is_binary(image[place].type) or pa.types.is_large_binary(image[place].type)):
-        raise InputError(f"{path}: column 'image' is {image}; it must be a struct {{bytes, path}}")
-    if gqa:
-        return "mini_gqa"
-    answers = schema.field("answers").type
-    inner = answers.value_type if pa.types.is_list(answers) or pa.types.is_large_list(answers) else None
-    if inner is not None and (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
-        return "mini_textvqa"
-    if inner is not None and pa.types.is_struct(inner) and inner.get_field_index("answer") >= 0:
-        return "mini_vqav2"
-    raise InputError(f"{path}: column 'answers' is {answers}; it must be a list of strings or of {{answer, answer_id}}")
-
-
 def content_hash(path: Path) -> str:
     """SHA-256 of the file's bytes."""
     return _content_hash(path, *_stamp(path))
@@ -179,22 +142,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def parquet(path: Path) -> pq.ParquetFile:
-    """The opened file. Raises InputError if it is no parquet file or has no rows."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
-    groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-    if file.metadata.num_rows != sum(groups) or min(groups, default=0) < 0:
-        raise InputError(
-            f"{path}: not a parquet file (its header counts {file.metadata.num_rows} rows, its parts {sum(groups)})"
-        )
-    if file.metadata.num_rows == 0:
-        raise InputError(f"{path}: no rows; a question set needs at least one")
-    return file
-
-
 @lru_cache(maxsize=64)
 def _content_hash(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as stream:
@@ -203,32 +150,44 @@ def _content_hash(path: Path, changed: int, size: int) -> str:
 
 @lru_cache(maxsize=64)
 def _ids(path: Path, changed: int, size: int) -> tuple[list[str], list[str]]:
-    """Question and image ids of every row. The id of an image without one is the hash of its bytes."""
+    """Question and image ids of every row. The id of an image without one is the hash of its bytes.
+
+    Raises InputError unless every row has ids, and every question of an image another one.
+    """
     file = parquet(path)
     name = "id" if form(file.schema_arrow, path) == "mini_gqa" else "question_id"
-    known = next((column for column in ("image_id", "imageId") if column in file.schema_arrow.names), None)
-    questions: list[str] = []
-    images: list[str] = []
-    for batch in _batches(file, path, [name, known or "image"], 256):
-        questions += map(str, batch.column(name).to_pylist())
-        if known:
-            images += map(str, batch.column(known).to_pylist())
-        else:
-            images += [sha256(image["bytes"] or b"").hexdigest()[:16] for image in batch.column("image").to_pylist()]
-    return questions, images
+    known = image_column(file.schema_arrow)
+    firsts: dict[tuple[str, str], int] = {}
+    for row, doc in rows(file, path, [name, known or "image"]):
+        image = doc[known] if known else sha256(doc["image"]["bytes"] or b"").hexdigest()[:16]
+        if firsts.setdefault((image, doc[name]), row) != row:
+            raise twice(f"{path}: row {row}: column '{name}'", doc[name], image, f"row {firsts[image, doc[name]]}")
+    return [question for _, question in firsts], [image for image, _ in firsts]
+
+
+def twice(where: str, question: str, image: str, first: str) -> InputError:
+    """The error for a question whose image and question id are those of another one."""
+    return InputError(
+        f"{where}: the id '{question}' is also that of {first}, for the same image ('{image}');"
+        " give each question of an image an id of its own"
+    )
 
 
 @lru_cache(maxsize=64)
 def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
     file = parquet(path)
     kind = form(file.schema_arrow, path)
+    known = image_column(file.schema_arrow)
     target = "answer" if kind == "mini_gqa" else "answers"
-    for row, doc in enumerate(rows(file, path, ["image", "question", target])):
+    doubts = Doubts()
+    for row, doc in rows(file, path, ["image", "question", target, *([known] if known else [])]):
         where = f"{path}: row {row}"
         check_words(doc, where)
-        decode((doc["image"] or {}).get("bytes"), where)
+        doubts.words(doc, where)
+        doubts.picture(doc["image"]["bytes"], where, doc.get(known or ""))
     images = _ids(path, changed, size)[1]
-    return {"path": str(path), "rows": len(images), "images": len(set(images)), "form": kind}
+    facts = {"path": str(path), "rows": len(images), "images": len(set(images)), "form": kind}
+    return {**facts, "warnings": doubts.lines()}
 
 
 def check_words(doc: Mapping[str, Any], where: str) -> None:
@@ -241,48 +200,6 @@ def check_words(doc: Mapping[str, Any], where: str) -> None:
     if not all((text or "").strip() for text in answers):
         column = "answers" if "answers" in doc else "answer"
         raise InputError(f"{where}: column '{column}' holds an empty answer; give a text")
-
-
-def texts(doc: Mapping[str, Any]) -> list[str]:
-    """The texts of all answers to a question."""
-    answers = (doc["answers"] or []) if "answers" in doc else [doc["answer"]]
-    return [answer["answer"] if isinstance(answer, dict) else answer for answer in answers]
-
-
-def most_common(doc: Mapping[str, Any]) -> str:
-    """The most common answer to a question, the first of equally common ones."""
-    return Counter(texts(doc)).most_common(1)[0][0]
-
-
-def rows(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows as plain values. Raises InputError for a damaged file."""
-    for batch in _batches(file, path, columns, 64):
-        yield from batch.to_pylist()
-
-
-def _batches(file: pq.ParquetFile, path: Path, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-    """The rows in batches. Raises the errors of `rows`."""
-    try:
-        yield from file.iter_batches(batch_size=size, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: a damaged parquet file ({str(error).splitlines()[0]})") from error
-
-
-def decode(data: bytes | None, where: str) -> None:
-    """Raise InputError unless these bytes are a complete image in one of FORMATS."""
-    if not data:
-        raise InputError(f"{where}: column 'image' has no bytes; store the encoded image (PNG, JPEG) in image.bytes")
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # some libraries set this for the whole process
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # refuse more than about 90 megapixels
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{where}: column 'image' cannot be decoded ({error}); store a whole PNG or JPEG") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _digest(text: str) -> bytes:

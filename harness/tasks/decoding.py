@@ -22,9 +22,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
+from harness.tasks.truths import LONGEST
 from harness.types import VLM
-
-LONGEST = 16  # maximal new tokens: the official short-answer limit
 
 
 class Finite(LogitsProcessor):

@@ -16,9 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.tasks import data
+from harness.tasks import columns, data
+from harness.tasks.doubts import Doubts
 from harness.tasks.sets import Loaded, QuestionSet
-from harness.types import InputError
+from harness.types import ImageConversion, InputError
 
 OWNER = os.environ.get("INFOPRUNE_DATA_OWNER", "lmms-lab-encoder")  # it was lmms-lab until 2026, with the same commits
 
@@ -102,7 +103,9 @@ class OfficialSet(QuestionSet):
         return None if self.folder is None else self.check(split)["rows"]
 
     def count(self, split: str, limit: int | None) -> int:
-        rows = self.check(split)["rows"]
+        if self.folder is None:
+            raise InputError(f"task {self.name}: the hub holds its questions; only those of a folder can be counted")
+        rows = sum(columns.parquet(file).metadata.num_rows for file in self.parquet(split))
         return min(rows, limit or rows)
 
     def fetched(self, split: str) -> str:
@@ -115,10 +118,10 @@ class OfficialSet(QuestionSet):
     def files(self, split: str) -> tuple[Path, ...]:
         return () if self.folder is None else tuple(sorted(self.folder.rglob("*.parquet")))
 
-    def load(self, split: str, limit: int | None) -> Loaded:
+    def load(self, split: str, limit: int | None, images: ImageConversion | None = "viewer") -> Loaded:
         from harness.tasks import suite
 
-        return suite.restrict(suite.official(self, split), limit)
+        return suite.restrict(suite.official(self, split, images), limit)
 
     def part(self, split: str, images: bool = False) -> Part:
         """The part with the rows of a split. Raises InputError if the set has no such split."""
@@ -143,41 +146,51 @@ class OfficialSet(QuestionSet):
     def check(self, split: str = "validation", decode: bool = False) -> dict[str, Any]:
         """Validate a split in the set's folder: columns, questions, answers, and the existence of each image.
 
-        `decode` also decodes each image. Returns {"path", "rows", "images", "form"}. Raises InputError, which names
-        file, row and column of the first fault and a correction.
+        `decode` also decodes each image and looks for what is doubtful. Returns {"path", "rows", "images", "form",
+        "warnings"}. Raises InputError, which names file, row and column of the first fault and a correction.
         """
         files = [*self.parquet(split), *(self.parquet(split, images=True) if self.definition.images else ())]
-        rows, images = _check(self, split, decode, tuple((file, file.stat().st_mtime_ns) for file in files))
-        return {"path": str(self.folder), "rows": rows, "images": images, "form": self.name.partition("@")[0]}
+        rows, images, doubts = _check(self, split, decode, tuple((file, file.stat().st_mtime_ns) for file in files))
+        facts = {"path": str(self.folder), "rows": rows, "images": images, "form": self.name.partition("@")[0]}
+        return {**facts, "warnings": list(doubts)}
 
 
 @lru_cache(maxsize=16)
-def _check(asked: OfficialSet, split: str, decode: bool, stamps: Any) -> tuple[int, int]:
+def _check(asked: OfficialSet, split: str, decode: bool, stamps: Any) -> tuple[int, int, tuple[str, ...]]:
+    """The numbers of questions and of images, and the doubts."""
     apart = bool(asked.definition.images)
-    known = set(_images(asked, split, decode)) if apart else set()
-    key = "id" if apart else "question_id"
-    target = "answer" if apart else "answers"
-    columns = [key, "question", target, *(["imageId"] if apart else ["image_id"])]
-    rows, seen = 0, set()
+    doubts = Doubts()
+    known = set(_images(asked, split, doubts if decode else None)) if apart else set()
+    key, image, target = ("id", "imageId", "answer") if apart else ("question_id", "image_id", "answers")
+    firsts: dict[tuple[str, str], str] = {}
     for file in asked.parquet(split):
-        schema = data.parquet(file).schema_arrow
-        if missing := [name for name in columns if name not in schema.names]:
-            raise InputError(f"{file}: missing column '{missing[0]}' (the file has: {', '.join(schema.names)})")
-        if not apart and (form := data.form(schema, file)) != asked.definition.form:
+        schema = columns.parquet(file).schema_arrow
+        needed = [key, "question", target, image]
+        columns.require(schema, file, needed)
+        for name in needed:
+            if not columns.official(schema.field(name).type):
+                raise InputError(
+                    f"{file}: column '{name}' is {schema.field(name).type}, which lmms-eval reads otherwise; use the"
+                    " hub's file, or store text as strings and ids as whole numbers"
+                )
+        if not apart and (form := columns.form(schema, file)) != asked.definition.form:
             raise InputError(
                 f"{file}: column 'answers' is that of {form}; {asked.name} needs that of {asked.definition.form}"
             )
-        if decode and not apart:
-            data.check(file)
-        for row, doc in enumerate(data.rows(data.parquet(file), file, columns)):
+        pictured = ["image"] if decode and not apart else []
+        for row, doc in columns.rows(columns.parquet(file), file, [*needed, *pictured]):
             where = f"{file}: row {row}"
             data.check_words(doc, where)
             _check_annotators(doc, where)
-            if apart and str(doc["imageId"]) not in known:
+            if apart and doc[image] not in known:
                 raise InputError(f"{where}: column 'imageId': no image '{doc['imageId']}' among the set's images")
-            seen.add(doc[columns[-1]])
-            rows += 1
-    return rows, len(seen)
+            if firsts.setdefault((doc[image], doc[key]), where) != where:
+                raise data.twice(f"{where}: column '{key}'", doc[key], doc[image], firsts[doc[image], doc[key]])
+            if decode:
+                doubts.words(doc, where)
+            if pictured:
+                doubts.picture(doc["image"]["bytes"], where, doc[image])
+    return len(firsts), len({picture for picture, _ in firsts}), tuple(doubts.lines())
 
 
 def _check_annotators(doc: Mapping[str, Any], where: str) -> None:
@@ -189,13 +202,11 @@ def _check_annotators(doc: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _images(asked: OfficialSet, split: str, decode: bool) -> Iterator[str]:
-    """The ids of the images in the data set apart."""
+def _images(asked: OfficialSet, split: str, doubts: Doubts | None) -> Iterator[str]:
+    """The ids of the images in the data set apart; each image is decoded for the doubts, if there are any."""
     for file in asked.parquet(split, images=True):
-        names = data.parquet(file).schema_arrow.names
-        if missing := [name for name in ("id", "image") if name not in names]:
-            raise InputError(f"{file}: missing column '{missing[0]}' (the file has: {', '.join(names)})")
-        for row, doc in enumerate(data.rows(data.parquet(file), file, ["id", "image"] if decode else ["id"])):
-            if decode:
-                data.decode((doc["image"] or {}).get("bytes"), f"{file}: row {row}")
-            yield str(doc["id"])
+        columns.require(columns.parquet(file).schema_arrow, file, ["id", "image"])
+        for row, doc in columns.rows(columns.parquet(file), file, ["id", "image"] if doubts else ["id"]):
+            if doubts:
+                doubts.picture(doc["image"]["bytes"], f"{file}: row {row}", doc["id"])
+            yield doc["id"]

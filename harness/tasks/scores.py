@@ -17,7 +17,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
     """The accuracies of a table of answers as fractions, over all tasks and per task.
 
     {"mean", "lo", "hi", "tasks": {name: {"accuracy", "lo", "hi", "n", "images"}}}: the mean is over tasks; the
-    intervals are 95 % bootstrap intervals clustered by image.
+    intervals are 95 % bootstrap intervals clustered by image. A task with one image has none, and neither has the mean.
     """
     task, image = table["task"].to_pylist(), table["image_id"].to_pylist()
     score = table["score"].to_numpy()
@@ -25,16 +25,19 @@ def summary(table: pa.Table) -> dict[str, Any]:
     per_task = {}
     for name in dict.fromkeys(task):
         rows = [i for i, other in enumerate(task) if other == name]
-        lo, hi = stats.clustered_interval(score[rows], [image[i] for i in rows])
-        images = len({image[i] for i in rows})
-        per_task[name] = {"accuracy": float(score[rows].mean()), "lo": lo, "hi": hi, "n": len(rows), "images": images}
-    lo, hi = stats.clustered_interval(score, clusters, strata=task)
+        images = [image[i] for i in rows]
+        figures = {"accuracy": float(score[rows].mean()), **_bounds(stats.clustered_interval(score[rows], images))}
+        per_task[name] = {**figures, "n": len(rows), "images": len(set(images))}
     mean = float(np.mean([figures["accuracy"] for figures in per_task.values()]))
-    return {"mean": mean, "lo": lo, "hi": hi, "tasks": per_task}
+    return {"mean": mean, **_bounds(stats.clustered_interval(score, clusters, strata=task)), "tasks": per_task}
+
+
+def _bounds(interval: tuple[float, float] | None) -> dict[str, float]:
+    return dict(zip(("lo", "hi"), interval, strict=True)) if interval else {}
 
 
 def mean(table: pa.Table, values: np.ndarray) -> dict[str, float]:
     """The mean over tasks and its interval, as in `summary`, of one value per question of this table."""
     place = table.schema.get_field_index("score")
     figures = summary(table.set_column(place, "score", pa.array(values.astype(np.float64))))
-    return {name: figures[name] for name in ("mean", "lo", "hi")}
+    return {name: figures[name] for name in ("mean", "lo", "hi") if name in figures}

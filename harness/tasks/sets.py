@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harness.types import ImageConversion
+
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded set: lmms-eval's task object, and the ids of its questions and of their images in the same order."""
+    """A loaded set: lmms-eval's task object, and in the same order the ids of its questions and of their images.
+
+    Image id and question id together identify a question of a task. `file`, `rows`: where they stand, if in one file.
+    """
 
     task: Any
     question_ids: tuple[str, ...]
     image_ids: tuple[str, ...]
+    file: Path | None = None
+    rows: tuple[int, ...] = ()
+
+    def where(self, task: str, doc: int) -> str:
+        """What identifies a question in an error."""
+        ids = f"question {self.question_ids[doc]} of image {self.image_ids[doc]}"
+        return f"{self.file}: row {self.rows[doc]} ({ids})" if self.rows else f"task {task}: {ids}"
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,8 @@ class QuestionSet(ABC):
         """The files whose change invalidates a loaded set."""
 
     @abstractmethod
-    def load(self, split: str, limit: int | None) -> Loaded:
-        """The loaded set. This imports lmms-eval."""
+    def load(self, split: str, limit: int | None, images: ImageConversion | None = "viewer") -> Loaded:
+        """The loaded set, with its images converted in this way; None: no image is read. This imports lmms-eval."""
 
     def fingerprint(self, split: str, limit: int | None, loaded: Any) -> str:
         """A text that identifies the questions of a set. `loaded` returns the loaded set if it is needed."""

@@ -1,6 +1,6 @@
 """lmms-eval's task objects over our question sets, and the only call of its evaluator.
 
-suite = Suite({"t": local(source, "dev")}, {"t": source.question_ids}, {"t": source.image_ids})
+suite = Suite({"t": Loaded(local(source, "dev"), source.question_ids, source.image_ids)})
 answers = suite.run(Adapter(vlm, encoded=suite.encoded))["t"]
 """
 
@@ -32,11 +32,13 @@ from PIL import ImageFile
 from tenacity import RetryError
 from tqdm import tqdm
 
-from harness.tasks.adapter import LONGEST, Encoded
+from harness.pictures import as_shown, opened
+from harness.tasks.adapter import Encoded
 from harness.tasks.data import Source, choose, content_hash
 from harness.tasks.official import OWNER, OfficialSet
 from harness.tasks.sets import Loaded
-from harness.types import InputError
+from harness.tasks.truths import LONGEST
+from harness.types import ImageConversion, InputError
 
 MINI = Path(__file__).parent / "mini"
 
@@ -63,8 +65,9 @@ class LocalTask(ConfigurableMessagesTask):
         source: Source = dataset_kwargs["source"]
         self.set_config("dataset_kwargs", None)
         name = sha256(repr(source).encode()).hexdigest()[:16]
-        rows = datasets.Dataset(InMemoryTable(source.read()), fingerprint=name)
-        rows = rows.cast_column("image", datasets.Image())
+        rows = source.read(images=dataset_kwargs["images"] is not None)
+        rows = datasets.Dataset(InMemoryTable(rows), fingerprint=name)
+        rows = _pictured(self, rows, dataset_kwargs["images"])
         self.dataset = datasets.DatasetDict({self.config.test_split: rows})
         self.dataset_no_image = datasets.DatasetDict({self.config.test_split: rows.remove_columns("image")})
 
@@ -83,10 +86,14 @@ class OfficialTask(ConfigurableMessagesTask):
         self.set_config("dataset_kwargs", None)
         rows, self.origin = _rows(asked, split)
         if asked.definition.images:
-            pictures, origin = _rows(asked, split, images=True)
+            apart, origin = _rows(asked, split, images=True)
+            apart = _pictured(self, apart, dataset_kwargs["images"])
             self.origin += origin
-            place = {str(key): row for row, key in enumerate(pictures["id"])}
-            self.set_config("doc_to_visual", lambda doc: [pictures[place[doc["imageId"]]]["image"].convert("RGB")])
+            place = {str(key): row for row, key in enumerate(apart["id"])}
+            show: Any = self.config.doc_to_visual
+            self.set_config("doc_to_visual", lambda doc: show(apart[place[doc["imageId"]]]))
+        else:
+            rows = _pictured(self, rows, dataset_kwargs["images"])
         bare = rows.remove_columns("image") if "image" in rows.column_names else rows
         self.dataset = datasets.DatasetDict({self.config.test_split: rows})
         self.dataset_no_image = datasets.DatasetDict({self.config.test_split: bare})
@@ -94,8 +101,15 @@ class OfficialTask(ConfigurableMessagesTask):
     process_results = LocalTask.process_results
 
 
+def _pictured(task: Any, rows: Any, images: ImageConversion | None) -> Any:
+    """The rows with images that the task shows as a viewer does, or as lmms-eval's own code does (stock)."""
+    if images == "viewer":
+        task.set_config("doc_to_visual", lambda doc: [as_shown(opened(doc["image"]["bytes"]))])
+    return rows.cast_column("image", datasets.Image(decode=images == "stock"))
+
+
 def _rows(asked: OfficialSet, split: str, images: bool = False) -> tuple[Any, str]:
-    """Rows of an official set with encoded images, and a text that identifies them."""
+    """Rows of an official set, and a text that identifies them."""
     part = asked.part(split, images)
     if asked.folder is not None:
         files = asked.parquet(split, images)
@@ -111,17 +125,27 @@ def _rows(asked: OfficialSet, split: str, images: bool = False) -> tuple[Any, st
                 f"task {asked.name}: cannot fetch {name} ({str(error).splitlines()[0]}); connect to the network once,"
                 f" or use the Hugging Face cache or {asked.name}@FOLDER"
             ) from error
-    return rows.cast_column("image", datasets.Image()) if "image" in rows.column_names else rows, origin
+    return rows, origin
 
 
 @dataclass
 class Suite:
-    """Loaded tasks, and per task the question and image ids of its documents."""
+    """Loaded question sets by task, and the model inputs that were made of them."""
 
-    tasks: dict[str, Any]
-    question_ids: dict[str, tuple[str, ...]]
-    image_ids: dict[str, tuple[str, ...]]
+    sets: dict[str, Loaded]
     encoded: Encoded = field(default_factory=Encoded)
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        return {name: loaded.task for name, loaded in self.sets.items()}
+
+    @property
+    def image_ids(self) -> dict[str, tuple[str, ...]]:
+        return {name: loaded.image_ids for name, loaded in self.sets.items()}
+
+    def where(self, task: str, doc: int) -> str:
+        """What identifies a question in an error."""
+        return self.sets[task].where(task, doc)
 
     def run(self, adapter: lmms) -> dict[str, list[tuple[int, str, float]]]:
         """(document, answer, score) of every question, by task, from lmms-eval's evaluator."""
@@ -166,13 +190,14 @@ class Suite:
         raise InputError(f"task {name}: its metric '{metric}' is no number per question; choose a task with one")
 
 
-def local(source: Source, split: str) -> LocalTask:
-    """A task with the shipped definition that fits the file, on the rows of this source."""
+def local(source: Source, split: str, images: ImageConversion | None = "viewer") -> LocalTask:
+    """A task with the shipped definition that fits the file, on the rows of this source; None: without its images."""
     config = load_yaml_config(str(MINI / f"{source.form}.yaml"), mode="full")
-    return LocalTask(config={**config, "task": source.task, "test_split": split, "dataset_kwargs": {"source": source}})
+    rows = {"source": source, "images": images}
+    return LocalTask(config={**config, "task": source.task, "test_split": split, "dataset_kwargs": rows})
 
 
-def official(asked: OfficialSet, split: str) -> OfficialTask:
+def official(asked: OfficialSet, split: str, images: ImageConversion | None = "viewer") -> OfficialTask:
     """An official task on this split: lmms-eval's definition, with at most 16 answer tokens and no submission files."""
     path = Path(lmms_eval.tasks.__file__).parent / asked.definition.definition
     config = load_yaml_config(str(path), mode="full")
@@ -186,7 +211,7 @@ def official(asked: OfficialSet, split: str) -> OfficialTask:
             "test_split": split,
             "generation_kwargs": {**config["generation_kwargs"], "max_new_tokens": LONGEST},
             "metric_list": [metric for metric in config["metric_list"] if metric["metric"] != "submission"],
-            "dataset_kwargs": {"official": (asked, split)},
+            "dataset_kwargs": {"official": (asked, split), "images": images},
         }
     )
 
@@ -229,6 +254,8 @@ def restrict(task: Any, limit: int | None) -> Loaded:
         images = [sha256(row["image"]["bytes"] or row["image"]["path"].encode()).hexdigest()[:16] for row in encoded]
     else:
         images = row_numbers
+    if len(set(zip(images, questions, strict=True))) < len(questions):  # no ids: a pair of questions shares one
+        questions = row_numbers
     chosen = choose(questions, images, limit)
     task.dataset[split], task.dataset_no_image[split] = docs.select(chosen), bare.select(chosen)
     task.task_docs = task.dataset[split]

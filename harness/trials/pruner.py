@@ -26,7 +26,6 @@ from harness.trials.tokens import check as check_tokens
 from harness.types import (
     VLM,
     Budget,
-    CalibrationSpec,
     Component,
     Extent,
     InputError,
@@ -205,11 +204,12 @@ class Pruner:
         return ranked
 
     def _calibrated(self, trial: Trial) -> Calibration:
-        key = (trial.model, trial.dtype, trial.loading, trial.calibration, trial.seed)
-        return self._calibration.get(key, lambda: self._calibrate(trial, trial.calibration, self.batch))
+        number = trial.calibration.samples
+        key = (trial.model, trial.dtype, trial.loading, trial.calibration_questions, number, trial.seed)
+        return self._calibration.get(key, lambda: self._calibrate(trial, number, self.batch))
 
-    def _calibrate(self, trial: Trial, drawn: CalibrationSpec, batch: int) -> Calibration:
-        samples = tasks.samples(drawn.questions, drawn.samples, trial.seed)
+    def _calibrate(self, trial: Trial, number: int, batch: int) -> Calibration:
+        samples = tasks.samples(trial.calibration_questions, number, trial.seed)
         return Calibration(self.load(trial), samples, batch, progress=self.progress)
 
     # --- budgets and plans ------------------------------------------------------------------------------------
@@ -276,6 +276,6 @@ class Pruner:
         """The dense model on the questions of the recovery: those of the calibration, or a training's own number."""
         if not tuning.trains:
             return self._calibrated(trial)
-        spec = replace(trial.calibration, samples=tuning.samples)
-        key = (trial.model, trial.dtype, trial.loading, spec, trial.seed, tuning.batch)
-        return self._tuning_calibration.get(key, lambda: self._calibrate(trial, spec, tuning.batch))
+        number, batch = tuning.samples, tuning.batch
+        key = (trial.model, trial.dtype, trial.loading, trial.calibration_questions, number, trial.seed, batch)
+        return self._tuning_calibration.get(key, lambda: self._calibrate(trial, number, batch))

@@ -25,6 +25,7 @@ from harness.types import (
     CalibrationSpec,
     Currency,
     Generation,
+    ImageConversion,
     InputError,
     LatencySpec,
     Loading,
@@ -91,6 +92,7 @@ class Board(_Strict):
     tasks: tuple[str, ...] = Field(min_length=1)
     split: str = "validation"
     limit: Count | None = None
+    image_conversion: ImageConversion = "viewer"  # how images become RGB; see `types.ImageConversion`
     metrics: tuple[str, ...] = Field(("flops", "latency", "accuracy"), min_length=1)
     # Models to score with blank and shuffled images too: none (false), dense (true), or dense and these budgets.
     floors: bool | tuple[Fraction, ...] = True
@@ -112,7 +114,7 @@ class Board(_Strict):
 
     @property
     def questions(self) -> Questions:
-        return Questions(self.tasks, self.split, self.limit)
+        return Questions(self.tasks, self.split, self.limit, self.image_conversion)
 
     @property
     def loading(self) -> Loading:

@@ -166,3 +166,4 @@ class Sample:
     question: str
     answer: str
     question_id: str = ""
+    place: str = ""  # what identifies it in an error: file, row and ids

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +23,8 @@ from harness.types.plan import Align, Currency
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Count, Count]  # width and height of an image, in pixels
 Mode = Literal["eager", "compile", "graphs"]
+# How images become RGB: as a viewer shows them, or as lmms-eval does (16-bit greys clipped, transparency dropped).
+ImageConversion = Literal["viewer", "stock"]
 
 _TRAINING = ("first", "samples", "rounds", "loss", "steps", "batch", "rate")
 _SETTINGS: dict[str, tuple[str, ...]] = {  # tuning method -> the settings that apply to it
@@ -134,11 +136,12 @@ def changed(values: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Questions:
-    """Which questions are asked: task names, a split, and the number per task (None: all)."""
+    """Which questions are asked: task names, a split, the number per task (None: all), and how images are converted."""
 
     tasks: tuple[str, ...]
     split: str = "validation"
     limit: int | None = None
+    image_conversion: ImageConversion = "viewer"
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,8 @@ class Trial:
         if self.control == "none":
             del values["control"]
         values["loading"] = self.loading.content()
-        unused = {"align": None, "currency": "flops", "loading": {}, "sequential": False, "shares": {}}
+        unused = {"align": None, "currency": "flops", "image_conversion": "viewer", "loading": {}, "sequential": False}
+        unused["shares"] = {}
         return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
 
     @classmethod
@@ -245,7 +249,12 @@ class Trial:
         return cls(
             **{
                 **values,
-                "questions": Questions(tuple(content["tasks"]), content["split"], content["limit"]),
+                "questions": Questions(
+                    tuple(content["tasks"]),
+                    content["split"],
+                    content["limit"],
+                    content.get("image_conversion", "viewer"),
+                ),
                 "metrics": tuple(content["metrics"]),
                 "calibration": CalibrationSpec(**_tuples(calibration)),
                 "latency": LatencySpec(**_tuples(latency)),
@@ -271,9 +280,15 @@ class Trial:
             self.method,
             options,
             self.calibration,
+            self.questions.image_conversion,
             self.seed,
             self.sequential,
         )
+
+    @property
+    def calibration_questions(self) -> Questions:
+        """The questions that calibration samples are drawn from, with their images as those of the asked ones."""
+        return replace(self.calibration.questions, image_conversion=self.questions.image_conversion)
 
     @property
     def variant(self) -> str:

@@ -28,6 +28,7 @@ def test_data_check(call: Call, questions: Path) -> None:
         "images": 10,
         "form": "mini_vqav2",
         "majority": 0.3333,
+        "warnings": [],
         "splits": {"validation": 18, "dev": 6, "calibration": 6},
     }
     assert "rows=30" in (shown := call("data", "check", questions).out) and "calibration=6" in shown

@@ -224,9 +224,9 @@ def test_answers_are_what_the_model_generates(sets: Path, talker: VLM):
 def test_blank_shows_grey_of_the_same_size(sets: Path, talker: VLM, monkeypatch: pytest.MonkeyPatch):
     shown: list[Any] = []
 
-    def spy(processor: Any, images: Any, texts: Any) -> Any:
+    def spy(processor: Any, images: Any, texts: Any, **how: Any) -> Any:
         shown.extend(image for own in images for image in own)
-        return encode(processor, images, texts)
+        return encode(processor, images, texts, **how)
 
     encode = adapter.encode
     seeing = answers_of(talker)

@@ -43,7 +43,9 @@ def test_questions_are_named_only_where_the_data_is_another(hostile_results: Pat
     items = record.load(hostile_results / "made")[0]
     items = [replace(item, hashes={**item.hashes, "data": "f" * 16}) for item in items]
     found = examples.find(Samples(hostile_results / "made"), items)
-    assert found.questions and not found.images and all(set(own) == {"task", "id"} for own in found.questions)
+    assert (
+        found.questions and not found.images and all(set(own) == {"task", "id", "image_id"} for own in found.questions)
+    )
 
 
 @pytest.mark.parametrize("how", ["gone", "cut", "other bytes", "no table", "other questions"])

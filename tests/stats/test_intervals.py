@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,17 +30,26 @@ from harness.stats import (
 from tests.support.pairs import drawn_pairs, pairs_of, pairs_with_flips, scores_of_pairs
 
 
-def test_one_cluster_has_no_spread():
-    assert clustered_interval([0.0, 1.0, 1.0, 0.0], ["a"] * 4) == (0.5, 0.5)
+def bounds(*given: Any, **how: Any) -> tuple[float, float]:
+    interval = clustered_interval(*given, **how)
+    assert interval is not None
+    return interval
+
+
+def test_one_cluster_has_no_interval():
+    assert clustered_interval([0.0, 1.0, 1.0, 0.0], ["a"] * 4) is None
+    assert clustered_interval([1.0], ["a"]) is None
+    assert clustered_interval([0.5, 0.2, 0.9], [1, 2, 3], strata=list("aab")) is None, "one task of several"
+    assert clustered_interval([0.5, 0.2], [1, 1], strata=list("ab")) is None, "an image of each of two tasks"
 
 
 def test_equal_scores_have_no_spread():
-    assert clustered_interval([0.25] * 6, [1, 1, 2, 2, 3, 3], strata=list("aabbcc")) == (0.25, 0.25)
+    assert clustered_interval([0.25] * 6, [1, 2, 3, 4, 5, 6], strata=list("aabbcc")) == (0.25, 0.25)
 
 
 def test_independent_scores_agree_with_the_normal_interval():
     scores = np.random.default_rng(1).random(400)
-    lo, hi = clustered_interval(scores, range(400), resamples=5000)
+    lo, hi = bounds(scores, range(400), resamples=5000)
     half = 1.96 * scores.std() / 20
     assert lo == pytest.approx(scores.mean() - half, abs=0.1 * half)
     assert hi == pytest.approx(scores.mean() + half, abs=0.1 * half)
@@ -53,7 +63,7 @@ def test_copies_within_an_image_do_not_narrow_it():
 
 
 def test_strata_count_equally_whatever_their_size():
-    lo, hi = clustered_interval([1.0] * 90 + [0.0] * 10, range(100), strata=["big"] * 90 + ["small"] * 10)
+    lo, hi = bounds([1.0] * 90 + [0.0] * 10, range(100), strata=["big"] * 90 + ["small"] * 10)
     assert (lo, hi) == (0.5, 0.5)
 
 
@@ -69,9 +79,12 @@ def test_same_image_name_in_two_strata_is_two_images():
 )
 def test_lies_between_the_extremes_and_repeats(rows: list[tuple[float, int, bool]], seed: int):
     scores, clusters, strata = zip(*rows, strict=True)
-    lo, hi = clustered_interval(scores, clusters, strata=strata, resamples=50, seed=seed)
-    assert min(scores) - 1e-12 <= lo <= hi <= max(scores) + 1e-12
-    assert (lo, hi) == clustered_interval(scores, clusters, strata=strata, resamples=50, seed=seed)
+    interval = clustered_interval(scores, clusters, strata=strata, resamples=50, seed=seed)
+    sizes = [len({cluster for _, cluster, other in rows if other == stratum}) for stratum in set(strata)]
+    assert (interval is None) == (min(sizes) == 1)
+    if interval is not None:
+        assert min(scores) - 1e-12 <= interval[0] <= interval[1] <= max(scores) + 1e-12
+    assert interval == clustered_interval(scores, clusters, strata=strata, resamples=50, seed=seed)
 
 
 def test_covers_the_truth_as_often_as_it_says():
@@ -80,7 +93,7 @@ def test_covers_the_truth_as_often_as_it_says():
     for seed in range(300):
         ease = random.random(80).repeat(5)
         scores = (random.random(400) < ease).astype(float)
-        lo, hi = clustered_interval(scores, np.arange(80).repeat(5), resamples=300, seed=seed)
+        lo, hi = bounds(scores, np.arange(80).repeat(5), resamples=300, seed=seed)
         held += lo <= 0.5 <= hi
     assert 0.90 <= held / 300 <= 0.99
 
@@ -126,7 +139,7 @@ def test_pairs_join_by_task_and_question_whatever_the_order():
         (ROWS[:2], "1 of 3 questions"),
         ([*ROWS[:2], ("b", 2, "y", 1.0)], "2 of 4 questions"),
         ([*ROWS, ROWS[0]], "answered twice"),
-        ([*ROWS[:2], ("b", 1, "z", 1.0)], "images differ"),
+        ([*ROWS[:2], ("b", 1, "z", 1.0)], "2 of 4 questions"),  # of another image
         ([*ROWS[:2], ("b", 1, "y", math.nan)], "the score is nan"),
     ],
 )
@@ -134,6 +147,15 @@ def test_answers_that_do_not_match_are_refused(other: list[tuple[str, int, str, 
     for sides in ((ROWS, other), (other, ROWS)):
         with pytest.raises(ValueError, match=message):
             pair(*(answers(*side) for side in sides))
+
+
+def test_question_ids_may_restart_with_every_image():
+    """Image and question id together identify a question."""
+    restarted = [("a", number, image, float(image == "x")) for image in "xy" for number in (1, 2)]
+    joined = pair(answers(*restarted), answers(*restarted[::-1]))
+    assert joined.images == ["x", "y", "x", "y"] and joined.questions == [1, 1, 2, 2] and not joined.differences.any()
+    with pytest.raises(ValueError, match=r"question 1 of image x: answered twice"):
+        pair(answers(*restarted, restarted[0]), answers(*restarted))
 
 
 def test_no_answers_are_refused():

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from tests.support.malformed import NASTY, Case, board_file, boards, png, records
 from tests.support.question_files import question_rows
@@ -53,7 +54,7 @@ def parquets() -> Iterator[Case]:
     }
     content |= {
         f"answers {value!r:.12}": table(lambda made, value=value: [row.update(answers=value) for row in made])
-        for value in (3, 1.5, "x", True, [1], [[]], [""], [" "], {"a": "b"})
+        for value in (3, 1.5, "x", True, [1.5], [True], [[]], [""], [" "], {"a": "b"}, {"answer": ["b"]})
     }
     content |= {
         f"image {value!r:.12}": table(lambda made, value=value: [row.update(image=value) for row in made])
@@ -87,13 +88,72 @@ def parquets() -> Iterator[Case]:
         "null bytes": image(None),
         "noise": image(os.urandom(500)),
     }
-    for name, data in content.items():
+    for name, data in (content | dict(_writers(good))).items():
         yield Case(f"parquet {name}", partial(_data, data))
     for label in ("escape", "html", "newline", "override", "markup"):
         made = [{f"question{NASTY[label]}" if key == "question" else key: row[key] for key in row} for row in good]
         yield Case(f"parquet column {label}", partial(_data, _parquet(pa.Table.from_pylist(made))))
     for target in ("/dev/zero", "/etc/passwd", "/", "loop"):
         yield Case(f"parquet linked to {target}", partial(_linked, target))
+
+
+def _writers(good: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
+    """What other writers make of a column: values and types without a meaning, ids that identify nothing."""
+    whole = pa.Table.from_pylist(good)
+
+    def column(name: str, values: Any, kind: Any = None) -> bytes:
+        values = values if isinstance(values, pa.Array) else pa.array(values, kind)
+        return _parquet(whole.set_column(whole.schema.get_field_index(name), name, values))
+
+    for name in ("question_id", "image_id", "image", "question", "answers"):
+        yield f"{name} twice", _parquet(whole.append_column(name, whole[name]))
+        yield f"{name} of nulls", column(name, [None] * len(good))
+    for name in ("question_id", "image_id"):
+        text = [str(row[name]) for row in good]
+        yield f"{name} null", column(name, [*text[:-1], None])
+        yield f"{name} NaN", column(name, [*map(float, text[:-1]), float("nan")])
+        yield f"{name} endless", column(name, [*map(float, text[:-1]), float("inf")])
+        yield f"{name} broken", column(name, [*map(float, text[:-1]), 0.5])
+        yield f"{name} empty", column(name, [*text[:-1], ""])
+        yield f"{name} blank", column(name, [*text[:-1], " \t"])
+        yield f"{name} no text", column(name, [*(t.encode() for t in text[:-1]), b"\xff\xfe"])
+        yield f"{name} of lists", column(name, [[t] for t in text])
+        yield f"{name} of truth values", column(name, [True] * len(good))
+        yield f"{name} of times", column(name, range(len(good)), pa.timestamp("ns"))
+    yield "question_id again", column("question_id", [1] * len(good))
+    yield (
+        "question_id in words again",
+        column("question_id", ["one"] * len(good), pa.dictionary(pa.int8(), pa.string())),
+    )
+    yield "a row again", _parquet(pa.concat_tables([whole, whole[2:3]]))
+    for kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
+        yield f"question as {kind}, no text", column("question", [b"?"] * 4 + [b"\xe9t\xe9"] * (len(good) - 4), kind)
+    for broken in (b"\xff", b"\xed\xa0\x80", b"\xc3("):
+        words = pa.array([broken] * len(good), pa.binary()).view(pa.string())
+        yield f"question as string, no text {broken!r}", column("question", words)
+    answers = [[b"red"]] * (len(good) - 1) + [[b"\xff"]]
+    yield "answers no text", column("answers", answers)
+    yield "answers with a null", column("answers", [["red", None]] * len(good))
+    yield "answers of a fixed number, a null", column("answers", [None] * len(good), pa.list_(pa.string(), 2))
+    yield "answers a map", column("answers", [[("a", 1)]] * len(good), pa.map_(pa.string(), pa.int64()))
+    yield "answers of entries without an answer", column("answers", [[{"text": "a"}]] * len(good))
+    yield "answers of null entries", column("answers", [[None, {"answer": "a"}]] * len(good))
+    yield "image bare, no image", column("image", [b"x"] * len(good), pa.binary_view())
+    yield "image of a fixed size, no image", column("image", [b"12345678"] * len(good), pa.binary(8))
+    yield "image of numbers", column("image", [[137, 80]] * len(good), pa.list_(pa.uint8()))
+    gqa = pa.Table.from_pylist([dict(row) for row in question_rows("mini_gqa", 3)])
+    for values, why in (
+        ([2.0] * 9, "floats"),
+        ([True] * 9, "truth values"),
+        ([["a"]] * 9, "lists"),
+        ([None] * 9, "nulls"),
+    ):
+        place = gqa.schema.get_field_index("answer")
+        yield f"answer of {why}", _parquet(gqa.set_column(place, "answer", pa.array(values)))
+    for kind in ("TIFF", "PPM", "TGA", "ICO"):  # of which PIL reads more than it shows
+        sink = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(sink, kind)
+        yield f"a picture as {kind}", column("image", [{"bytes": sink.getvalue(), "path": "a.png"}] * len(good))
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -18,6 +18,11 @@ def encoded_picture(seed: int, format: str = "PNG", size: tuple[int, int] = (48,
     """An encoded image of one colour with a square of another."""
     image = Image.new("RGB", size, (seed * 37 % 256, seed * 91 % 256, 40))
     image.paste((200, seed * 53 % 256, seed * 11 % 256), (8, 8, 30, 30))
+    return stored_picture(image, format) | {"path": f"{seed}.{format.lower()}"}
+
+
+def stored_picture(image: Image.Image, format: str = "PNG", **how: Any) -> dict[str, Any]:
+    """An image as a question file holds it."""
     stream = io.BytesIO()
-    image.save(stream, format)
-    return {"bytes": stream.getvalue(), "path": f"{seed}.{format.lower()}"}
+    image.save(stream, format, **how)
+    return {"bytes": stream.getvalue(), "path": None}

@@ -68,7 +68,7 @@ def lay(root: Path, task: str, images: int = 6, change: Change = lambda made: No
 @pytest.mark.parametrize("task", SETS)
 def test_a_sound_folder_is_counted(tmp_path: Path, task: str) -> None:
     name = lay(tmp_path, task)
-    expected = {"path": str(tmp_path / task), "rows": 18, "images": 6, "form": task}
+    expected = {"path": str(tmp_path / task), "rows": 18, "images": 6, "form": task, "warnings": []}
     assert tasks.check(name) == expected
     tasks.require(asked([name], "validation"))
     if task == "vqav2_val":
@@ -76,7 +76,9 @@ def test_a_sound_folder_is_counted(tmp_path: Path, task: str) -> None:
             tasks.require(asked([name], "calibration"), 4)
     else:
         tasks.require(asked([name], "calibration"), 18)
-        with pytest.raises(InputError, match=r"task .* must supply 19 of the 19 samples, .*'calibration' has only 18$"):
+        with pytest.raises(
+            InputError, match=r"task .* must supply 19 of the 19 samples, .*'calibration' has only 18; set "
+        ):
             tasks.require(asked([name], "calibration"), 19)
 
 
@@ -143,6 +145,11 @@ TWINS = [{"answer": "red", "answer_confidence": "yes", "answer_id": 1}] * 10
         ("gqa", spoiled("answer", ""), "row 1: column 'answer' holds an empty answer"),
         ("vqav2_val", lambda made: [row.pop("question") for row in made], "missing column 'question'"),
         ("vqav2_val", lambda made: [row.update(answers=["red"] * 10) for row in made], "that of mini_textvqa"),
+        ("textvqa_val", spoiled("question_id", None), "row 1: column 'question_id' is null"),
+        ("gqa", spoiled("id", "0-0"), "row 1: column 'id': the id '0-0' is also that of .*row 0, for the same image"),
+        ("vqav2_val", lambda made: [row.update(question=b"?") for row in made], "column 'question' is binary, which"),
+        ("gqa", lambda made: [row.update(answer=7.5) for row in made], "column 'answer' is double; it must be text"),
+        ("textvqa_val", lambda made: [row.update(question_id=float(row["question_id"])) for row in made], "is double"),
     ],
 )
 def test_bad_folders_are_named(tmp_path: Path, task: str, change: Change, words: str) -> None:
@@ -184,11 +191,33 @@ def test_questions_and_images_in_two_files(tmp_path: Path) -> None:
     assert tasks.check(f"gqa@{tmp_path}")["rows"] == 6
 
 
+def test_a_question_in_two_files_is_named(tmp_path: Path) -> None:
+    for shard in range(2):
+        rows = official_rows("textvqa_val", 1)
+        write_parquet(tmp_path / f"validation-0000{shard}-of-00002.parquet", rows)
+    with pytest.raises(InputError, match=r"00001-of-00002.parquet: row 0: .* the id '0' is also that of .*00000-of-"):
+        tasks.check(f"textvqa_val@{tmp_path}")
+
+
+def test_official_sets_raise_doubts_too(tmp_path: Path) -> None:
+    for task in SETS:
+
+        def change(made: list[dict[str, Any]]) -> None:
+            made[1]["question"] = "What is <image>?"
+
+        assert "the question holds <image>" in " ".join(tasks.check(lay(tmp_path, task, change=change))["warnings"])
+    write_parquet(
+        tmp_path / "gqa" / "testdev_balanced_images.parquet", [{"id": "i9", "image": encoded_picture(9, size=(900, 2))}]
+    )
+    assert any("900x2 pixels" in line for line in tasks.check(f"gqa@{tmp_path / 'gqa'}")["warnings"])
+
+
 def test_data_check_says_counts_and_floor(call: Call, tmp_path: Path) -> None:
     done = call("data", "check", lay(tmp_path, "gqa"), "--json")
     assert done.code == 0, done
     assert json.loads(done.out) == {
-        "path": str(tmp_path / "gqa"), "rows": 18, "images": 6, "form": "gqa", "majority": 0.3333
+        "path": str(tmp_path / "gqa"), "rows": 18, "images": 6, "form": "gqa", "majority": 0.3333, "warnings": [],
+        "splits": {"validation": 18, "dev": 0, "calibration": 18},
     }  # fmt: skip
     refused(call("data", "check", "textvqa_val"), "textvqa_val@FOLDER")
 

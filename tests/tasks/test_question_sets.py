@@ -15,7 +15,7 @@ import pytest
 from PIL import ImageFile
 
 from harness import tasks
-from harness.tasks import data
+from harness.tasks import data, truths
 from harness.types import InputError
 from tests.support.pictures import encoded_picture
 from tests.support.question_files import QUESTIONS, asked, question_rows, rows_asked, write_parquet
@@ -86,7 +86,7 @@ def test_own_task_without_its_data_says_so(tmp_path: Path):
 @pytest.mark.parametrize("form", ["mini_gqa", "mini_textvqa", "mini_vqav2"])
 def test_check_accepts_the_official_columns(tmp_path: Path, form: str):
     path = write_parquet(tmp_path / "a.parquet", question_rows(form, 3))
-    assert tasks.check(path) == {"path": str(path), "rows": 9, "images": 3, "form": form}
+    assert tasks.check(path) == {"path": str(path), "rows": 9, "images": 3, "form": form, "warnings": []}
     assert tasks.check(tmp_path)["files"] == [tasks.check(path)]
 
 
@@ -174,9 +174,9 @@ def test_a_changed_file_is_checked_again(tmp_path: Path):
 
 
 def test_short_answer_lists_can_score_one():
-    assert data.annotators(["a"] * 10) == ["a"] * 10
-    assert data.annotators(["a"]).count("a") == 10
-    two = data.annotators([{"answer": "a", "answer_id": 1}, {"answer": "b", "answer_id": 1}])
+    assert truths.annotators(["a"] * 10) == ["a"] * 10
+    assert truths.annotators(["a"]).count("a") == 10
+    two = truths.annotators([{"answer": "a", "answer_id": 1}, {"answer": "b", "answer_id": 1}])
     assert [d["answer"] for d in two] == ["a", "b"] * 5
     assert [d["answer_id"] for d in two] == list(range(1, 11))
 
@@ -258,9 +258,18 @@ def test_answer_is_the_most_common_one(tmp_path: Path):
 
 
 def test_too_many_samples(sets: Path):
-    words = r"samples: task mini_gqa must supply 25 of the 25 samples, but its split 'calibration' has only 24$"
-    with pytest.raises(InputError, match=words):
+    words = r"task mini_gqa must supply 25 of the 25 samples, but its split 'calibration' has only 24; set (.*)$"
+    with pytest.raises(InputError, match=words) as caught:
         tasks.samples(asked(["mini_gqa"], "calibration"), 25, 0)
+    assert "calibration.samples to at most 24 (in prune: --samples 24)" in str(caught.value)
+    for number, names in ((49, ["mini_gqa", "mini_vqav2"]), (50, ["mini_gqa", "mini_vqav2"])):
+        with pytest.raises(InputError) as caught:
+            tasks.require(asked(names, "calibration"), number)
+        most = int(str(caught.value).partition("to at most ")[2].split()[0])
+        assert 48 <= most < number
+        tasks.require(asked(names, "calibration"), 48)
+    with pytest.raises(InputError, match=r"tuning\.samples: .*; set tuning\.samples to at most 24, or"):
+        tasks.require(asked(["mini_gqa"], "calibration"), 25, "tuning.samples")
 
 
 # --- the shipped sets -------------------------------------------------------------------------------------
