@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from harness.checkpoints import export
 from harness.families import load
 from harness.machine.phases import Watch
 from harness.metrics import flops
-from harness.pruning import tokens
+from harness.pruning import surgery, tokens
 from harness.pruning.solver import TOLERANCE
 from harness.trials.context import Context
 from harness.trials.pruner import Pruner
-from harness.types import VLM, Budget, CalibrationSpec, InputError, Plan, Questions, ReferenceInput, Tokens, Trial
+from harness.types import (
+    VLM,
+    Budget,
+    CalibrationSpec,
+    InputError,
+    Keep,
+    Plan,
+    Questions,
+    Ranking,
+    ReferenceInput,
+    TokenRule,
+    Tokens,
+    Trial,
+)
 from tests.support.boards import read_board
 from tests.support.trials import plain_trial
 
@@ -164,6 +177,19 @@ def test_a_mixture_meets_its_budget(tmp_path: Path, tiny_folder: Path, layer: in
     assert kept == pytest.approx(0.8, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
 
 
+def test_the_cut_follows_its_layer_where_layers_before_it_go(tiny: VLM) -> None:
+    def keep(states: Any, count: int) -> Any:
+        return torch.arange(count)
+
+    parts: dict[Any, Any] = {("language.0", "layers"): Keep(())}
+    plan = Plan(parts, 0.5, 0.5, tokens=Tokens(1, 0.5, "x"))
+    pruned: Any = surgery.apply(tiny, plan, Ranking({}, tokens=TokenRule(keep, 1))).model
+    assert pruned.token_cut.layer == 0 and len(pruned.model.language_model.layers) == 1
+    read = replace(plan, tokens=Tokens(1, 0.5, "x", "text"))
+    with pytest.raises(InputError, match="no layer stays before the cut of visual tokens"):
+        surgery.apply(tiny, read, Ranking({}, tokens=TokenRule(keep, 1, "text")))
+
+
 def test_a_plan_survives_json(tiny_folder: Path) -> None:
     plan = Plan({}, 0.5, 0.5, tokens=Tokens(2, 0.25, "fastv", "text", {"a": 1}))
     assert Plan.of(json.loads(json.dumps(plan.to_json()))) == plan
@@ -186,9 +212,6 @@ def test_an_exported_folder_needs_torch_and_transformers_only(tmp_path: Path, ti
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and ran.stdout.split() == ["0", "4"], ran.stderr
     again = load(tmp_path / "out", trust_remote_code=True)
-    assert isinstance(
-        AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True).token_cut.share, float
-    )
     assert again.model.token_cut.attention == "vision"  # type: ignore[union-attr]
     made = export.load(tmp_path / "out" / "plan.json", str(tiny_folder), tmp_path / "again")
     assert made.form == "custom code"
