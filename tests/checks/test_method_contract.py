@@ -18,7 +18,7 @@ from tests.support.commands import Call, refused
 from tests.support.paths import ROOT, environment
 
 HEAD = """import torch
-from harness.types import Additive, Option, Options, Ordinal, Ranking
+from harness.types import Additive, Global, Option, Options, Ordinal, Ranking
 
 def order(vlm, seed=0, kinds="both"):
     own = torch.Generator().manual_seed(seed)
@@ -31,6 +31,16 @@ def but(vlm, block, kind, score):
 def rank(vlm, calibration, *, seed):
     """
 FINE = "return Ranking(order(vlm))"
+LAYERS = """return Ranking({**order(vlm), **{(b.name, "layers"): score_of(b) for b in vlm.blocks}})
+
+UNITS = ["layers", "heads", "ffn"]
+
+def priced(block, *costs):
+    full = block.layer.token_macs
+    return Options((Option("dense", full, 0.0), *(Option(str(cost), cost, 1.0, dict) for cost in costs)))
+
+def score_of(b):
+    return """
 HIDDEN = """return Ranking({(b.name, "ffn"): Options((dense(b), less(b))) for b in vlm.blocks})
 
 UNITS = "ffn"
@@ -170,6 +180,23 @@ SIGNATURES = {
         "REGIME = 'repaired'; choose from: none, bias, ",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        ("Additive((0.5,))", ""),
+        ("Global((float(b.index),))", ""),
+        ("priced(b, 0)", ""),
+        ("priced(b, 5)", "the Options of a layer are two: the dense one, and one of cost 0"),
+        ("Ordinal((1.0, 2.0))", "vision.0 layers: 2 scores for 1 units"),
+        ("Ordinal((1.0,)) if b.index else Additive((1.0,))", "Ordinal or Global everywhere or nowhere"),
+    ],
+)
+def test_layers_may_have_a_shape_of_their_own(tmp_path: Path, tiny: VLM, score: str, words: str) -> None:
+    """Heads and channels are Ordinal here; layers are checked, solved and removed like other units."""
+    breaches = found(tmp_path, HEAD + f"    {LAYERS}{score}\n", tiny)
+    assert not breaches if not words else any(words in breach.text for breach in breaches), breaches
 
 
 def found(folder: Path, text: str, vlm: VLM) -> list[method_contract.Breach]:
