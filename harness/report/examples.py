@@ -189,7 +189,7 @@ def _rows(record: Record, names: set[Name]) -> Iterable[tuple[Name, str, list[st
 
 
 def _thumbnail(content: bytes) -> str | None:
-    """An image as the model saw it, as a data URI, unchanged if it is small; None if it cannot be decoded."""
+    """An image as a viewer shows it, as a data URI, unchanged if it is small; None if it cannot be decoded."""
     try:
         with opened(content) as image:
             kind = str(image.format)

@@ -145,7 +145,7 @@ function rowFacts(row) {
   const speedup = [row.latency_speedup, row.speedup_lo, row.speedup_hi].map((value) => number(value, 2));
   return [
     ["budget", `${row.budget} (${number(1 / row.budget, 2)}×), scope ${row.scope}, seed ${row.seed}`],
-    ["accuracy", within(points(row.accuracy), points(row.accuracy_lo), points(row.accuracy_hi), row.accuracy === null ? "" : ` (${data.few})`)],
+    ["accuracy", within(points(row.accuracy), points(row.accuracy_lo), points(row.accuracy_hi), row.accuracy == null ? "" : ` (${data.few})`)],
     ["speedup", within(...speedup)],
     ["FLOPs kept", number(row.flops_kept, 4)],
     ["parameters kept", number(row.params_kept, 3)],

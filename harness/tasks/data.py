@@ -114,8 +114,9 @@ def choose(question_ids: Sequence[str], image_ids: Sequence[str], limit: int | N
 def check(path: str | Path) -> dict[str, Any]:
     """Validate a parquet file, or the files of a folder and its subfolders: columns, answers and every image.
 
-    Returns {"path", "rows", "images", "form"} for a file, {"path", "files": [...]} for a folder. Memory holds only
-    one batch of rows. Raises InputError, which names file, row and column of the first fault and a correction.
+    Returns {"path", "rows", "images", "form", "warnings"} for a file, {"path", "files": [...]} for a folder; see
+    `Doubts` for the warnings. Memory holds a few pages of a file. Raises InputError, which names file, row and column
+    of the first fault and a correction.
     """
     path = Path(path)
     if path.is_dir():
@@ -179,6 +180,8 @@ def _check(path: Path, changed: int, size: int) -> dict[str, Any]:
     kind = form(file.schema_arrow, path)
     known = image_column(file.schema_arrow)
     target = "answer" if kind == "mini_gqa" else "answers"
+    if known:
+        _ids(path, changed, size)  # refuses bad ids before the images are decoded
     doubts = Doubts()
     for row, doc in rows(file, path, ["image", "question", target, *([known] if known else [])]):
         where = f"{path}: row {row}"

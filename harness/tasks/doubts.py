@@ -99,7 +99,7 @@ class Doubts:
     def lines(self) -> list[str]:
         """The lines, in the order of their first rows."""
         more = {kind: number - 1 for kind, (_, number) in self._rows.items()}
-        return [line + (f" ({more[kind]} more rows)" if more[kind] else "") for kind, line in self._lines.items()]
+        return [line + (f" (and {more[kind]} more)" if more[kind] else "") for kind, line in self._lines.items()]
 
 
 def _oddities(image: Image.Image) -> dict[str, str]:

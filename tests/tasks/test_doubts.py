@@ -81,8 +81,8 @@ def test_many_rows_of_a_kind_are_one_line(tmp_path: Path, call: Call) -> None:
     ]
     path = write_parquet(tmp_path / "a.parquet", rows)
     few, empty = tasks.check(path)["warnings"]
-    assert few.startswith(f"{path}: row 0: one annotator") and few.endswith("(14 more rows)")
-    assert empty.startswith(f"{path}: row 0: the answer 'a' is empty") and "more rows" not in empty
+    assert few.startswith(f"{path}: row 0: one annotator") and few.endswith("(and 14 more)")
+    assert empty.startswith(f"{path}: row 0: the answer 'a' is empty") and "more)" not in empty
     done = call("data", "check", path)
     assert done.code == 0 and done.out.count("warning: ") == 2 and few in done.out, done
     assert "rows=15, images=5, form=mini_textvqa" in done.out and "validation=9, dev=3, calibration=3" in done.out
