@@ -40,6 +40,9 @@ def load(
     "random:SEED"; on the device "meta" there are then only shapes. Raises InputError naming what is missing, before any
     weight is read: the folder, its config, a supported model type, or something that its processor needs. For an
     unsupported type, the error lists the model's Linear layers and says which file to write.
+
+    The model's `generation_config` has the ids of special tokens only. What else the checkpoint says of decoding stays
+    in the VLM's `generation_file`, and its `notes` name it.
     """
     import torch
     import transformers
@@ -201,11 +204,14 @@ def _config(source: str | Path, hub_settings: dict[str, Any]) -> Any:
     path = Path(source) / "config.json"
     try:
         with explained(f"model {path}: not a config that transformers takes", OSError):
-            return AutoConfig.from_pretrained(source, **hub_settings)
+            config = AutoConfig.from_pretrained(source, **hub_settings)
     except InputError:
         if path.is_file():
             check_type(path)  # transformers does not know the type, or may not run its code
         raise
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.return_dict, part.output_attentions, part.output_hidden_states = True, False, False  # what we rely on
+    return config
 
 
 def _unknown(config: Any, source: str | Path) -> InputError:

@@ -131,6 +131,21 @@ def test_values_that_transformers_refuses_do_not_matter(tmp_path: Path, plain: l
     assert answers(families.load(checkpoint(tmp_path / "model", content))) == plain
 
 
+@pytest.mark.parametrize("part", ["", "text_config", "vision_config"])
+def test_no_key_of_the_config_does_either(tmp_path: Path, plain: list[str], part: str) -> None:
+    """Older checkpoints have some there, and some change what a forward pass returns."""
+    folder = checkpoint(tmp_path / "model", None)
+    config = json.loads((folder / "config.json").read_text())
+    keys = {"return_dict": False, "output_attentions": True, "output_hidden_states": True, "use_cache": False}
+    (config[part] if part else config).update({**KEYS, **keys, "watermarking_config": None, "pad_token_id": 0})
+    (folder / "config.json").unlink()
+    put(folder / "config.json", json.dumps(config))
+    vlm = families.load(folder)
+    assert answers(vlm) == plain
+    families.save(vlm, tmp_path / "saved")
+    assert answers(families.load(tmp_path / "saved")) == plain
+
+
 def test_values_that_change_nothing_are_not_named(tmp_path: Path) -> None:
     neutral = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "use_cache": True, "top_k": 50, "top_p": None}
     assert families.load(checkpoint(tmp_path / "model", neutral)).notes == ()
