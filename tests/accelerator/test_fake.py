@@ -14,7 +14,7 @@ import torch
 from harness import families, tasks
 from harness.statistics.calibration import Calibration
 from harness.statistics.passes import Tokens
-from harness.tasks import adapter
+from harness.tasks import decoding
 from harness.types import VLM
 from tests.support.accelerator import installed
 from tests.support.accelerator.ledger import Ledger
@@ -102,13 +102,13 @@ def test_a_planted_item_in_the_decode_loop_is_found(vlm: VLM, gpus: Ledger, monk
         tasks.answer(vlm, asked(["mini_gqa"], "validation", 4))
         return sum(gpus.ours().values())
 
-    sound, look = waits(), adapter.Finite.__call__
+    sound, look = waits(), decoding.Finite.__call__
 
     def planted(self: Any, input_ids: Any, scores: Any) -> Any:
         scores.isnan().any().item()
         return look(self, input_ids, scores)
 
-    monkeypatch.setattr(adapter.Finite, "__call__", planted)
+    monkeypatch.setattr(decoding.Finite, "__call__", planted)
     assert waits() >= sound + 2
 
 

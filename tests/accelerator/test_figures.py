@@ -35,7 +35,7 @@ def counted(gpus: Ledger, call: Callable[[], object]) -> int:
 
 
 def test_answers_wait_per_batch_and_not_per_token(vlm: VLM, gpus: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.tasks import adapter
+    from harness.tasks import decoding
 
     numbers = {}
     for longest in (4, 16):
