@@ -39,7 +39,7 @@ def test_answers_wait_per_batch_and_not_per_token(vlm: VLM, gpus: Ledger, monkey
 
     numbers = {}
     for longest in (4, 16):
-        monkeypatch.setattr(adapter, "LONGEST", longest)
+        monkeypatch.setattr(decoding, "LONGEST", longest)
         numbers[longest] = counted(gpus, lambda: tasks.answer(vlm, asked(["mini_gqa"], "validation", 4)))
         assert numbers[longest] > 0
     assert numbers[4] == numbers[16], dict(gpus.ours())
