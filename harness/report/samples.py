@@ -22,19 +22,20 @@ from harness.types import InputError
 
 log = logging.getLogger(__name__)
 
+IDS = ["question_id", "image_id"]  # both together identify a question of a task
+
 
 class Questions:
     """The questions that several trials answer, by row; `Samples` has one object for each set of them."""
 
-    def __init__(self, ids: pa.ChunkedArray, first: tuple[Path, Record]) -> None:
+    def __init__(self, ids: pa.Table, first: tuple[Path, Record]) -> None:
         self.ids = ids
         self._first = first
 
     @cached_property
     def rows(self) -> list[tuple[str, str, str]]:
         """(task, question, image) of every row."""
-        table = store.samples(*self._first, ("task", "image_id"))
-        columns = (table["task"], self.ids, table["image_id"])
+        columns = (store.samples(*self._first, ("task",))["task"], *self.ids.columns)
         return list(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
@@ -83,11 +84,11 @@ class Samples:
 
     def _answers(self, record: Record) -> Answers | None:
         try:
-            table = store.samples(self._path(record), record, ("question_id", "answer", "score"))
+            table = store.samples(self._path(record), record, (*IDS, "answer", "score"))
         except InputError as problem:
             log.warning(f"{problem}; left out of flips and intervals")
             return None
-        ids = table["question_id"]
+        ids = table.select(IDS)
         questions = next((known for known in self._questions if known.ids.equals(ids)), None)
         if questions is None:
             questions = Questions(ids, (self._path(record), record))
