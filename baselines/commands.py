@@ -180,6 +180,7 @@ def _loaded(model: str, device: str, out: Path) -> Iterator[tuple[VLM, Any]]:
     with progress_bar(err) as bar:
         loading = bar.add_task(f"loading {model}", total=1)
         vlm = families.load(source, name=model, device=device)
+        registry.method(METHOD).check_model(vlm)
         bar.advance(loading)
         measuring = bar.add_task("measuring", total=None)
         yield vlm, lambda items, text: bar.track(items, description=text)

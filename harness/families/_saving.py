@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from harness.families import _pruned, _received, _tokens
@@ -33,6 +34,8 @@ CODE = "modeling_pruned.py"
 # Where visual tokens are dropped: the mechanism, the attention that a method may see, and the method's choice.
 CUT, RECEIVED, CHOICE = "token_cut.py", "token_attention.py", "token_choice.py"
 NUMBERS = (int, float, bool, str)
+# What configs and classes raise over widths that they cannot have.
+REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 # The config keys of a width, by kind of unit. Building the class shows whether it uses them.
 NAMES: dict[Kind, tuple[str, ...]] = {
     "heads": ("num_heads", "num_attention_heads", "num_key_value_heads"),
@@ -186,9 +189,7 @@ def _plain(vlm: VLM) -> Any:
         config = type(config).from_dict(config.to_dict())  # as a loader reads it
         skeleton = outline(stock_class, config)
         return None if difference(skeleton, vlm) or _shapes(skeleton) != _shapes(model) else config
-    except ImportError:
-        raise
-    except Exception:  # whatever the class raises over these widths: it cannot have them
+    except REFUSALS:
         return None
 
 
