@@ -25,7 +25,7 @@ def states(count: int, seed: int = 0, width: int = 8) -> Tensor:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_of_tokens_gives_a_rule_and_no_scores(name: str) -> None:
     method = registry.method(name)
-    ranking = method.rank(None, None, seed=1)  # type: ignore[arg-type]
+    ranking = method.module.rank(None, None, seed=1)
     assert method.units == "tokens" and not ranking.scores and isinstance(ranking.tokens, TokenRule)
     assert ranking.tokens.layer == (2 if name == "fastv" else 0)
 

@@ -24,7 +24,20 @@ from harness.records import record
 from harness.reference.model import build as untrained
 from harness.statistics.calibration import Calibration
 from harness.trials.pruner import Pruner
-from harness.types import VLM, Budget, InputError, Keep, Kind, Ordinal, Plan, Ranking, Trial, short_hash
+from harness.types import (
+    VLM,
+    WIDTHS,
+    Budget,
+    InputError,
+    Keep,
+    Kind,
+    Ordinal,
+    Plan,
+    Ranking,
+    Trial,
+    kinds,
+    short_hash,
+)
 from tests.support.boards import FinishedSweep, read_board
 from tests.support.commands import Call, refused
 from tests.support.family_configs import build
@@ -68,9 +81,8 @@ def same_weights(first: Path, second: Path) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in registry.methods() if name != "none"])
 def test_no_method_ranks_factors(tiny: VLM, name: str) -> None:
-    method, kinds = registry.method(name), ("heads", "ffn")
-    ranked = kinds if method.units == "both" else (method.units,)
-    for kind in ranked:
+    method = registry.method(name)
+    for kind in set(kinds(method.units)) & set(WIDTHS):
         with pytest.raises(InputError, match=f"model tiny: low-rank factors stand in vision.0 {kind}, .* give {name} "):
             method.rank(factored(tiny, [kind]), None, seed=0, budget=None)  # type: ignore[arg-type]
 
