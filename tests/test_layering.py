@@ -153,9 +153,7 @@ HOMES = {
     "lmms_eval": ("harness.tasks", "harness.metrics.accuracy"),
     "fvcore": ("harness.metrics._counting",),
     "pandas": ("harness.report",),
-    "tabulate": ("harness.report",),
     "matplotlib": ("harness.report", "harness.reference", "baselines.infoprune.figures"),  # the recipe's figure; fonts
-    "plotly": ("harness.report",),
     "peft": ("harness.pruning.training",),
     "ray": ("harness.trials.executors.ray",),
     "mlflow": ("harness.records.mirrors.mlflow",),

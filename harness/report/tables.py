@@ -206,10 +206,7 @@ def trials(shown: Sequence[Column]) -> str:
 
 
 def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
-    """The columns of the table of all trials, without columns that are empty or hold only a default value.
-
-    rows: those of the frame.
-    """
+    """The columns of the table of all trials (`rows` of the frame) that hold more than nothing or a default value."""
     if not rows:
         return []
 
@@ -260,8 +257,7 @@ def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
 
 def legend(frame: pd.DataFrame) -> str:
     """The explanations of a table's columns."""
-    shown = (column for name, (_, column) in declared().items() if name in frame.columns)
-    return " ".join(column.legend for column in shown if column.legend)
+    return " ".join(c.legend for name, (_, c) in declared().items() if name in frame.columns and c.legend)
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
@@ -273,7 +269,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str 
         rule = f":{'-' * (width + 1)}" if side is str.ljust else f"{'-' * (width + 1)}:"
         columns.append([rule, *(f" {side(cell, width)} " for cell in cells)])
     rule, head, *body = (f"|{'|'.join(line)}|" for line in zip(*columns, strict=True))
-    return "\n".join([head, rule, *body])
+    return "\n".join((head, rule, *body))
 
 
 def marked(name: str, studied: bool) -> str:
