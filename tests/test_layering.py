@@ -155,7 +155,6 @@ HOMES = {
     "pandas": ("harness.report",),
     "tabulate": ("harness.report",),
     "matplotlib": ("harness.report", "harness.reference", "baselines.infoprune.figures"),  # the recipe's figure; fonts
-    "plotly": ("harness.report",),
     "peft": ("harness.pruning.training",),
     "ray": ("harness.trials.executors.ray",),
     "mlflow": ("harness.records.mirrors.mlflow",),

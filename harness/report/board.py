@@ -45,7 +45,7 @@ class Board:
     notes: str  # number and state of its trials
     methods: list[Described]
     frame: pd.DataFrame
-    rows: list[tables.Row]  # of the frame
+    rows: Sequence[tables.Row]  # of the frame
     panels: list[tables.Panel]
     totals: list[list[Total]]  # of each panel
 
@@ -53,7 +53,7 @@ class Board:
     def of(cls, name: str, records: Sequence[Record], unreadable: int = 0, samples: Samples | None = None) -> Board:
         """The board of these records. `unreadable` counts files beside them that are no records."""
         frame = tables.board_frame(records)
-        rows: list[tables.Row] = frame.to_dict("records")
+        rows = frame.to_dict("records")
         panels = tables.panels_of(rows)
         return cls(
             name,

@@ -52,7 +52,7 @@ class Parts:
         self.sizes: dict[str, list[int]] = {}  # component -> heads and FFN channels per block, by the highest index
 
     def keep(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Take these parts out of a record's JSON, and the log; see `record.parse`."""
+        """Take these parts out of a record's JSON, and what no page shows; see `record.parse`."""
         metrics = dict(content.get("metrics") or {})
         if content["error"] is None:
             plan = self._plan((content.get("plan") or {}).get("blocks") or {})
@@ -63,7 +63,8 @@ class Parts:
         plan = content.get("plan")
         if isinstance(plan, Mapping):
             plan = {**{key: part for key, part in plan.items() if key != "widths"}, "blocks": {}}
-        return {**content, "plan": plan, "log": None, "metrics": metrics}
+        cost = {key: part for key, part in (content.get("cost") or {}).items() if not isinstance(part, dict)}
+        return {**content, "plan": plan, "log": None, "metrics": metrics, "cost": cost}
 
     def _plan(self, blocks: Mapping[str, Any]) -> list[Any]:
         """Kept parts of the heads and of the FFN of each block; see `_part`. None: the plan keeps the whole part."""

@@ -105,14 +105,14 @@ def _compare(
 ) -> None:
     """Add the flips of one setting's trials to the examples."""
     names: list[Name] = list(base.questions.rows)
-    was = base.score >= RIGHT
+    was = _right(base)
     often = np.zeros(len(names), dtype=int)
     for answers in trials.values():
-        often += (answers.score >= RIGHT) != was
+        often += _right(answers) != was
     order = np.array(sorted(range(len(names)), key=lambda i: (-often[i], names[i])), dtype=int)
     places: dict[int, int] = {}  # row of the samples -> place in examples.questions
     for trial, answers in trials.items():
-        right = answers.score >= RIGHT
+        right = _right(answers)
         lost, gained = order[(was & ~right)[order]], order[(~was & right)[order]]
         shown = []
         for i in map(int, (*lost[:LOST], *gained[:GAINED])):
@@ -123,6 +123,11 @@ def _compare(
                 used.append(_Used(int(often[i]), dense, names[i]))
             shown.append((places[i], bool(was[i]), _text(base.text(i)), _text(answers.text(i))))
         examples.flips[trial] = Flips(len(names), len(lost), len(gained), shown)
+
+
+def _right(answers: Answers) -> np.ndarray:
+    """Whether each answer is right, (questions,)."""
+    return (answers.scores >= RIGHT)[answers.kinds]
 
 
 @lru_cache(maxsize=1 << 12)

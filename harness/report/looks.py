@@ -33,7 +33,7 @@ COLORS = {
     "sky": "#56B4E9",
     "grey": "#666666",
 }
-# Matplotlib's markers and plotly's names for them. The circle is for the method under study and the dense model.
+# Matplotlib's markers and chart.js's names for them. The circle is for the method under study and the dense model.
 MARKERS = {
     "o": "circle",
     "s": "square",

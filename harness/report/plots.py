@@ -184,7 +184,7 @@ def _draw(rows: Sequence[Panel], looks: dict[str, Look]) -> Picture:
     keys = _keys(rows, up)
     drawn = {curve for line in lines for cell in line if cell for curve in cell.curves}
     names = [_key(look) for curve, look in looks.items() if curve in drawn]
-    longest = max(len(key.get_label()) for key in names)
+    longest = max(len(str(key.get_label())) for key in names)
     counts = [min(len(keys), int(width / 2.3)), max(1, int(width / (0.6 + LETTER * longest)))]
     tops = [LINE * math.ceil(len(handles) / count) for handles, count in zip((keys, names), counts, strict=True)]
     height = sum(tops) + 2 * GAP + sum(heads) + sum(feet) + len(lines) * HEIGHT

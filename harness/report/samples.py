@@ -2,7 +2,7 @@
 
 samples = Samples(Path("results/demo")); samples.read(record).score
 
-A board's samples are read once and kept in few bytes: its trials answer the same questions with the same few words.
+A board's samples are read once and kept in few bytes.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Answers:
-    """A trial's samples, by row of its questions. `words` are the board's answers, which `codes` count through."""
+    """A trial's samples, by row of its questions. `kinds` and `codes` count through distinct scores and answers."""
 
     questions: Questions
-    words: list[str]
-    codes: np.ndarray
     kinds: np.ndarray
-    scores: np.ndarray  # the distinct ones, which `kinds` count through
+    scores: np.ndarray
+    codes: np.ndarray
+    distinct: pa.Array
 
     @property
     def score(self) -> np.ndarray:
@@ -55,7 +55,7 @@ class Answers:
         return self.scores[self.kinds]
 
     def text(self, row: int) -> str:
-        return self.words[self.codes[row]]
+        return str(self.distinct[int(self.codes[row])].as_py() or "")
 
 
 class Samples:
@@ -65,8 +65,6 @@ class Samples:
         self.folder = folder
         self._read: dict[str, Answers | None] = {}
         self._questions: list[Questions] = []
-        self._words: dict[str, int] = {}
-        self._texts: list[str] = []
 
     def read(self, record: Record) -> Answers | None:
         """The record's samples; None if it has no usable ones."""
@@ -95,18 +93,13 @@ class Samples:
             self._questions.append(questions)
         score = table["score"].chunk(0).to_numpy(zero_copy_only=False)  # of the column it would take longer
         kinds, scores = pd.factorize(score.astype(np.float64, copy=False), use_na_sentinel=False)
-        kinds = kinds.astype(np.uint8 if len(scores) <= 1 << 8 else np.int64)
-        return Answers(questions, self._texts, self._codes(table["answer"].chunk(0)), kinds, scores)
+        answers = table["answer"].chunk(0)
+        codes = (answers.indices.fill_null(0) if answers.null_count else answers.indices).to_numpy()
+        distinct = answers.dictionary
+        narrow = _narrow(kinds, len(scores)), np.asarray(scores), _narrow(codes, len(distinct))
+        return Answers(questions, *narrow, distinct)
 
-    def _codes(self, answers: pa.DictionaryArray) -> np.ndarray:
-        """The place of each answer among the board's words; a missing answer is an empty word."""
-        places = []
-        for word in [*answers.dictionary.to_pylist(), None]:
-            text = "" if word is None else str(word)
-            if text not in self._words:
-                self._words[text] = len(self._texts)
-                self._texts.append(text)
-            places.append(self._words[text])
-        codes = answers.indices.fill_null(len(places) - 1) if answers.null_count else answers.indices
-        board = np.array(places)[codes.to_numpy()]
-        return board.astype(np.uint16 if len(self._texts) <= 1 << 16 else np.int64)
+
+def _narrow(codes: np.ndarray, number: int) -> np.ndarray:
+    """Codes below this number in few bytes: memory holds the samples of a whole board."""
+    return codes.astype(np.uint8 if number <= 1 << 8 else np.uint16 if number <= 1 << 16 else np.int64)

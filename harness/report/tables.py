@@ -14,6 +14,7 @@ from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
 from harness import registry
 from harness.records.comparison import pairs, regime, terms
@@ -209,10 +210,7 @@ def trials(shown: Sequence[Column]) -> str:
 
 
 def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
-    """The columns of the table of all trials, without columns that are empty or hold only a default value.
-
-    rows: those of the frame.
-    """
+    """The columns of the table of all trials (`rows` of the frame) that hold more than nothing or a default value."""
     if not rows:
         return []
 
@@ -263,20 +261,13 @@ def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
 
 def legend(frame: pd.DataFrame) -> str:
     """The explanations of a table's columns."""
-    shown = (column for name, (_, column) in declared().items() if name in frame.columns)
-    return " ".join(column.legend for column in shown if column.legend)
+    return " ".join(c.legend for name, (_, c) in declared().items() if name in frame.columns and c.legend)
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
     """A Markdown table of escaped cells. The first column aligns left, the others to `others`."""
-    sides = [str.ljust, *[str.rjust if others == "right" else str.ljust] * (len(headers) - 1)]
-    columns = []
-    for side, cells in zip(sides, zip(headers, *rows, strict=True), strict=True):
-        width = max(3, *map(len, cells))
-        rule = f":{'-' * (width + 1)}" if side is str.ljust else f"{'-' * (width + 1)}:"
-        columns.append([rule, *(f" {side(cell, width)} " for cell in cells)])
-    rule, head, *body = (f"|{'|'.join(line)}|" for line in zip(*columns, strict=True))
-    return "\n".join([head, rule, *body])
+    align = ("left", *(others,) * (len(headers) - 1))
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def marked(name: str, studied: bool) -> str:

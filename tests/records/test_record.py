@@ -97,6 +97,38 @@ def test_what_is_written_is_read_back_with_the_hash_of_its_samples(tmp_path: Pat
     assert "samples" not in RECORD.hashes, "the caller's record is left alone"
 
 
+# Texts around what the layout of a file is made of: quotes, colons, spaces, line ends, backslashes.
+odd = st.text(st.sampled_from('": \\n\\\\,{}a'), max_size=12)
+
+
+@given(odd, odd, odd)
+def test_a_file_is_known_by_its_bytes_and_no_change_of_a_text_passes_as_white_space(
+    key: str, text: str, other: str
+) -> None:
+    content = sealed(changed("log", {"k" + key: text, "list": [1, [2.5], {}]}))
+    written = record._dumps(content).encode()
+    seal = content["hashes"]["record"]
+    quoted = '\\": ' in written.decode()
+    assert record._as_written(written, seal) == (not quoted), "a quote within a text takes the slow way"
+    for log in ({"k" + key: other, "list": [1, [2.5], {}]}, {"k" + other: text, "list": [1, [2.5], {}]}):
+        if log != content["log"]:
+            assert not record._as_written(record._dumps(content | {"log": log}).encode(), seal)
+    again = json.dumps(content).encode()
+    for layout in (written, written.replace(b"\n", b"\r\n"), again, json.dumps(content, indent=1).encode()):
+        assert record.parse(layout, Path(f"{ID}.json")) == Record.of(content)
+
+
+@pytest.mark.parametrize("place", ["env", "log", "code"])
+def test_the_seal_in_another_place_is_not_taken_for_the_seal(place: str) -> None:
+    content = sealed(CONTENT)
+    seal = content["hashes"]["record"]
+    forged = copy.deepcopy(content)
+    forged[place]["record"] = seal
+    assert not record._as_written(record._dumps(forged).encode(), seal)
+    with pytest.raises(InputError, match="changed after it was written"):
+        record.parse(record._dumps(forged).encode(), Path(f"{ID}.json"))
+
+
 def test_text_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
     def backwards(value: Any) -> Any:
         return {k: backwards(v) for k, v in reversed(value.items())} if isinstance(value, dict) else value
