@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     from harness.statistics.calibration import Calibration
 
 BUILT_IN = "baselines"
-GROUP = "infoprune.methods"
-COMMANDS = "infoprune.commands"
-BENCHES = "infoprune.benches"
+GROUP, COMMANDS, BENCHES = "infoprune.methods", "infoprune.commands", "infoprune.benches"
 FILE = "infoprune_file_"  # how the module of a method in a file of the user's is called, before a hash of the path
 HERE = Path(__file__).parent
 MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
@@ -132,8 +130,7 @@ def _modules() -> dict[str, str]:
     found = {}
     for folder in spec.submodule_search_locations if spec and spec.submodule_search_locations else []:
         for module in pkgutil.iter_modules([folder]):
-            path = Path(folder) / module.name
-            file = path / "__init__.py" if module.ispkg else path.with_suffix(".py")
+            file = Path(folder, module.name, "__init__.py") if module.ispkg else Path(folder, f"{module.name}.py")
             try:
                 tree = ast.parse(file.read_bytes())
             except (SyntaxError, ValueError) as error:
@@ -170,12 +167,11 @@ def method_file(name: str) -> Path | None:
     """
     if not name.endswith(".py") and (name in _modules() or not os.path.exists(name)):
         return None
-    if os.path.isdir(name):
-        raise InputError(f"method {name}: a folder, not a Python file")
-    if not os.path.isfile(name):
-        raise InputError(f"method {name}: no such file")
-    if not name.endswith(".py"):
-        raise InputError(f"method {name}: not a Python file (.py)")
+    wrong = "a folder, not a Python file" if os.path.isdir(name) else "" if os.path.isfile(name) else "no such file"
+    if not wrong and not name.endswith(".py"):
+        wrong = "not a Python file (.py)"
+    if wrong:
+        raise InputError(f"method {name}: {wrong}")
     return Path(name)
 
 
@@ -229,7 +225,7 @@ def _in_file(name: str, file: Path, changed: int) -> Method:
     try:
         return described(Path(name).stem, module)
     except Exception as error:  # say, an annotation with a name that only type checkers import
-        raise _unusable(name, error) from error
+        raise InputError(f"method {name}: {_reason(error)}") from error
 
 
 def module(name: str) -> ModuleType:
@@ -252,14 +248,10 @@ def module_of_file(path: Path, name: str | None = None) -> ModuleType:
     except InputError:
         raise
     except Exception as error:
-        raise _unusable(name or str(path), error) from error
+        raise InputError(f"method {name or path}: {_reason(error)}") from error
     finally:
         del sys.modules[spec.name]
     return module
-
-
-def _unusable(name: str, error: Exception) -> InputError:
-    return InputError(f"method {name}: {_reason(error)}")
 
 
 def _reason(error: BaseException) -> str:
@@ -308,16 +300,14 @@ def described(name: str, module: ModuleType) -> Method:
 def commands() -> dict[str, Callable[..., Any] | str]:
     """The commands that other packages add, contestants' among them: entry points of the group `infoprune.commands`.
 
-    Each is a function with typer's annotations or a typer app, loaded here; keep their modules light. For one that
-    cannot be imported, the reason: no other command may end with it.
+    Each is a function or app of typer's, loaded here; keep their modules light. A reason for one that cannot be loaded.
     """
     points = sorted(entry_points(group=COMMANDS), key=lambda point: point.name)
     return {point.name: _tried(point.load) for point in points}
 
 
 def benches() -> dict[str, Callable[..., list[Bar]]]:
-    """What other packages add to `infoprune bench`, contestants among them: entry points of the group
-    `infoprune.benches`, each a function `bars(quick, device, progress)`."""
+    """What others add to `infoprune bench`: entry points `infoprune.benches`, each `bars(quick, device, progress)`."""
     return {point.name: point.load() for point in sorted(entry_points(group=BENCHES), key=lambda point: point.name)}
 
 
@@ -333,8 +323,7 @@ def metric(name: str) -> Callable[..., dict[str, Any]]:
     """The `measure` function of a metric. Raises InputError for an unknown name."""
     if name not in metrics():
         raise InputError.unknown("metric", name, metrics())
-    measure: Callable[..., dict[str, Any]] | None
-    measure = getattr(importlib.import_module(f"harness.metrics.{name}"), "measure", None)
+    measure: Any = getattr(importlib.import_module(f"harness.metrics.{name}"), "measure", None)
     if measure is None:
         raise InputError(f"harness/metrics/{name}.py: the function `measure` is missing")
     return measure
@@ -374,8 +363,8 @@ def model(name: str) -> str:
         return name
     if "/" in name:
         raise InputError(f"model {name}: no such folder")
-    known = [*MODELS, *BUILT, *geometries()]
-    raise InputError.unknown("model", name, [*known, "a checkpoint folder", "a hub id owner/name"])
+    known = (*MODELS, *BUILT, *geometries(), "a checkpoint folder", "a hub id owner/name")
+    raise InputError.unknown("model", name, known)
 
 
 def boards() -> list[str]:
@@ -403,9 +392,7 @@ def code() -> dict[str, Any]:
     if (root / ".git").exists():
 
         def git(*words: str) -> str:
-            return subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-            ).stdout.strip()
+            return subprocess.check_output(["git", "-C", str(root), *words], text=True).strip()
 
         facts["revision"] = git("rev-parse", "HEAD")
         facts["dirty"] = bool(git("status", "--porcelain", "--", "harness", BUILT_IN))

@@ -1,7 +1,6 @@
 """One table of records per board, and its Markdown form.
 
-    python -c "from harness.records.record import load; from harness.report.tables import board_frame; \
-               print(board_frame(load('results/demo')[0]))"
+board_frame(harness.records.record.load("results/demo")[0])
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from harness.types.kinds import in_words, kinds_order
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "units", "scope", "budget", "seed")
 CLOSING = ("ranking_s", "curve", "setting", "trial", "status")
 TASKS = "<tasks>"  # place of the tasks' accuracies, sorted by task
-# The order of a board's data. These columns always exist and come first. Other columns of metrics follow if a trial of
-# the board has measured them.
+# The order of a board's data. These columns always exist and come first; columns of other measured metrics follow.
 ORDER = (
     *IDENTITY,
     *("flops_kept", "flops_reduction", "params_kept", "latency_speedup", "speedup_lo", "speedup_hi"),
@@ -267,7 +265,7 @@ def legend(frame: pd.DataFrame) -> str:
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str = "right") -> str:
     """A Markdown table of escaped cells. The first column aligns left, the others to `others`."""
     align = ("left", *(others,) * (len(headers) - 1))
-    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return tabulate(rows, headers, "pipe", disable_numparse=True, colalign=align)
 
 
 def marked(name: str, studied: bool) -> str:
