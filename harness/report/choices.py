@@ -18,6 +18,7 @@ import pandas as pd
 
 from harness.report.tables import NOTHING, budget_text, markdown, values
 from harness.report.tables import escape as escaped
+from harness.text import TOO_FEW
 from harness.types import TOLERANCE, InputError
 from harness.types.kinds import in_words
 
@@ -65,7 +66,8 @@ class Choice:
     @property
     def cells(self) -> list[str]:
         """The cells under HEADS, as plain text."""
-        interval = "" if math.isnan(self.lo + self.hi) else f" [{100 * self.lo:.1f}, {100 * self.hi:.1f}]"
+        known = not math.isnan(self.lo + self.hi)
+        interval = f" [{100 * self.lo:.1f}, {100 * self.hi:.1f}]" if known else f" ({TOO_FEW})"
         return [
             budget_text(self.budget),
             self.name,

@@ -76,6 +76,8 @@ def distance(change: Change) -> str:
     text = form(change.estimate)
     if change.lo is not None and change.hi is not None and change.how != SAME:
         text += f" [{form(change.lo)}, {form(change.hi)}]"
+    elif change.why:
+        text += f" ({change.why})"
     return text + (f" {STANDS}" if change.stands else "")
 
 
@@ -258,7 +260,8 @@ def _bars(cell: Sequence[tuple[Row, Change]], end: float, level: Change | None) 
         parts.append(f'<line class=dense x1="{x}" x2="{x}" y1=0 y2={high} />')
     for place, (_, change) in enumerate(cell):
         y = HIGH * place + HIGH // 2
-        lo, middle, hi = (at(change, value) for value in (change.lo, change.estimate, change.hi))
+        ends = [change.estimate if end is None else end for end in (change.lo, change.hi)]
+        lo, middle, hi = (at(change, value) for value in (ends[0], change.estimate, ends[1]))
         kind = ("up" if change.better else "down") if change.stands else "open"
         parts.append(
             f'<g class={kind}><line x1="{lo}" x2="{hi}" y1={y} y2={y} /><circle cx="{middle}" cy={y} r=3.5 /></g>'

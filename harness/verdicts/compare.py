@@ -23,7 +23,7 @@ from harness.progress import Progress, silent
 from harness.records.comparison import basis
 from harness.records.record import Record, dig
 from harness.records.store import Stored, collect
-from harness.text import plain, some
+from harness.text import TOO_FEW, plain, some
 from harness.types import InputError
 from harness.verdicts import matching
 from harness.verdicts.gate import names_of
@@ -39,7 +39,8 @@ class Change:
     """A figure on both sides and B's distance from A's, with its 95 % interval where one is known.
 
     accuracy, flops: fractions, and their difference. speedup, time: a factor and ms, and B's as a multiple of A's.
-    `how` says what the interval stands on; without an estimate, the figures are not comparable, and `why` says why not.
+    `how` says what the interval stands on; without an estimate, the figures are not comparable. `why` says why there is
+    no estimate, or no interval.
     """
 
     metric: str
@@ -232,7 +233,8 @@ def _accuracy(first: Stored, second: Stored, name: str, answers: dict[str, stats
 def _paired(change: Change, answers: stats.Pairs) -> Change:
     found = stats.difference(answers)
     tasks = {plain(str(task)): value for task, value in found.tasks.items()}
-    return replace(_estimated(change, (found.estimate, found.lo, found.hi)), how="paired", tasks=tasks)
+    change = replace(_estimated(change, (found.estimate, found.lo, found.hi)), how="paired", tasks=tasks)
+    return change if math.isfinite(found.lo + found.hi) else replace(change, lo=None, hi=None, why=TOO_FEW)
 
 
 def _estimated(change: Change, figures: stats.Estimate) -> Change:

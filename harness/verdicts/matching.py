@@ -18,7 +18,7 @@ from harness.records.comparison import MACHINE, pairs, regime, terms
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial
 from harness.text import plain, some
-from harness.types import Trial
+from harness.types import Loading, Trial
 from harness.verdicts.gate import order
 
 # Attributes of a trial that say what was done to the model, and those that say under which circumstances.
@@ -100,7 +100,7 @@ def _value(trial: Trial, name: str) -> str:
     """An attribute of a trial as text, the same for equal values."""
     value: Any = getattr(trial, name)
     if dataclasses.is_dataclass(value) and name != "tuning":
-        value = vars(value)
+        value = value.content() if isinstance(value, Loading) else vars(value)
     return pairs(value) if isinstance(value, Mapping) else "+".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -82,7 +82,7 @@ def test_the_table_is_of_boards_that_compare_kinds() -> None:
 
 def test_unknown_figures_are_dashes() -> None:
     choice = choices.Choice(0.5, "taylor", "none", "both", 0.8, math.nan, math.nan, math.nan, math.nan, "abc")
-    assert choice.cells[3:6] == ["80.0", "–", "–"]
+    assert choice.cells[3:6] == ["80.0 (too few images)", "–", "–"]
     assert json.loads(json.dumps(choice.to_json(), allow_nan=False))["speedup"] is None
 
 

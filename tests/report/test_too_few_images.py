@@ -92,5 +92,9 @@ def test_gate_and_verdict_say_so(call: Call, tmp_path: Path) -> None:
     gated = call("gate", tmp_path / "old", tmp_path / "new", "--markdown", tmp_path / "gate.md")
     assert gated.code == 3 and f"({WORDS})" in gated.out and "inf" not in gated.out.replace("infoprune", "")
     assert f"({WORDS})" in (tmp_path / "gate.md").read_text()
+    compared = call("compare", tmp_path / "old" / "made", tmp_path / "new" / "made", "--out", tmp_path / "compared")
+    assert compared.code == 0 and f"({WORDS})" in compared.out and "inf" not in compared.out, compared
+    for file in (tmp_path / "compared").iterdir():
+        assert WORDS in file.read_text() and "nan%" not in file.read_text()
     judged = call("verdict", tmp_path / "new" / "made")
     assert judged.code == 1 and f"({WORDS})" in judged.out and "inf" not in judged.out

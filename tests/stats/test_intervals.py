@@ -366,7 +366,7 @@ def test_a_gap_covers_the_truth_as_often_as_it_says():
     random, held = np.random.default_rng(8), 0
     for seed in range(1000):
         sides = [(random.random(number) < share).astype(float) for number, share in ((90, 0.35), (150, 0.55))]
-        known = [(s.mean(), *clustered_interval(s, range(len(s)), resamples=300, seed=seed)) for s in sides]
+        known = [(s.mean(), *bounds(s, range(len(s)), resamples=300, seed=seed)) for s in sides]
         _, lo, hi = gap(*known)
         held += lo <= 0.2 <= hi
     assert 0.93 <= held / 1000 <= 0.97

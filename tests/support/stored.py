@@ -89,8 +89,8 @@ def put(
         metrics["accuracy"] = {"mean": float(np.mean(each)), "tasks": tasks}
         if interval:
             images, strata = answers["image_id"].to_pylist(), answers["task"].to_pylist()
-            ends = clustered_interval(scores, images, strata=strata)
-            metrics["accuracy"] |= dict(zip(("lo", "hi"), ends, strict=True))
+            ends = clustered_interval(scores, images, strata=strata) or ()
+            metrics["accuracy"] |= dict(zip(("lo", "hi"), ends, strict=False))
     if kept is not None:
         metrics["flops"] = {"kept": kept}
     if speedup is not None:
