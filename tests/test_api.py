@@ -95,7 +95,7 @@ def test_prune_cuts_without_training_if_no_method_is_named(tiny_folder: Path, qu
     [
         ({"method": "magnitud"}, "unknown method 'magnitud'; did you mean 'magnitude'?"),
         ({"method": "none"}, "nothing to prune"),
-        ({"budget": 1.5}, "budgets.0: Input should be less than or equal to 1 (given: 1.5)"),
+        ({"budget": 1.5}, "budgets.0: must be less than or equal to 1 (given: 1.5)"),
         ({"scope": "langage"}, "did you mean 'language'?"),
         ({"options": {"nrm": "l1"}}, "did you mean 'norm'?"),
         ({"tasks": ["nowhere.parquet"]}, "nowhere.parquet"),

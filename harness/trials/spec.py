@@ -369,9 +369,8 @@ def _as_written(loc: Sequence[Any], content: Any) -> list[str]:
     """A key as the file has it: without positions where the file has a single value, and without names of types."""
     written = []
     for part in loc:
-        if isinstance(part, int) and not isinstance(content, list):
-            continue
-        if isinstance(part, str) and part not in _NAMES and not (isinstance(content, dict) and part in content):
+        there = isinstance(content, list) if isinstance(part, int) else isinstance(content, dict) and part in content
+        if not there and (isinstance(part, int) or part not in _NAMES):
             continue
         written.append(str(part))
         try:

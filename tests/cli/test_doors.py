@@ -198,7 +198,7 @@ def test_json_of_a_dry_run(call: Call, tmp_path: Path, board: dict[str, Any]) ->
     trials = spec.read(str(file)).trials()
     assert [trial["id"] for trial in shown.pop("trials")] == [trial.id for trial in trials]
     assert shown.pop("seconds") > 0
-    assert shown == {"board": "small", "folder": "results/small", "done": 0, "stale": 0, "fetched": []}
+    assert shown == {"board": "small", "folder": "results/small", "done": 0, "stale": 0, "fetched": [], "notes": []}
 
 
 def test_json_of_a_sweep(call: Call, tmp_path: Path, board: dict[str, Any]) -> None:
