@@ -18,6 +18,5 @@ from harness.families._loading import load as load
 from harness.families._loading import save as save
 from harness.families._names import family as family
 from harness.families._names import names as names
-from harness.families._parts import projector as projector
 from harness.families._prompts import encode as encode
 from harness.families._prompts import refuse_tokens as refuse_tokens

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.families import projector
+from harness.families._parts import projector
 from harness.progress import Progress, silent
 from harness.statistics.calibration import Calibration, answer_logits
 from harness.types import VLM, InputError, Scope, Tuning

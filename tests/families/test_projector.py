@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from harness import families
+from harness.families._parts import projector
 from tests.support.family_configs import TINY, build
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_projector_is_outside_the_blocks(name: str, tmp_path: Path) -> None:
     vlm = families.load(build(name, tmp_path / name))
-    weights = {id(weight) for part in families.projector(vlm.model) for weight in part.parameters()}
+    weights = {id(weight) for part in projector(vlm.model) for weight in part.parameters()}
     inside = {id(w) for block in vlm.blocks for w in vlm.model.get_submodule(block.path).parameters()}
     assert weights and not weights & inside
     assert id(vlm.model.get_output_embeddings().weight) not in weights
