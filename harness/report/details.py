@@ -25,7 +25,7 @@ from harness.report.board import Board
 from harness.report.examples import Examples
 from harness.report.looks import DASHES, MARKERS, curve_looks
 from harness.text import TOO_FEW, plain, shorten
-from harness.types import WIDTHS, Tuning
+from harness.types import WIDTHS, Trial, Tuning
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
@@ -39,6 +39,7 @@ OWN = (
     "budget",
     "scope",
 )  # keys of a trial that differ between the trials of a board
+SETTINGS = ("method", *(item.name for item in fields(Trial) if item.name not in OWN))
 # Keys of a trial that a board sets per method, by their names there.
 ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares"}
 
@@ -113,7 +114,7 @@ def data(board: Board, records: Sequence[Record]) -> dict[str, Any]:
 def trials(board: Board, records: Sequence[Record], parts: Parts, examples: Examples) -> str:
     """The details of all trials as JSON text, in the order of the frame."""
     by_id = {record.id: record for record in records}
-    setups: dict[str, int] = {}  # settings that many trials share, by their raw JSON -> their place
+    setups: dict[Any, int] = {}  # settings that many trials share -> their place
     values: list[dict[str, Any]] = []
     texts = []
     for id in board.frame["trial"]:
@@ -176,12 +177,11 @@ def _weights(record: Record) -> float | None:
     return None if params is None or size is None or record.error else params * size
 
 
-def _trial(record: Record, examples: Examples, setups: dict[str, int], values: list[dict[str, Any]]) -> dict[str, Any]:
+def _trial(record: Record, examples: Examples, setups: dict[Any, int], values: list[dict[str, Any]]) -> dict[str, Any]:
     """The details of a trial that the page shows besides its row and its `Parts`."""
     trial, hashes = record.trial, record.hashes
-    settings = [getattr(trial, item.name) for item in fields(trial) if item.name not in OWN]
-    key = repr([settings, trial.method, record.contestant.title, record.code, record.env])
-    key += repr([hashes.get("weights"), hashes.get("data")])
+    settings = tuple(getattr(trial, name) for name in SETTINGS)
+    key = (settings, record.contestant.title, record.code, repr(record.env), hashes.get("weights"), hashes.get("data"))
     if key not in setups:
         setups[key] = len(setups)
         values.append(_setup(record))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
+from PIL import Image
 
 from harness.records.record import Record
-from harness.report.plots import FRONT, Picture, draw
-from harness.report.tables import board_frame
+from harness.report.plots import FRONT, Picture, draw, save
+from harness.report.tables import board_frame, panels
 from tests.support.records import board_record
 
 
@@ -57,6 +59,34 @@ def test_an_interval_is_a_bar() -> None:
     (bars,) = ax.collections
     (segment,) = bars.get_segments()  # type: ignore[attr-defined]
     assert [float(y) for _, y in segment] == pytest.approx([55, 64])
+
+
+def test_many_panels_have_common_axes_and_a_picture_of_a_size_to_look_at(tmp_path: Path) -> None:
+    """Three scopes, four regimes, two axes: four beside each other, named at the left and below only."""
+    ways: list[dict[str, Any]] = [
+        {}, {"recovery": {"method": "bias"}}, {"recovery": {"method": "refit"}}, {"regime": "trained"},
+    ]  # fmt: skip
+    items = [board_record()]
+    for scope in ("vision", "language", "all"):
+        for way in ways:
+            items += [board_record("taylor", scope, budget, **way) for budget in (0.75, 0.5, 0.25)]
+    board = panels(board_frame(items))
+    figure = draw(board_frame(items))
+    lines: dict[float, list[Any]] = {}
+    for ax in figure.axes:
+        lines.setdefault(ax.get_position().y0, []).append(ax)
+    assert [len(line) for line in lines.values()] == [4] * 6
+    for line in lines.values():
+        assert len({ax.get_ylim() for ax in line}) == 1 and [bool(ax.get_ylabel()) for ax in line] == [
+            True,
+            *[False] * 3,
+        ]
+    for half in (list(lines.values())[:3], list(lines.values())[3:]):
+        assert len({ax.get_xlim() for line in half for ax in line}) == 1
+        assert [{bool(ax.get_xlabel()) for ax in line} for line in half] == [{False}, {False}, {True}]
+    _, path = save(board, tmp_path)
+    with Image.open(path) as picture:
+        assert picture.mode == "P" and picture.width == 1800 and picture.height < 3000
 
 
 def test_single_points_do_not_look_like_curves() -> None:
