@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from harness.report.board import Board
 from harness.report.examples import Examples
 from harness.report.looks import DASHES, MARKERS, curve_looks
 from harness.text import TOO_FEW, plain, shorten
-from harness.types import WIDTHS, Trial, Tuning
+from harness.types import WIDTHS, Trial
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
@@ -42,6 +42,11 @@ OWN = (
 SETTINGS = ("method", *(item.name for item in fields(Trial) if item.name not in OWN))
 # Keys of a trial that a board sets per method, by their names there.
 ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares"}
+USUAL = {
+    item.name: item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+    for item in fields(Trial)
+    if item.name in ENTRY
+}
 
 
 class Parts:
@@ -114,7 +119,7 @@ def data(board: Board, records: Sequence[Record]) -> dict[str, Any]:
 def trials(board: Board, records: Sequence[Record], parts: Parts, examples: Examples) -> str:
     """The details of all trials as JSON text, in the order of the frame."""
     by_id = {record.id: record for record in records}
-    setups: dict[Any, int] = {}  # settings that many trials share -> their place
+    setups: dict[str, int] = {}  # settings that many trials share -> their place
     values: list[dict[str, Any]] = []
     texts = []
     for id in board.frame["trial"]:
@@ -177,11 +182,11 @@ def _weights(record: Record) -> float | None:
     return None if params is None or size is None or record.error else params * size
 
 
-def _trial(record: Record, examples: Examples, setups: dict[Any, int], values: list[dict[str, Any]]) -> dict[str, Any]:
+def _trial(record: Record, examples: Examples, setups: dict[str, int], values: list[dict[str, Any]]) -> dict[str, Any]:
     """The details of a trial that the page shows besides its row and its `Parts`."""
     trial, hashes = record.trial, record.hashes
-    settings = tuple(getattr(trial, name) for name in SETTINGS)
-    key = (settings, record.contestant.title, record.code, repr(record.env), hashes.get("weights"), hashes.get("data"))
+    settings = [getattr(trial, name) for name in SETTINGS]
+    key = repr([settings, record.contestant.title, record.code, record.env, hashes.get("weights"), hashes.get("data")])
     if key not in setups:
         setups[key] = len(setups)
         values.append(_setup(record))
@@ -278,8 +283,8 @@ def _command(record: Record) -> str:
     """The part of a trial's command that its setup does not hold."""
     trial = record.trial
     entry = {"method": trial.lookup, "options": dict(sorted(trial.options.items())), "seeds": trial.seed + 1}
-    if (trial.tuning, trial.control, trial.sequential) != (Tuning(), "none", False):
-        content = trial.content()
+    if any(getattr(trial, name) != default for name, default in USUAL.items()):
+        content = trial.content()  # which takes its time
         entry |= {name: content[key] for name, key in ENTRY.items() if key in content}
     board = {"name": trial.board, "methods": [entry]}
     return _lines(board | {"budgets": [trial.budget], "scopes": [trial.scope]})

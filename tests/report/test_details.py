@@ -36,6 +36,7 @@ def test_the_command_of_a_trial_makes_that_trial(tmp_path: Path) -> None:
         "name": "mine", "model": "mini-qwen2-vl", "tasks": ["mini_gqa"], "limit": 50, "budgets": [0.5, 0.25],
         "scopes": ["vision", "all"], "units": "heads",
         "methods": [{"method": "random", "seeds": 2}, {"method": "magnitude", "control": "random-units"},
+                    {"method": "magnitude", "sequential": True},
                     {"method": "magnitude", "tuning": {"method": "lora", "rate": 1e-5, "samples": 64}}],
         "reference_input": {"image": [96, 64], "text": "it's\n\"this\": - 'that'\n"},
     }  # fmt: skip
@@ -44,6 +45,7 @@ def test_the_command_of_a_trial_makes_that_trial(tmp_path: Path) -> None:
         again = spec.check(run(details.repeat(item), tmp_path), tmp_path / "trial.yaml")
         assert trial.id in {own.id for own in again.trials()}
         (tmp_path / "trial.yaml").unlink()
+    assert set(details.USUAL) == set(details.ENTRY), "what a board sets per method is an attribute of a trial"
 
 
 def test_a_command_runs_nothing_that_a_record_says(tmp_path: Path) -> None:
