@@ -121,7 +121,8 @@ class _Task:
             full = whole[block.name] + sum(item.full for item in items if item.key[0] == block.name)
             layers.append(Layer(block.name, block.component, full, ranking.scores[block.name, "layers"]))
         held: set[Component] = {block.component for block in vlm.blocks if block.fixed}
-        widths = {(block.name, kind): block.units(kind).count for block, kind in vlm.select(budget.scope, budget.units)}
+        may_go = vlm.select(budget.scope, budget.units)
+        widths: dict[tuple[str, Kind], int] = {(block.name, kind): block.units(kind).count for block, kind in may_go}
         return cls(budget, items, whole, in_order(layers, held) if layers else [], dense, widths)
 
     @property

@@ -68,7 +68,8 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
 
 
 def _check_fits(vlm: VLM, plan: Plan) -> None:
-    counts = {(block.name, kind): block.units(kind).count for block in vlm.blocks for kind in (*WIDTHS, "layers")}
+    every: tuple[Kind, ...] = (*WIDTHS, "layers")
+    counts = {(block.name, kind): block.units(kind).count for block in vlm.blocks for kind in every}
     for name, kind in (*plan.parts, *plan.widths):
         if (name, kind) not in counts:
             raise InputError(f"plan.blocks.{name}.{kind}: {vlm.name} has no such block")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -86,7 +86,7 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     Of the budgets on the board only the largest that fits counts, so that costs are equal. training: whether choices
     that need training count. Among equals the faster one wins. Failed trials never count.
     """
-    rows = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
+    rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}
     for row in rows.to_dict("records"):
         if row["budget"] <= budget * (1 + TOLERANCE) and not math.isnan(row["accuracy"]):
@@ -145,12 +145,12 @@ def recommend(
     """
     if model not in set(frame.model):
         raise InputError.unknown("model", model, sorted(set(frame.model)), "no board has trials of it; ")
-    answers = []
-    for (board, _), rows in frame[frame.model == model].groupby(["board", "setting"]):
+    answers, rows_of_model = [], cast(pd.DataFrame, frame[frame.model == model])
+    for key, rows in rows_of_model.groupby(["board", "setting"]):
         choice = best(rows, budget, scope=scope, training=training)
         if choice is not None:
             fitting = int(((rows.budget == choice.budget) & (rows.scope == scope)).sum())
-            answers.append((choice.budget, fitting, str(board), choice))
+            answers.append((choice.budget, fitting, str(cast(Any, key)[0]), choice))
     if not answers:
         raise InputError(
             f"model {model}: no board has a trial in scope {scope} that keeps at most {budget:g}"

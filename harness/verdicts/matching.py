@@ -18,15 +18,15 @@ from harness.records.comparison import MACHINE, pairs, regime, terms
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial
 from harness.text import plain, some
-from harness.types import Loading, Trial
+from harness.types import Trial
 from harness.verdicts.gate import order
 
-# Attributes of a trial that say what was done to the model, and those that say under which circumstances.
-KEYS = ("method", "options", "scope", "units", "budget", "currency", "align", "seed", "tuning", "control", "sequential")
+# Attributes of a trial that say under which circumstances it ran, and those that say what was done to the model.
 CIRCUMSTANCES = (
     *("board", "model", "questions", "calibration", "dtype", "loading"),
     *("metrics", "latency", "reference_input"),
 )
+KEYS = tuple(item.name for item in dataclasses.fields(Trial) if item.name not in (*CIRCUMSTANCES, "method_file"))
 DENSE = "none"
 UNKNOWN = "not known"
 
@@ -100,7 +100,7 @@ def _value(trial: Trial, name: str) -> str:
     """An attribute of a trial as text, the same for equal values."""
     value: Any = getattr(trial, name)
     if dataclasses.is_dataclass(value) and name != "tuning":
-        value = value.content() if isinstance(value, Loading) else vars(value)
+        value = {key: str(part) if dataclasses.is_dataclass(part) else part for key, part in vars(value).items()}
     return pairs(value) if isinstance(value, Mapping) else "+".join(value) if isinstance(value, tuple) else str(value)
 
 

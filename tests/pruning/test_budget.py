@@ -30,6 +30,7 @@ from harness.types import (
     Ranking,
     Scope,
     Score,
+    kinds,
 )
 from tests.support.layouts import EXTENTS, FACTORS, SHAPES, extents_of, layout, ranking_of
 
@@ -84,7 +85,7 @@ def roomy(vlm: VLM, budget: Budget, shape: str) -> bool:
         kind: [
             (b.units(kind).macs(EXTENTS[b.component]), b.units(kind).count) for b, _ in vlm.select(budget.scope, kind)
         ]
-        for kind in (("heads", "ffn") if budget.units == "both" else (budget.units,))
+        for kind in kinds(budget.units)
     }
     if "ffn" not in costs:
         return False

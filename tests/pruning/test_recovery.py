@@ -35,9 +35,10 @@ from tests.support.progress import Heard
 
 NOTHING = Ranking({})
 SHORT: dict[str, Any] = {"steps": 6, "batch": 4, "rate": 1e-2}
+STEEP: dict[str, Any] = {**SHORT, "rate": 0.1}
 tune = functools.partial(recovery.tune, plan=Plan({}, 1.0, 1.0))  # a training needs no plan
 HOW = [Tuning("full", **SHORT), Tuning("full", loss="answers", **SHORT), Tuning("lora", rank=4, **SHORT)]
-HOW += [Tuning("full", loss="answers+kl+hidden", **SHORT), Tuning("projector", **SHORT | {"rate": 0.1})]
+HOW += [Tuning("full", loss="answers+kl+hidden", **SHORT), Tuning("projector", **STEEP)]
 
 
 # --- learning ---------------------------------------------------------------------------------------------
