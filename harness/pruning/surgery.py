@@ -68,8 +68,10 @@ def apply(vlm: VLM, plan: Plan, ranking: Ranking) -> VLM:
 
 
 def _check_fits(vlm: VLM, plan: Plan) -> None:
-    every: tuple[Kind, ...] = (*WIDTHS, "layers")
-    counts = {(block.name, kind): block.units(kind).count for block in vlm.blocks for kind in every}
+    kinds: tuple[Kind, ...] = (*WIDTHS, "layers")
+    counts: dict[tuple[str, Kind], int] = {}
+    for block in vlm.blocks:
+        counts |= {(block.name, kind): block.units(kind).count for kind in kinds}
     for name, kind in (*plan.parts, *plan.widths):
         if (name, kind) not in counts:
             raise InputError(f"plan.blocks.{name}.{kind}: {vlm.name} has no such block")
