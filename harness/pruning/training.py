@@ -136,7 +136,8 @@ def outputs(model: Any, batch: Mapping[str, Any]) -> Outputs:
     finally:
         hook.remove()
     states = read[0][:, :-1]
-    return Outputs(logits.log_softmax(-1), answers, states[batch["labels"][:, -states.shape[1] :] != -100].float())
+    is_answer = batch["labels"][:, -states.shape[1] :].to(states.device) != -100
+    return Outputs(logits.log_softmax(-1), answers, states[is_answer].float())
 
 
 def _answers(student: Outputs, _: Outputs) -> Tensor:
