@@ -188,7 +188,7 @@ class Board(_Strict):
         return replace(calibration, tasks=calibration.tasks or self.tasks)
 
 
-def read(name: str, **overrides: Any) -> Board:
+def read(name: str, /, **overrides: Any) -> Board:
     """A shipped board or a YAML file, with other values for some keys (`limit=50`, `**{"calibration.samples": 16}`).
 
     A key may go on with dots, to a key of the mapping or a position (from 0) of the list that it holds.

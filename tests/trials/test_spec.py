@@ -387,3 +387,7 @@ def test_a_file_that_is_no_board(tmp_path: Path, content: bytes, words: str) -> 
     with pytest.raises(InputError, match=rf"board.yaml: {words}") as error:
         spec.read(str(tmp_path / "board.yaml"))
     assert "\n" not in str(error.value)
+
+
+def test_even_the_name_can_be_set() -> None:
+    assert spec.read("demo", **{"name": "mine"}).name == "mine"
