@@ -71,7 +71,7 @@ class Entry(_Strict):
 
     method: str
     options: dict[str, Any] = {}
-    seeds: Count = 1
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 1
     calibration: CalibrationSpec | None = None  # None: the board's
     tuning: Tunings | None = None  # None: the board's
     control: Literal["none", "random-units"] = "none"
