@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from harness import tasks
+from harness.cli import screen
 from harness.records import record
 from harness.report import report
 from tests.support.commands import Call
@@ -18,6 +19,14 @@ from tests.support.records import board_record
 from tests.support.stored import put, scores
 
 WORDS = "too few images"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal on which no words wrap."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for console in (screen.out, screen.err):
+        monkeypatch.setattr(console, "_width", 300)
 
 
 def answered(images: dict[str, list[str]]) -> pa.Table:
