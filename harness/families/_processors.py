@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from harness.families._folders import explained
-from harness.families._prompts import encode, render
+from harness.families._prompts import encode_batch, render
 from harness.types import InputError
 
 SIDE = 64  # pixels of the image that is tried
@@ -68,6 +68,6 @@ def _try(processor: Any, config: Any, where: str) -> None:
     with explained(f"{where}/chat_template.jinja: a user's turn cannot be rendered"):
         render(processor, "What?", 1)
     with explained(f"{where}/chat_template.jinja: must show each image as {token!r}, but a question cannot be encoded"):
-        inputs = encode(processor, [[image], [image]], ["What?", "What is this?"], ["a", "b c"])
+        inputs = encode_batch(processor, [[image], [image]], ["What?", "What is this?"], ["a", "b c"])
     if not (inputs["input_ids"] == config.image_token_id).any(1).all():
         raise InputError(f"{where}/chat_template.jinja: shows no image; a user's turn must show each as {token!r}")

@@ -42,11 +42,11 @@ def encode(
     refuse_tokens(processor, texts, names)
     refuse_tokens(processor, answers or (), names)
     try:
-        return _encode(processor, images, texts, answers, device)
+        return encode_batch(processor, images, texts, answers, device)
     except (ValueError, ArithmeticError) as error:
         for row, name in enumerate(names):
             try:
-                _encode(processor, images[row : row + 1], texts[row : row + 1], answers and answers[row : row + 1])
+                encode_batch(processor, images[row : row + 1], texts[row : row + 1], answers and answers[row : row + 1])
             except (ValueError, ArithmeticError) as fault:
                 sizes = " and ".join(f"an image of {image.width}x{image.height} pixels" for image in images[row])
                 why = " ".join(str(fault).split())
@@ -64,13 +64,14 @@ def refuse_tokens(processor: Any, texts: Sequence[str], names: Sequence[str]) ->
             raise InputError(f"{name}: holds {token!r}, which this model reads as a token; word it without that")
 
 
-def _encode(
+def encode_batch(
     processor: Any,
     images: Sequence[Sequence[Image.Image]],
     texts: Sequence[str],
     answers: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
+    """What `encode` gives; an error of the processor is passed on."""
     tokenizer = processor.tokenizer
     prompts = [render(processor, text, len(row_images)) for row_images, text in zip(images, texts, strict=True)]
     endings = [""] * len(prompts) if answers is None else [a + tokenizer.eos_token for a in answers]
