@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
+from harness.cli import screen
 from harness.records.store import collect
 from harness.types import Trial
 from harness.verdicts import compare, matching
@@ -274,7 +275,10 @@ def test_a_mean_over_other_questions_has_no_interval(a: Path, b: Path) -> None:
 # --- order, sources, refusals -------------------------------------------------------------------------------
 
 
-def test_the_largest_difference_is_first_and_marked(call: Call, a: Path, b: Path) -> None:
+def test_the_largest_difference_is_first_and_marked(
+    call: Call, a: Path, b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen.out, "_width", 300)  # so that no line wraps
     for budget, lost in ((0.9, 0.0), (0.75, 0.1), (0.5, 0.03), (0.25, 0.2)):
         put(a, BEFORE, budget=budget)
         put(b, flipped(BEFORE, lost, 0.001), budget=budget)
