@@ -81,7 +81,7 @@ class Choice:
 
 
 def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bool = True) -> Choice | None:
-    """The most accurate choice that costs at most this share; None if no trial does.
+    """The most accurate choice that costs at most this share, by budget and by measurement; None if no trial does.
 
     Of the budgets on the board only the largest that fits counts, so that costs are equal. training: whether choices
     that need training count. Among equals the faster one wins. Failed trials never count.
@@ -89,7 +89,8 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}
     for row in rows.to_dict("records"):
-        if row["budget"] <= budget * (1 + TOLERANCE) and not math.isnan(row["accuracy"]):
+        kept = max(row["budget"], row["flops_kept"])  # they differ where a budget is a share of time or parameters
+        if kept <= budget * (1 + TOLERANCE) and not math.isnan(row["accuracy"]):
             groups.setdefault((row["curve"], row["regime"], row["units"], row["budget"]), []).append(row)
     choices = [_choice(seeds) for seeds in groups.values()]
     choices = [choice for choice in choices if training or choice.needs != "training"]
@@ -140,8 +141,9 @@ def recommend(
 ) -> tuple[str, Choice]:
     """The board that answers best for this model, and its best choice.
 
-    Of several boards and settings, those with the most trials that fit count, because a wider search is a better
-    answer. Raises InputError if no board has a trial of the model in this scope within the budget.
+    Of several boards and settings at equal budgets, the one whose answer has the narrowest interval counts: a board
+    that chose options asked fewer questions than the one that judged them. Raises InputError if no board has a trial
+    of the model in this scope within the budget.
     """
     if model not in set(frame.model):
         raise InputError.unknown("model", model, sorted(set(frame.model)), "no board has trials of it; ")
@@ -149,8 +151,8 @@ def recommend(
     for key, rows in rows_of_model.groupby(["board", "setting"]):
         choice = best(rows, budget, scope=scope, training=training)
         if choice is not None:
-            fitting = int(((rows.budget == choice.budget) & (rows.scope == scope)).sum())
-            answers.append((choice.budget, fitting, str(cast(Any, key)[0]), choice))
+            width = choice.hi - choice.lo
+            answers.append((choice.budget, -math.inf if math.isnan(width) else -width, str(cast(Any, key)[0]), choice))
     if not answers:
         raise InputError(
             f"model {model}: no board has a trial in scope {scope} that keeps at most {budget:g}"

@@ -86,14 +86,23 @@ def test_unknown_figures_are_dashes() -> None:
     assert json.loads(json.dumps(choice.to_json(), allow_nan=False))["speedup"] is None
 
 
-def test_recommend_takes_the_board_that_looked_widest() -> None:
-    narrow = [trial("magnitude", 0.95, board="narrow")]
-    wide = [trial("taylor", 0.8, board="wide"), trial("wanda", 0.7, board="wide")]
+def test_a_budget_in_time_counts_by_the_flops_that_it_keeps() -> None:
+    slow = trial("taylor", 0.9)
+    slow.metrics["flops"]["kept"] = 0.7
+    assert name(choices.best(frame(slow, trial("wanda", 0.5)), 0.5)) == "wanda"
+
+
+def test_recommend_takes_the_board_that_measured_best() -> None:
+    """A board of many trials and few questions chose options; what it says of the best is the least certain."""
+    few = [trial(method, mean, board="few") for method, mean in (("magnitude", 0.95), ("wanda", 0.9))]
+    for record in few:
+        record.metrics["accuracy"] |= {"lo": record.metrics["accuracy"]["mean"] - 0.1}
+    many = [trial("taylor", 0.8, board="a")]
     rows = pd.concat(
-        [board_frame([board_record(board=b), *records]) for b, records in (("narrow", narrow), ("wide", wide))]
+        [board_frame([board_record(board=board), *records]) for board, records in (("few", few), ("a", many))]
     )
     board, choice = choices.recommend(rows, "reference", 0.5)
-    assert (board, choice.name) == ("wide", "taylor")
+    assert (board, choice.name) == ("a", "taylor")
 
 
 @pytest.mark.parametrize(
