@@ -18,9 +18,18 @@ from tests.support.records import board_record, failed_record
 TUNED: dict[str, Any] = {"recovery": {"method": "full"}}
 
 
-def trial(method: str, mean: float, speedup: float = 1.5, budget: float = 0.5, **changes: Any) -> Record:
-    accuracy = {"mean": mean, "lo": mean - 0.02, "hi": mean + 0.02, "tasks": {}}
-    metrics = {"flops": {"kept": budget}, "latency": {"speedup": speedup}, "accuracy": accuracy}
+def trial(
+    method: str,
+    mean: float,
+    speedup: float = 1.5,
+    budget: float = 0.5,
+    kept: float = 0.0,
+    half: float = 0.02,
+    **changes: Any,
+) -> Record:
+    """half: of the interval's width."""
+    accuracy = {"mean": mean, "lo": mean - half, "hi": mean + half, "tasks": {}}
+    metrics = {"flops": {"kept": kept or budget}, "latency": {"speedup": speedup}, "accuracy": accuracy}
     return board_record(method, budget=budget, metrics=metrics, **changes)
 
 
@@ -87,16 +96,13 @@ def test_unknown_figures_are_dashes() -> None:
 
 
 def test_a_budget_in_time_counts_by_the_flops_that_it_keeps() -> None:
-    slow = trial("taylor", 0.9)
-    slow.metrics["flops"]["kept"] = 0.7
+    slow = trial("taylor", 0.9, kept=0.7)
     assert name(choices.best(frame(slow, trial("wanda", 0.5)), 0.5)) == "wanda"
 
 
 def test_recommend_takes_the_board_that_measured_best() -> None:
     """A board of many trials and few questions chose options; what it says of the best is the least certain."""
-    few = [trial(method, mean, board="few") for method, mean in (("magnitude", 0.95), ("wanda", 0.9))]
-    for record in few:
-        record.metrics["accuracy"] |= {"lo": record.metrics["accuracy"]["mean"] - 0.1}
+    few = [trial(method, mean, half=0.05, board="few") for method, mean in (("magnitude", 0.95), ("wanda", 0.9))]
     many = [trial("taylor", 0.8, board="a")]
     rows = pd.concat(
         [board_frame([board_record(board=board), *records]) for board, records in (("few", few), ("a", many))]
