@@ -34,23 +34,13 @@ from harness.types import (
     Ranking,
     Sample,
 )
-from tests.support.family_configs import TINY, build
+from tests.support.family_configs import TINY
 from tests.support.outputs import Inputs, generate, logits
 from tests.support.pictures import noise_picture
 from tests.support.question_files import asked
 from tests.support.trials import latency_trial
 
 NOTHING = Ranking({})
-
-
-@pytest.fixture(scope="module", params=TINY)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return families.load(folder)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from harness.pruning.solver import TOLERANCE
 from harness.statistics.calibration import Calibration
 from harness.tasks import adapter
 from harness.types import VLM, Budget, InputError, Plan, Sample, Tuning
-from tests.support.family_configs import TINY, build
 from tests.support.outputs import Inputs, generate, logits
 from tests.support.pictures import noise_picture
 from tests.support.question_files import asked
@@ -30,16 +29,6 @@ from tests.support.tokens import cut, every_other, family, layers, literal, visu
 METHODS = ("random_tokens", "pool", "fastv", "visionzip", "divprune")
 IMAGES = [[noise_picture(0, 64, 64), noise_picture(1, 32, 64)], [noise_picture(2, 96, 64)], []]
 TEXTS = ["Which is brighter?", "How many?", "Say something."]
-
-
-@pytest.fixture(scope="module", params=TINY)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return families.load(folder)
 
 
 @pytest.fixture(scope="module")
