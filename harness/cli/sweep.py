@@ -46,6 +46,7 @@ def demo(
     from harness.files import check_writable
     from harness.records import record
     from harness.report import report, tables
+    from harness.report.board import unsteady
     from harness.trials import spec
 
     board = spec.read("demo")
@@ -54,6 +55,8 @@ def demo(
     files = report(results, out_dir)
     frame = tables.board_frame(record.load(results / board.name)[0])
     out.print(_frame_table(frame))
+    if text := unsteady(frame.to_dict("records")):
+        out.print(text, soft_wrap=True)
     shown = {"README.md": "table", "pareto.png": "plot", "index.html": "page"}
     for file in files:
         if file.parent == out_dir / board.name and file.name in shown:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from harness.report.samples import Samples
 from harness.report.totals import Total
 from harness.text import plain
 
+STEADY = 0.05  # distance from 1 of the dense model's speedup over itself that a quiet machine keeps
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
 
 
@@ -59,7 +60,7 @@ class Board:
             name,
             facts=_measured(records),
             currency=_currency(records),
-            notes=_notes(records, unreadable),
+            notes=" ".join(filter(None, (_notes(records, unreadable), unsteady(rows)))),
             methods=_methods(records),
             frame=frame,
             rows=rows,
@@ -140,6 +141,15 @@ def _notes(records: Sequence[Record], unreadable: int) -> str:
         files = "file" if unreadable == 1 else "files"
         text += f" {unreadable} {files} beside them could not be read as records and are left out."
     return text
+
+
+def unsteady(rows: Iterable[tables.Row]) -> str:
+    """What the dense model's speedup over itself tells of the machine; empty if it is within STEADY of 1."""
+    own = tables.values([row for row in rows if row["method"] == "none"], "latency_speedup")
+    worst = max(own, key=lambda value: abs(value - 1), default=1.0)
+    if abs(worst - 1) <= STEADY:
+        return ""
+    return f"The machine was busy: the dense model measured {worst:.2f} times its own speed, and speedups may be as far off."
 
 
 def _methods(records: Sequence[Record]) -> list[Described]:

@@ -19,6 +19,7 @@ import pytest
 from harness.records import record
 from harness.records.record import Code, Record
 from harness.report import FILES, INDEX, report
+from harness.report.board import Board
 from harness.report.tables import board_frame, declared, escape, panels, summary
 from harness.types import InputError
 from tests.support.records import LOSSES, TASKS, accuracy_of, board_record, failed_record
@@ -312,6 +313,13 @@ def test_what_a_budget_is_a_share_of_is_said(tmp_path: Path) -> None:
     for name in ("README.md", "index.html"):
         text = (tmp_path / "made" / name).read_text(encoding="utf-8")
         assert "Accuracy at equal parameters" in text and "share of the scope's parameters" in text
+
+
+@pytest.mark.parametrize(("speedup", "busy"), [(1.0, False), (1.04, False), (0.86, True), (1.43, True)])
+def test_a_busy_machine_is_named_by_the_dense_models_own_speedup(speedup: float, busy: bool) -> None:
+    dense = board_record(metrics={"latency": {"speedup": speedup}})
+    notes = Board.of("made", [dense, board_record("taylor", "vision", 0.5)]).notes
+    assert ("The machine was busy" in notes) == busy and (f"measured {speedup:.2f} times" in notes) == busy
 
 
 def test_a_reconstruction_is_named_one(results: Path, tmp_path: Path) -> None:
