@@ -149,7 +149,8 @@ def unsteady(rows: Iterable[tables.Row]) -> str:
     worst = max(own, key=lambda value: abs(value - 1), default=1.0)
     if abs(worst - 1) <= STEADY:
         return ""
-    return f"The machine was busy: the dense model measured {worst:.2f} times its own speed, and speedups may be as far off."
+    own_speed = f"the dense model measured {worst:.2f} times its own speed"
+    return f"The machine was busy: {own_speed}, and other speedups may be as far off."
 
 
 def _methods(records: Sequence[Record]) -> list[Described]:
