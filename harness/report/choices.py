@@ -19,7 +19,7 @@ import pandas as pd
 from harness.report.tables import NOTHING, budget_text, markdown, values
 from harness.report.tables import escape as escaped
 from harness.text import TOO_FEW
-from harness.types import TOLERANCE, InputError
+from harness.types import REGIMES, TOLERANCE, WIDTHS, InputError, kinds
 from harness.types.kinds import in_words
 
 FACTORS = (1.33, 2.0, 3.2, 5.0)  # how much cheaper: the rows of the table
@@ -84,8 +84,12 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     """The most accurate choice that costs at most this share, by budget and by measurement; None if no trial does.
 
     Of the budgets on the board only the largest that fits counts, so that costs are equal. training: whether choices
-    that need training count. Among equals the faster one wins. Failed trials never count.
+    that need training count. Failed trials never count.
     """
+    # Heads or FFNs alone: their budget is a share of their own cost. Unknown regimes: older forms of a method.
+    own = [set(kinds(units)) < set(WIDTHS) for units in frame.units]
+    known = [regime.split()[0].rstrip(",") in REGIMES for regime in frame.regime]
+    frame = frame[[not alone and named for alone, named in zip(own, known, strict=True)]]
     rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}
     for row in rows.to_dict("records"):
@@ -132,8 +136,9 @@ def _choice(seeds: Sequence[Any]) -> Choice:
     return Choice(first["budget"], first["curve"], first["regime"], first["units"], *figures, trial=first["trial"])
 
 
-def _order(choice: Choice) -> tuple[float, float, str]:
-    return choice.accuracy, 0.0 if math.isnan(choice.speedup) else choice.speedup, choice.trial
+def _order(choice: Choice) -> tuple[float, bool, str]:
+    """The more accurate; of equals one that needs nothing, then any: speedups differ between runs."""
+    return choice.accuracy, choice.needs == "nothing", choice.trial
 
 
 def recommend(
@@ -141,9 +146,9 @@ def recommend(
 ) -> tuple[str, Choice]:
     """The board that answers best for this model, and its best choice.
 
-    Of several boards and settings at equal budgets, the one whose answer has the narrowest interval counts: a board
-    that chose options asked fewer questions than the one that judged them. Raises InputError if no board has a trial
-    of the model in this scope within the budget.
+    Of several boards and settings at equal budgets, the one with the most accurate answer counts. Boards on the split
+    dev count only if there are no others, because they chose options and judge nothing. Raises InputError if no board
+    has a trial of the model in this scope within the budget.
     """
     if model not in set(frame.model):
         raise InputError.unknown("model", model, sorted(set(frame.model)), "no board has trials of it; ")
@@ -151,12 +156,12 @@ def recommend(
     for key, rows in rows_of_model.groupby(["board", "setting"]):
         choice = best(rows, budget, scope=scope, training=training)
         if choice is not None:
-            width = choice.hi - choice.lo
-            answers.append((choice.budget, -math.inf if math.isnan(width) else -width, str(cast(Any, key)[0]), choice))
+            judged = "dev" not in set(rows.split)
+            answers.append((judged, choice.budget, choice.accuracy, str(cast(Any, key)[0]), choice))
     if not answers:
         raise InputError(
             f"model {model}: no board has a trial in scope {scope} that keeps at most {budget:g}"
             f"{'' if training else ' and needs no training'}; sweep a board with such a budget first"
         )
-    _, _, board, choice = max(answers, key=lambda answer: answer[:3])
+    *_, board, choice = max(answers, key=lambda answer: answer[:-1])
     return board, choice

@@ -30,7 +30,7 @@ from harness.types import WIDTHS, Trial
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
 TIMED = ("stages", "answer", "more")  # parts of the latency metric that have every time
-UNUSED = ("board", "model", "flops_reduction")  # columns that neither the table nor the plot uses
+UNUSED = ("board", "model", "split", "flops_reduction")  # columns that neither the table nor the plot uses
 OWN = (
     "board",
     "method",

@@ -30,14 +30,13 @@ TASKS = "<tasks>"  # place of the tasks' accuracies, sorted by task
 # The order of a board's data. These columns always exist and come first; columns of other measured metrics follow.
 ORDER = (
     *IDENTITY,
-    *("flops_kept", "flops_reduction", "params_kept", "latency_speedup", "speedup_lo", "speedup_hi"),
+    *("split", "flops_kept", "flops_reduction", "params_kept", "latency_speedup", "speedup_lo", "speedup_hi"),
     *("accuracy", "accuracy_lo", "accuracy_hi", TASKS, "total_flops_kept", "blank_accuracy"),
     *CLOSING,
     *("gain_over_blind", "flips", "kl_first_token", "collapse"),
 )
 TERMS = "budget_terms"  # column of boards whose trials differ in budget terms
-REST = "<rest>"  # place of columns that ORDER does not name
-# The order of the figures in the table of trials.
+REST = "<rest>"  # in SHOWN, the figures of the table of trials: place of columns that ORDER does not name
 SHOWN = (
     *("flops_kept", "total_flops_kept", "params_kept", "latency_speedup"),
     *(REST, "accuracy", TASKS, "gain_over_blind", "flips"),
@@ -302,6 +301,7 @@ def _row(
         "scope": trial.scope,
         "budget": trial.budget,
         "seed": trial.seed,
+        "split": plain(trial.questions.split),
     }
     for name, (metric, column) in known.items():
         value = column.value(metrics[metric], trial) if isinstance(metrics.get(metric), Mapping) else None

@@ -24,11 +24,9 @@ def trial(
     speedup: float = 1.5,
     budget: float = 0.5,
     kept: float = 0.0,
-    half: float = 0.02,
     **changes: Any,
 ) -> Record:
-    """half: of the interval's width."""
-    accuracy = {"mean": mean, "lo": mean - half, "hi": mean + half, "tasks": {}}
+    accuracy = {"mean": mean, "lo": mean - 0.02, "hi": mean + 0.02, "tasks": {}}
     metrics = {"flops": {"kept": kept or budget}, "latency": {"speedup": speedup}, "accuracy": accuracy}
     return board_record(method, budget=budget, metrics=metrics, **changes)
 
@@ -41,8 +39,8 @@ def name(choice: choices.Choice | None) -> str | None:
     return choice and choice.name
 
 
-def test_the_most_accurate_wins_and_the_faster_among_equals() -> None:
-    rows = frame(trial("taylor", 0.8), trial("wanda", 0.8, speedup=1.7), trial("flap", 0.7, speedup=2.0))
+def test_the_most_accurate_wins_and_what_needs_nothing_among_equals() -> None:
+    rows = frame(trial("taylor", 0.8, **TUNED), trial("wanda", 0.8), trial("flap", 0.7, speedup=2.0))
     assert name(choices.best(rows, 0.5)) == "wanda"
 
 
@@ -79,11 +77,12 @@ def test_seeds_count_as_one_choice_by_their_mean() -> None:
 
 
 def test_the_table_is_of_boards_that_compare_kinds() -> None:
-    heads = [trial("wanda", 0.8, units="heads"), trial("wanda", 0.9, units="heads", **TUNED)]
+    heads = [trial("wanda", 0.8, units="layers"), trial("wanda", 0.9, units="layers", **TUNED)]
     assert choices.table(frame(*heads)) == []
-    shown = choices.table(frame(*heads, trial("wanda", 0.7, units="ffn"), trial("wanda", 0.3, units="ffn", budget=0.2)))
+    both = trial("wanda", 0.7), trial("wanda", 0.3, budget=0.2)
+    shown = choices.table(frame(*heads, *both))
     assert [(choice.units, choice.needs, choice.budget) for choice in shown] == [
-        ("heads", "nothing", 0.5), ("heads", "training", 0.5), ("ffn", "nothing", 0.2),
+        ("layers", "nothing", 0.5), ("layers", "training", 0.5), ("both", "nothing", 0.2),
     ]  # fmt: skip
     text = choices.text(shown)
     assert text.count("\n") == 4 and f"`infoprune export {shown[0].trial} my-model`" in text
@@ -100,15 +99,25 @@ def test_a_budget_in_time_counts_by_the_flops_that_it_keeps() -> None:
     assert name(choices.best(frame(slow, trial("wanda", 0.5)), 0.5)) == "wanda"
 
 
-def test_recommend_takes_the_board_that_measured_best() -> None:
-    """A board of many trials and few questions chose options; what it says of the best is the least certain."""
-    few = [trial(method, mean, half=0.05, board="few") for method, mean in (("magnitude", 0.95), ("wanda", 0.9))]
-    many = [trial("taylor", 0.8, board="a")]
-    rows = pd.concat(
-        [board_frame([board_record(board=board), *records]) for board, records in (("few", few), ("a", many))]
-    )
+def test_a_share_of_the_heads_alone_is_no_share_of_the_scope() -> None:
+    rows = frame(trial("michel", 0.95, units="heads"), trial("dgmr", 0.9, units="ffn"), trial("taylor", 0.5))
+    assert name(choices.best(rows, 0.5)) == "taylor"
+
+
+def test_records_of_older_forms_of_a_method_are_no_choice() -> None:
+    assert name(choices.best(frame(trial("infoprune", 0.9, regime="repaired"), trial("taylor", 0.5)), 0.5)) == "taylor"
+
+
+def test_recommend_leaves_the_boards_that_chose_options_out() -> None:
+    boards = {
+        "choosing": [trial("magnitude", 0.95, board="choosing", split="dev")],
+        "many": [trial("taylor", 0.8, board="many")],
+        "other": [trial("wanda", 0.7, board="other")],
+    }
+    rows = pd.concat([board_frame([board_record(board=key), *records]) for key, records in boards.items()])
     board, choice = choices.recommend(rows, "reference", 0.5)
-    assert (board, choice.name) == ("a", "taylor")
+    assert (board, choice.name) == ("many", "taylor")
+    assert choices.recommend(rows[rows.board == "choosing"], "reference", 0.5)[0] == "choosing"
 
 
 @pytest.mark.parametrize(
