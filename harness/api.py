@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness import registry
-from harness.types import VLM, Currency, InputError, Plan, Scope, UnitKinds
+from harness.types import GREEDY, VLM, Currency, Generation, InputError, Plan, Scope, UnitKinds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +45,13 @@ def load(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     random_weights: bool = False,
+    generation: Generation = GREEDY,
 ) -> VLM:
     """Load a model: a shipped name, a checkpoint folder or a hub id. `.model` and `.processor` are transformers' own.
 
     revision: of a hub id. device_map: accelerate's, in place of `device`. random_weights: the geometry without its
-    weights. Raises InputError if there is no such model, or no family for its type.
+    weights. generation: what is added to greedy decoding, as on a board. Raises InputError if there is no such model,
+    or no family for its type.
     """
     from harness import families
     from harness.machine.devices import check_device
@@ -65,6 +67,7 @@ def load(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
         random_weights=random_weights,
+        generation=generation,
     )
 
 
@@ -74,7 +77,7 @@ def prune(
     method: str | None = None,
     budget: float = 0.5,
     currency: Currency = "flops",
-    scope: Scope = "vision",
+    scope: Scope | None = None,
     units: UnitKinds | None = None,
     options: Mapping[str, Any] | None = None,
     tasks: Sequence[str] = (),
@@ -88,10 +91,11 @@ def prune(
     """Prune one model as `infoprune prune` does, in memory: nothing is written.
 
     method: a registered name or a Python file; None: the method under study, `infoprune`. budget: the share of the
-    scope's FLOPs (or parameters, or time: `currency`) that stays. units: as on a board; None: what the method
-    cuts. options: the method's. tasks, samples: where the calibration questions come from (tasks, parquet files or
-    folders; by default the embedded sets) and how many there are. image: width and height of the image whose FLOPs
-    are budgeted. Raises InputError for what cannot be used, and for a budget that cannot be met.
+    scope's FLOPs (or parameters, or time: `currency`) that stays. scope: None: vision, or all where visual tokens go.
+    units: as on a board; None: what the method cuts. options: the method's. tasks, samples: where the calibration
+    questions come from (tasks, parquet files or folders; by default the embedded sets) and how many there are. image:
+    width and height of the image whose FLOPs are budgeted. Raises InputError for what cannot be used, and for a budget
+    that cannot be met.
     """
     from harness.checkpoints import export
     from harness.machine.devices import check_device

@@ -16,7 +16,7 @@ import torch
 import harness
 from harness.records import record
 from harness.trials import spec
-from harness.types import InputError, Plan
+from harness.types import Generation, InputError, Plan
 from tests.support.commands import Call, put
 from tests.support.paths import ROOT, environment
 
@@ -57,6 +57,8 @@ def test_load(tiny_folder: Path) -> None:
     vlm = harness.load(str(tiny_folder), dtype="bfloat16")
     assert vlm.name == str(tiny_folder) and next(vlm.model.parameters()).dtype == torch.bfloat16
     assert harness.load("mini-geometry", random_weights=True).weights_hash == "random:0"
+    wanted = Generation(no_repeat_ngram_size=2)
+    assert harness.load(str(tiny_folder), generation=wanted).generation == wanted
     with pytest.raises(InputError, match=r"unknown model 'mini-qwen'; did you mean 'mini-qwen2-vl'\?"):
         harness.load("mini-qwen")
     with pytest.raises(InputError, match=r"^device tpu: use cpu, cuda or cuda:N"):
@@ -88,6 +90,11 @@ def test_prune_cuts_without_training_if_no_method_is_named(tiny_folder: Path, qu
         harness.prune(str(tiny_folder), **more, **where) for more in ({}, {"method": "infoprune_free"})
     )
     assert by_default.plan == by_name.plan
+
+
+def test_where_tokens_go_the_scope_is_the_whole_model(tiny_folder: Path, questions: Path) -> None:
+    plan = harness.prune(str(tiny_folder), method="pool", budget=0.97, tasks=[str(questions)], **SMALL).plan
+    assert plan.tokens is not None and plan.achieved == pytest.approx(0.97, rel=0.01)
 
 
 @pytest.mark.parametrize(

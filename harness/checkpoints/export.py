@@ -45,6 +45,7 @@ from harness.types import (
     Trial,
     Tuning,
     UnitKinds,
+    kinds,
     short_hash,
 )
 
@@ -88,7 +89,7 @@ def trial(
     budget: float,
     *,
     currency: Currency = "flops",
-    scope: Scope = "vision",
+    scope: Scope | None = None,
     units: UnitKinds | None = None,
     options: Mapping[str, Any] | None = None,
     tasks: Sequence[str] = (),
@@ -100,19 +101,21 @@ def trial(
 ) -> Trial:
     """A trial that prunes one model, validated as on a board; for `prune`, or for a worker.
 
-    units: by default what the method cuts. tasks: where the calibration questions come from; by default the embedded
-    sets. image: width and height of the one whose FLOPs are budgeted. Raises InputError for what cannot be used.
+    units: by default what the method cuts. scope: by default vision, or all where visual tokens go. tasks: where the
+    calibration questions come from; by default the embedded sets. image: width and height of the one whose FLOPs are
+    budgeted. Raises InputError for what cannot be used.
     """
     if method == "none":
         raise InputError("method none: is the model as it is; there is nothing to prune")
+    units = units or registry.method(method).units
     content = {
         "name": "prune",
         "model": model,
         "methods": [{"method": method, "options": dict(options or {})}],
         "budgets": [budget],
         "currency": currency,
-        "scopes": [scope],
-        "units": units or registry.method(method).units,
+        "scopes": [scope or ("all" if "tokens" in kinds(units) else "vision")],
+        "units": units,
         "tasks": list(tasks) or question_sets.names(),
         "metrics": ["flops"],
         "calibration": {"samples": samples},

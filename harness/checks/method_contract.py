@@ -42,7 +42,6 @@ from harness.types import (
     Component,
     Extent,
     InputError,
-    Kind,
     Options,
     Questions,
     Ranking,
@@ -275,8 +274,8 @@ def pruned_again(method: registry.Method, vlm: VLM, extents: Mapping[Component, 
     widths, leave factors of the kind that it does not score alone, and refuse to score factors.
     """
     faults = []
-    kinds: tuple[Kind, ...] = ("heads", "ffn")
-    cases = [("of uneven widths", narrowed(vlm)), *((f"with factored {kind}", factored(vlm, [kind])) for kind in kinds)]
+    cases = [("of uneven widths", narrowed(vlm))]
+    cases += [(f"with factored {kind}", factored(vlm, [kind])) for kind in WIDTHS]
     for what, model in cases:
         refused = any(block.units(kind).factored for block, kind in method.ranked(model))
         try:

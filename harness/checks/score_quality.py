@@ -19,13 +19,12 @@ import torch
 
 from harness import registry, tasks
 from harness.statistics.calibration import Calibration
-from harness.types import VLM, Additive, Budget, Kind, Options, Ordinal, Questions, Ranking
+from harness.types import VLM, WIDTHS, Additive, Budget, Kind, Options, Ordinal, Questions, Ranking
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # a loop with a progress bar
 Over = Literal["within", "across"]
-KINDS: tuple[Kind, ...] = ("heads", "ffn")
 CALIBRATION = 256  # questions on which the methods rank
 SEED = 0
 
@@ -86,7 +85,7 @@ def measure(
             methods[method.name] = {"error": f"{type(error).__name__}: {error}"}
             continue
         seconds = time.perf_counter() - start
-        agreement = {kind: _agreement(ranking, units, damage, kind) for kind in KINDS}
+        agreement = {kind: _agreement(ranking, units, damage, kind) for kind in WIDTHS}
         methods[method.name] = {"options": dict(method.options), "ranking_s": seconds, **agreement}
     return {"truth": truth, "two_halves": _two_halves(truth["units"]), "calibration": CALIBRATION, "methods": methods}
 
@@ -120,7 +119,7 @@ def _rank(vlm: VLM, calibration: Calibration, method: registry.Method) -> Rankin
 def _two_halves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Agreement of the damages on one half of the questions with those on the other; near 0, they are noise."""
     agreement = {}
-    for kind in KINDS:
+    for kind in WIDTHS:
         rows_of_kind = [row for row in rows if row["kind"] == kind and len(row["halves"]) == 2]
         sides = [[row["halves"][side] for row in rows_of_kind] for side in (0, 1)]
         agreement[kind] = _both(sides[0], sides[1], [row["block"] for row in rows_of_kind])

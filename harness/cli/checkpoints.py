@@ -36,10 +36,13 @@ def prune(
         str, typer.Option(help="The share of the scope's FLOPs that stays, or params=0.5, or latency=0.6 of its time.")
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="The checkpoint's folder, new or empty.")],
-    scope: Annotated[Scope, typer.Option(help="Which blocks the budget is about.")] = "vision",
+    scope: Annotated[
+        Scope | None,
+        typer.Option(help="Which blocks the budget is about; by default vision, or all where visual tokens go."),
+    ] = None,
     units: Annotated[
         str | None,
-        typer.Option(help="What is removed: both, heads, ffn, layers or ffn+layers; by default all it ranks."),
+        typer.Option(help="What is removed: both, or kinds such as ffn+layers; by default all it ranks."),
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value of the method; may be given again.")] = None,
     data: Annotated[

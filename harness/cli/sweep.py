@@ -149,8 +149,8 @@ def _dry_run(board: Any, results: Path, device: str | None, against: str | None,
     from harness.trials.sweep import plan
 
     todo, needed = plan(board, results, against), fetched(board)
-    seconds = estimate(board, todo, device, jobs)
     notes = check(board, todo.trials, device, fetch=False)
+    seconds = estimate(board, todo, device, jobs)
     if json_:
         trials = [{"id": trial.id, **trial.content()} for trial in todo.trials]
         plain = {"board": board.name, "folder": str(results / board.name), "trials": trials}
@@ -230,9 +230,9 @@ def _sweep(board: Any, results: Path, device: str, against: str | None = None, *
     if here is not None:
         check_device(here)
     todo = plan(board, results, against)
-    seconds = estimate(board, todo, here, how.get("jobs", 1))
-    note(f"{board.name}: {_counts(todo)}; {duration(seconds)}")
-    for line in check(board, todo.trials, here):
+    notes = check(board, todo.trials, here)
+    note(f"{board.name}: {_counts(todo)}; {duration(estimate(board, todo, here, how.get('jobs', 1)))}")
+    for line in notes:
         note(f"{board.model}: {line}")
     with progress_bar(err) as bar:
         task = bar.add_task("starting", total=len(todo.trials))

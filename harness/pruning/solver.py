@@ -33,7 +33,6 @@ from harness.types import (
     Score,
     kinds,
 )
-from harness.types import hull as hull
 
 
 def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERANCE) -> Plan:

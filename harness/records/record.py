@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.files import put
 from harness.records.schema import SCHEMA, migrate, problem
 from harness.text import plain
-from harness.types import InputError, Plan, Trial
+from harness.types import BOTH, InputError, Plan, Trial
 
 if TYPE_CHECKING:
     import pyarrow
@@ -116,7 +116,8 @@ class Record:
     def label(self) -> str:
         """One line that identifies the trial on its board."""
         trial = self.trial
-        parts = (trial.method, self.contestant.variant, trial.tuning, trial.scope, trial.budget)
+        units = "" if trial.units == BOTH else trial.units
+        parts = filter(None, (trial.method, self.contestant.variant, units, trial.tuning, trial.scope, trial.budget))
         return plain(f"{' '.join(map(str, parts))} seed {trial.seed}")
 
     def to_json(self) -> dict[str, Any]:
@@ -285,14 +286,19 @@ def _checked(values: Any, path: Path, content: bytes) -> str:
     return ""
 
 
+# A quote that may be within a string or begin one, so that the white space after its colon counts.
+_QUOTED = [before + b'": ' for before in (b"\\", b"[", b"{", b",", b":", b" ", b"\t")]
+
+
 def _as_written(content: bytes, seal: str) -> bool:
     """Whether these bytes, if in the layout of `write`, are those of the seal. Half as slow as `content_hash`.
 
     Only white space outside of strings is taken away, so bytes that pass have the content that was sealed.
     """
-    if b'\\": ' in content:  # a quote within a string, behind which white space counts
+    compact = b"".join(map(bytes.strip, content.splitlines()))
+    if any(quoted in compact for quoted in _QUOTED):
         return False
-    compact = b"".join(map(bytes.strip, content.splitlines())).replace(b'": ', b'":')
+    compact = compact.replace(b'": ', b'":')
     entry = f'"record":"{seal}"'.encode()
     cut = next((cut for cut in (b"," + entry, entry + b",", entry) if cut in compact), b"")
     return hashlib.sha256(compact.replace(cut, b"", 1)).hexdigest() == seal

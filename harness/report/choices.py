@@ -89,7 +89,7 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     # Heads or FFNs alone: their budget is a share of their own cost. Unknown regimes: older forms of a method.
     own = [set(kinds(units)) < set(WIDTHS) for units in frame.units]
     known = [regime.split()[0].rstrip(",") in REGIMES for regime in frame.regime]
-    frame = frame[[not alone and named for alone, named in zip(own, known, strict=True)]]
+    frame = frame.loc[[not alone and named for alone, named in zip(own, known, strict=True)], :]
     rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}
     for row in rows.to_dict("records"):

@@ -62,8 +62,10 @@ class Parts:
         metrics = dict(content.get("metrics") or {})
         if content["error"] is None:
             plan = self._plan((content.get("plan") or {}).get("blocks") or {})
-            texts = (json.dumps(part, separators=(",", ":")) for part in (plan, list(_latency(metrics))))
-            self.texts[content["id"]] = '"plan":{},"latency":{}'.format(*texts)
+            parts = {"plan": plan, "latency": list(_latency(metrics))}
+            if tokens := dig(content, "plan", "tokens"):
+                parts["tokens"] = _tokens(tokens)
+            self.texts[content["id"]] = json.dumps(parts, separators=(",", ":"))[1:-1]
         if isinstance(metrics.get("latency"), Mapping):
             metrics["latency"] = {key: part for key, part in metrics["latency"].items() if key not in TIMED}
         plan = content.get("plan")
@@ -77,13 +79,13 @@ class Parts:
         plan: list[Any] = [None] * len(self.blocks)
         for name, kinds in blocks.items():
             shown: list[Any] = ["removed", "removed"] if kinds.get("layers") == [] else [None, None]
+            sizes = self.sizes.setdefault(plain(name).split(".")[0], [0, 0])
             for kind, part in kinds.items():
                 if kind not in WIDTHS or "removed" in shown:
                     continue
                 place = 0 if kind == "heads" else 1
                 shown[place] = _part(part, kind == "heads")
                 if isinstance(shown[place], list):
-                    sizes = self.sizes.setdefault(plain(name).split(".")[0], [0, 0])
                     sizes[place] = max(sizes[place], shown[place][1] + 1)
             place = self.blocks.setdefault(plain(name), len(self.blocks))
             plan += [None] * (place + 1 - len(plan))
@@ -264,6 +266,12 @@ def _part(part: Any, which: bool) -> Any:
     return [len(part), highest, format(sum(1 << i for i in set(part)), "x")] if which else [len(part), highest]
 
 
+def _tokens(tokens: Mapping[str, Any]) -> str:
+    """Which visual tokens go on, in words."""
+    place = f"from layer {tokens['layer']} of the language model on" if tokens["layer"] else "before the language model"
+    return _text(f"{100 * tokens['share']:.3g} % of the visual tokens go on {place}, chosen by {tokens['method']}.")
+
+
 # --- how to repeat a trial ----------------------------------------------------------------------------------
 
 
@@ -292,7 +300,8 @@ def _command(record: Record) -> str:
 
 def _common(trial: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a trial that its board has under the same names."""
-    common = {key: value for key, value in trial.items() if key not in {*OWN, "tuning", *ENTRY.values()}}
+    common = {key: value for key, value in trial.items() if key not in {*OWN, "tuning", "loading", *ENTRY.values()}}
+    common |= trial.get("loading", {})  # whose parts are keys of a board
     if trial["method"] == "none" and "metrics" in common:  # a board adds floors to its dense trial anyway
         common["metrics"] = [metric for metric in common["metrics"] if metric != "floors"]
     return common

@@ -160,7 +160,9 @@ function describe(row) {
         ([stage, batch, dense, pruned, ratio, low, high]) =>
           [`${stage}, ${batch}`, number(dense, 2), number(pruned, 2), number(ratio, 2), `${number(low, 2)} to ${number(high, 2)}`])));
     }
-    if (trial.plan.some(Boolean)) add("What is kept", make("p", KEPT, { className: "quiet" }), plan(trial));
+    const widths = trial.plan.some(Boolean);
+    if (widths || trial.tokens) add("What is kept", ...(trial.tokens ? [make("p", trial.tokens)] : []));
+    if (widths) main.append(make("p", KEPT, { className: "quiet" }), plan(trial));
     if (trial.flips) add("Answers that changed", examples(trial.flips));
     else if (row.method !== "none") add("Answers that changed", make("p", "This trial or the dense one has no samples to compare."));
   }

@@ -94,10 +94,9 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
     """The seconds until all is done: from the board's records, or else from a few answers of the model here.
 
     None if neither is to be had: without records, for a model or questions that must be fetched first, for random or
-    more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None). Raises the
-    errors of `check` for a model on this machine.
+    more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None). Call `check`
+    before: what it refuses has no estimate.
     """
-    check(board, todo.trials, device, fetch=False)
     seconds = todo.seconds
     if seconds is None and todo.trials and device is not None and not fetched(board):
         devices.check_device(device, "--device")

@@ -26,7 +26,6 @@ from harness.trials.tokens import check as check_tokens
 from harness.types import (
     VLM,
     Budget,
-    Component,
     Extent,
     InputError,
     Plan,
@@ -38,7 +37,6 @@ from harness.types import (
 )
 
 BATCH = 16  # calibration questions per batch, unless memory is short
-Extents = Mapping[Component, Extent]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ class Pruner:
         self._tuning_calibration: Last[Calibration] = Last()
         self._rates: Last[tuple[latency_rates.Rates, float]] = Last()
         self._ranking: Last[Ranked] = Last()
-        self._shared: SharedRanking | None = None
 
     def halve(self) -> None:
         """Halve the calibration batch after an out-of-memory error, and drop results of the larger batches."""

@@ -28,6 +28,7 @@ PLUMBING = (
     "harness.records.record",
     "harness.records.schema",
     "harness.registry",
+    "harness.tasks.doubts",
     "harness.tasks.stock",
     "harness.text",
     "harness.trials.code_hash",

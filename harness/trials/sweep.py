@@ -136,7 +136,8 @@ def sweep(
     writable, and later if the folder becomes unwritable; finished records stay.
     """
     todo = todo or plan(board, results)
-    preflight.check(board, todo.trials, device if cluster is None else None)
+    for line in preflight.check(board, todo.trials, device if cluster is None else None):
+        progress(f"{board.model}: {line}")
     folder, failed = results / board.name, []
     check_writable(folder)
     finished, elsewhere, ids, start = 0, 0, [], time.perf_counter()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.pruning.solver import TOLERANCE, hull, solve
+from harness.pruning.solver import TOLERANCE, solve
 from harness.types import (
     SCOPES,
     VLM,
@@ -30,6 +30,7 @@ from harness.types import (
     Ranking,
     Scope,
     Score,
+    hull,
     kinds,
 )
 from tests.support.layouts import EXTENTS, FACTORS, SHAPES, extents_of, layout, ranking_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -102,14 +102,17 @@ odd = st.text(st.sampled_from('": \\n\\\\,{}a'), max_size=12)
 
 
 @given(odd, odd, odd)
+@example("", ":a", ": a")
+@example(":a", "", ": a")
+@example(',": a', "", ',":a')
 def test_a_file_is_known_by_its_bytes_and_no_change_of_a_text_passes_as_white_space(
     key: str, text: str, other: str
 ) -> None:
     content = sealed(changed("log", {"k" + key: text, "list": [1, [2.5], {}]}))
     written = record._dumps(content).encode()
     seal = content["hashes"]["record"]
-    quoted = '\\": ' in written.decode()
-    assert record._as_written(written, seal) == (not quoted), "a quote within a text takes the slow way"
+    strange = set('":{, \\') & {*key, *text}
+    assert record._as_written(written, seal) or strange, "only what holds parts of the layout takes the slow way"
     for log in ({"k" + key: other, "list": [1, [2.5], {}]}, {"k" + other: text, "list": [1, [2.5], {}]}):
         if log != content["log"]:
             assert not record._as_written(record._dumps(content | {"log": log}).encode(), seal)

@@ -242,13 +242,16 @@ def test_the_part_about_a_trial(tab: Page, hostile_board: Board, hostile_results
         HOSTILE in text
         and "4 of 8" in text
         and "rank 12/9" in text
+        and f"50 % of the visual tokens go on from layer 2 of the language model on, chosen by {HOSTILE}." in text
         and "2 that the dense model answers right were lost" in text
     )
     heads = (
         "[...document.querySelectorAll('.plan tbody tr')]"
         ".map((row) => [...row.querySelectorAll('i')].map((unit) => +(unit.className === 'kept')).join(''))"
     )
-    assert tab.eval(heads) == ["11110000", "01000001"]
+    assert tab.eval(heads) == ["", "11110000", "01000001"]
+    removed = "[...document.querySelector('.plan tbody tr').cells].map((cell) => cell.textContent)"
+    assert tab.eval(removed) == ["language.0", "", "removed", "removed"], "a layer that goes as a whole"
     assert tab.eval("[...document.images].every((image) => image.src.startsWith('data:image/') && image.alt)")
     tab.wait("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert tab.eval("document.images.length") == 3

@@ -117,7 +117,7 @@ def test_recommend_leaves_the_boards_that_chose_options_out() -> None:
     rows = pd.concat([board_frame([board_record(board=key), *records]) for key, records in boards.items()])
     board, choice = choices.recommend(rows, "reference", 0.5)
     assert (board, choice.name) == ("many", "taylor")
-    assert choices.recommend(rows[rows.board == "choosing"], "reference", 0.5)[0] == "choosing"
+    assert choices.recommend(rows.loc[rows.board == "choosing", :], "reference", 0.5)[0] == "choosing"
 
 
 @pytest.mark.parametrize(

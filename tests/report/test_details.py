@@ -40,7 +40,10 @@ def test_the_command_of_a_trial_makes_that_trial(tmp_path: Path) -> None:
                     {"method": "magnitude", "tuning": {"method": "lora", "rate": 1e-5, "samples": 64}}],
         "reference_input": {"image": [96, 64], "text": "it's\n\"this\": - 'that'\n"},
     }  # fmt: skip
-    for trial in spec.check(content, Path("mine.yaml")).trials():
+    loaded = {"generation": {"suppress_tokens": [5]}, "attention": "eager", "revision": "abc"}
+    empty = {"random_weights": True, "metrics": ["flops"]}
+    boards = [spec.check(content | changes, Path("mine.yaml")) for changes in ({}, loaded, empty)]
+    for trial in (trial for board in boards for trial in board.trials()):
         item = replace(board_record(), id=trial.id, trial=trial, contestant=Contestant("", "", "reference", ""))
         again = spec.check(run(details.repeat(item), tmp_path), tmp_path / "trial.yaml")
         assert trial.id in {own.id for own in again.trials()}

@@ -70,11 +70,11 @@ def test_the_data_is_what_the_frame_says(site: Path, hostile_board: Board) -> No
     assert HOSTILE in data["rows"]["method"]
     (text,) = re.findall(r'<script type="application/gzip" id="details">(.*?)</script>', text)
     unpacked = json.loads(gzip.decompress(base64.b64decode(text)))
-    assert unpacked["blocks"] == ["vision.0", "vision.1"]
+    assert unpacked["blocks"] == ["language.0", "vision.0", "vision.1"]
     # One more than the highest unit that any plan keeps.
-    assert unpacked["sizes"] == {"vision": [8, 72]}
+    assert unpacked["sizes"] == {"vision": [8, 72], "language": [0, 0]}
     own = unpacked["trials"][data["rows"]["method"].index("infoprune")]["plan"]
-    assert own == [[[6, 5, "3f"], [72, 71]], [[2, 7, "82"], "rank 12/9"]]
+    assert own == [["removed", "removed"], [[6, 5, "3f"], [72, 71]], [[2, 7, "82"], "rank 12/9"]]
 
 
 def test_a_page_of_a_thousand_trials_stays_under_3_mb() -> None:

@@ -28,7 +28,6 @@ from harness.reference.pretrained import dinov2, smollm2
 from harness.reference.pretrained.wheels import DINOV2, SMOLLM2, extract
 
 SIDE = 168  # pixels: 12 x 12 patches, 36 image tokens
-TOKENS = (SIDE // dinov2.PATCH // 2) ** 2
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, as DINOv2 was trained
 
 # SmolLM2-Instruct's turns without its system turn: a short prompt is a fast one.
