@@ -10,6 +10,8 @@ import torch
 from harness.statistics import Calibration
 from harness.types import VLM, Ordinal, Ranking
 
+ROLE = "floor"
+
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:
     """Order: drawn uniformly, from the seed alone."""

@@ -14,6 +14,7 @@ from harness.statistics import Calibration
 from harness.types import VLM, Ordinal, Ranking
 
 UNITS = ["layers", "heads", "ffn"]
+ROLE = "floor"
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int) -> Ranking:

@@ -13,6 +13,7 @@ from harness.statistics import Calibration
 from harness.types import VLM, Ranking, TokenRule
 
 UNITS = "tokens"
+ROLE = "floor"
 
 Layer = Annotated[
     int, "of the language model that first reads fewer tokens; 0 is before it. Ours: as most methods here"

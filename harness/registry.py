@@ -59,7 +59,7 @@ class Method:
     name: str
     module: ModuleType
     title: str  # first line of the module's docstring
-    role: str  # studied | reference
+    role: str  # studied | reference | floor
     units: str  # the kinds that it ranks, see `types.unit_kinds`
     options: Mapping[str, Any]  # keyword options and their defaults
     notes: Mapping[str, str]  # what an option does and where it comes from: the text of its Annotated type

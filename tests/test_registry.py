@@ -86,7 +86,7 @@ def test_a_method_says_what_it_is() -> None:
     assert (studied.role, studied.regime({}), studied.units) == ("studied", "trained", "both")
     assert studied.title.startswith("InfoPrune") and not studied.title.endswith(".")
     assert studied.options["alpha"] == 0.5 and "seed" not in studied.options
-    assert registry.method("random").role == "reference" and not registry.method("random").options
+    assert registry.method("random").role == "floor" and not registry.method("random").options
 
 
 def test_an_unknown_method_offers_the_nearest_and_lists_all() -> None:

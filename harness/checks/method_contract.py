@@ -62,7 +62,7 @@ TEXT = {
     "intermediate_size": 64,
 }
 CHECKS = ("signature", "rank", "scores", "model", "seed", "budgets", "pruned")
-ROLES = ("studied", "reference")
+ROLES = ("studied", "reference", "floor")
 OWN_REGIMES = ("none", "bias", "refit", "trained")
 SIGNATURE = "def rank(vlm, calibration, *, seed)"
 

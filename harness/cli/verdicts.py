@@ -102,7 +102,7 @@ def verdict(
 
 def _bar(bar: Any) -> None:
     out.print(f"[bold]{escape(bar.name)}[/bold]  scope {bar.scope}, regime {escape(bar.regime)}")
-    shown = table("budget", "accuracy", "against the best rival", "against random", "holds")
+    shown = table("budget", "accuracy", "against the best rival", "against the floor", "holds")
     for at in bar.budgets:
         accuracy = "–" if at.accuracy is None else f"{100 * at.accuracy:.1f}"
         cells = [_against(at.rival, at.rival and at.rival.name), _against(at.floor, "")]

@@ -41,6 +41,7 @@ class Watch:
         self.attention, self.base = attention, module.config._attn_implementation
         self.classed = attention == "vision" and has_class_token(model)
         self.queries = slice(-1, None) if attention == "text" else slice(0, 1) if self.classed else slice(None)
+        self.ends: Any = None  # (batch,), where each prompt ends that an answer follows; None: at the right
         self.received: Any = None  # a list while it notes
         self._of_images: Any = None
         module.config, module._watch = copy.copy(module.config), self
@@ -52,15 +53,15 @@ class Watch:
             encode.__signature__ = self._signature  # callers pass what it names
             core.get_image_features = encode
 
-    def start(self, features: Any) -> None:
-        """Before a prompt is read. features: those of images that were encoded before, or None."""
+    def start(self, features: Any, ends: Any) -> None:
+        """Before a prompt is read. features: those of images that were encoded before, or None. ends: see `ends`."""
         if self.attention == "text":
-            self.received = []
+            self.received, self.ends = [], ends
         self._of_images = getattr(features, "received", None)
 
     def stop(self) -> None:
         """Note nothing until the next start."""
-        self.received, self._of_images = None, None
+        self.received, self._of_images, self.ends = None, None, None
 
     def of(self, visual: torch.Tensor) -> torch.Tensor:
         """What the visual tokens receive, (batch, length), where `visual` marks them."""
@@ -133,11 +134,29 @@ def watched(
     base = ALL_ATTENTION_FUNCTIONS.get_interface(watch.base, _eager)
     if watch.received is not None:
         mask = attention_mask
-        if mask is not None:
-            mask = mask[:, None, None].bool() if mask.ndim == 2 else mask[:, :, watch.queries]
-        weights = _weights(query[:, :, watch.queries], key, mask, settings.get("scaling"))
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None].bool()
+        if watch.ends is None:
+            asked = query[:, :, watch.queries], key, None if mask is None else mask[:, :, watch.queries]
+        else:
+            asked = _at(watch.ends.to(query.device), query, key, mask)
+        weights = _weights(*asked, settings.get("scaling"))
         watch.received.append(weights.mean((1, 2)))
     return base(module, query, key, value, attention_mask, **settings)
+
+
+def _at(places: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: Any) -> tuple[Any, Any, Any]:
+    """The query at one place of each row, (batch,), all keys, and a mask that hides the keys behind this place too."""
+    rows = torch.arange(len(places), device=places.device)
+    ahead = (torch.arange(key.shape[-2], device=places.device) > places[:, None])[:, None, None]
+    if mask is None:
+        mask = ~ahead
+    else:
+        mask = mask.expand(len(rows), -1, -1, -1)
+        mask = mask if mask.shape[2] == 1 else mask[rows, :, places][:, :, None]
+        mask = mask[..., : key.shape[-2]]
+        mask = mask & ~ahead if mask.dtype == torch.bool else mask.masked_fill(ahead, torch.finfo(mask.dtype).min)
+    return query[rows, :, places][:, :, None], key, mask
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> torch.Tensor:

@@ -150,6 +150,8 @@ class TokenCut(nn.Module):
         self.asked = set(inspect.signature(keep).parameters)
         if not 0 < share <= 1:
             raise TokenError(f"tokens.share: {share} is not in (0, 1]")
+        # Of the next pass: (batch,), the place of each prompt's last token where answers follow; None: the last token.
+        self.ends: Any = None
         self._watch: Any = None
         self._marks: Any = None
         self._features: Any = None
@@ -183,13 +185,14 @@ class TokenCut(nn.Module):
         """Before the language model. The marks of a direct call come as `visual`, (batch, length)."""
         alone = "visual" in kwargs
         marks, self._marks = kwargs.pop("visual", self._marks), None
+        ends, self.ends = self.ends, None
         self._clear()
         self._alone, cache = alone, kwargs.get("past_key_values")
         self._prefill = cache is None or int(cache.get_seq_length()) == 0
         if not self._prefill:
             return args, kwargs
         if self._watch and (self.attention == "text" or self._features is not None):
-            self._watch.start(self._features)
+            self._watch.start(self._features, ends)
         self._features = None
         if marks is None:
             raise ValueError("tokens: which tokens are visual is read from input_ids, so a prompt cannot be embeddings")

@@ -34,7 +34,7 @@ class Contestant:
 
     title: str  # first line of the method's docstring
     variant: str  # options that differ from the defaults, as a label
-    role: str  # studied or reference
+    role: str  # studied, reference or floor
     regime: str  # one of harness.types.REGIMES
     resolved: Mapping[str, Any] = field(default_factory=dict)  # all options, defaults included
     file: str | None = None  # where the method's file was, if it is not registered

@@ -28,7 +28,7 @@ from harness.types import (
     differs,
 )
 
-SCHEMA = 4
+SCHEMA = 5
 # The code's description of a trial's method; the trial's id does not depend on it.
 DESCRIBED = ("title", "variant", "role", "regime", "resolved")
 
@@ -39,7 +39,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class _Contestant(TypedDict):
     title: str
     variant: str
-    role: Literal["studied", "reference"]
+    role: Literal["studied", "reference", "floor"]
     regime: str
     resolved: NotRequired[dict[str, Any]]
     file: NotRequired[str]
@@ -240,5 +240,12 @@ def _regime(content: dict[str, Any]) -> None:
             contestant["regime"] = "none"
 
 
+def _floor(content: dict[str, Any]) -> None:
+    """4 to 5: random units are a floor, and were a reference before there was this role."""
+    contestant, trial = content.get("contestant"), content.get("trial")
+    if isinstance(contestant, dict) and isinstance(trial, dict) and trial.get("method") == "random":
+        contestant["role"] = "floor"
+
+
 # Version 2 added the hash, and version 1 has none to check.
-_MIGRATIONS = {1: lambda content: None, 2: _describe, 3: _regime}
+_MIGRATIONS = {1: lambda content: None, 2: _describe, 3: _regime, 4: _floor}

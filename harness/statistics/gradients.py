@@ -116,6 +116,8 @@ def answer_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     """
     inputs, labels = {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
     width = int((labels != -100).sum(1).max())
+    if cut := getattr(model, "token_cut", None):  # the prompt alone chooses tokens, as where answers are decoded
+        cut.ends = (labels != -100).int().argmax(1) - 1
     logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
     rows, places = (labels[:, -width:] != -100).nonzero(as_tuple=True)  # once: to find them is a wait for the device
     return logits[rows, places].float(), labels[:, -width:][rows, places]

@@ -2,9 +2,10 @@
 
     infoprune verdict results/reference
 
-Per scope and regime, every studied variant is compared with the best reference method of each budget, and with random
-pruning as the floor (paired per question, clustered by image). A budget holds if the studied method is not
-significantly below its rival and significantly above random (Holm over the budgets); an interval below 0 never holds.
+Per scope and regime, every studied variant is compared with the best reference method of each budget, and with the best
+of the role `floor`, such as random pruning (paired per question, clustered by image). A budget holds if the studied
+method is not significantly below its rival and significantly above the floor (Holm over the budgets); an interval below
+0 never holds.
 The bar holds if two thirds of the budgets hold and no rival's mean over the budgets is as high.
 
 Over all budgets together the studied method is ahead, level or behind. The rival against which it does worst decides,
@@ -31,7 +32,7 @@ from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
 from harness.types import CalibrationSpec, InputError, differs
 
-DENSE, FLOOR = "none", "random"  # the two methods that the protocol needs
+DENSE = "none"
 ALPHA = 0.05
 ONE_DRAW = "one draw of calibration samples: intervals do not include how draws differ"
 SHARE = 2 / 3  # of the budgets must hold
@@ -195,33 +196,27 @@ def _verdict(studied: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
         notes.append(ONE_DRAW)
     if not rivals:
         notes.append(f"no rival of regime {studied.regime}: compared with none")
-    floor = next((contestant for contestant in alike if contestant.floor), None)
-    if floor is None:
+    floors = [contestant for contestant in alike if contestant.floor]
+    if not floors:
         tuning = studied.record.trial.tuning
         recovered = (contestant for contestant in references if contestant.record.trial.tuning == tuning)
-        floor = next((contestant for contestant in recovered if contestant.floor), None)
-        state = f"is of regime {floor.regime}" if floor else f"with recovery {tuning} is not there"
-        notes.append(f"{FLOOR} {state}")
+        floors = [contestant for contestant in recovered if contestant.floor]
+        states = [f"{floor.name} is of regime {floor.regime}" for floor in floors]
+        notes += states or [f"no floor, such as random pruning, with recovery {tuning}"]
     budgets = sorted({budget for contestant in (studied, *alike) for budget in contestant.seeds}, reverse=True)
-    for rival in (*rivals, *([floor] if floor else [])):
+    for rival in (*rivals, *floors):
         for at in (at for at in budgets if differs(studied.kept(at), rival.kept(at))):
             notes.append(
                 f"{rival.name} at {at:g}: keeps {rival.kept(at):.3f}, not {studied.kept(at):.3f}, so it is not compared"
             )
-    best = {
-        budget: max((r for r in rivals if studied.meets(r, budget)), key=lambda r: r.mean(budget), default=None)
-        for budget in budgets
-    }
-    above, beside = _compare(studied, dict.fromkeys(budgets, floor)), _compare(studied, best)
+    above, beside = (_compare(studied, _best(studied, others, budgets)) for others in (floors, rivals))
     return Verdict(
         studied.name,
         studied.record.trial.scope,
         studied.record.trial.units,
         studied.regime,
         tuple(AtBudget(at, _known(studied.mean(at)), beside.get(at), above.get(at)) for at in budgets),
-        tuple(
-            rival for contestant in (*rivals, floor) if contestant and (rival := _means(studied, contestant, budgets))
-        ),
+        tuple(rival for contestant in (*rivals, *floors) if (rival := _means(studied, contestant, budgets))),
         _overall(studied, rivals, budgets),
         tuple(notes),
     )
@@ -249,7 +244,7 @@ class _Contestant:
 
     @property
     def floor(self) -> bool:
-        return self.record.trial.method == FLOOR
+        return self.record.contestant.role == "floor"
 
     def kept(self, budget: float) -> float:
         """The share that its plans keep at this budget: the budget, unless whole layers leave them below it."""
@@ -273,7 +268,7 @@ def _contestant(record: Record) -> tuple[Any, ...]:
     """Key of a contestant: equal for trials that differ only in budget, seed and what is measured."""
     trial, about = record.trial, record.contestant
     same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=())
-    if trial.method == FLOOR:  # random pruning uses no samples
+    if about.role == "floor":  # random choices use no samples
         same = dataclasses.replace(same, calibration=CalibrationSpec())
     return (same.id, about.role, about.regime)
 
@@ -303,6 +298,16 @@ def _contestants(panel: Sequence[Stored]) -> list[_Contestant]:
 
 
 # --- comparisons --------------------------------------------------------------------------------------------
+
+
+def _best(
+    studied: _Contestant, others: Sequence[_Contestant], budgets: Sequence[float]
+) -> dict[float, _Contestant | None]:
+    """The most accurate of the others at each budget, of those that keep the same share."""
+    return {
+        budget: max((r for r in others if studied.meets(r, budget)), key=lambda r: r.mean(budget), default=None)
+        for budget in budgets
+    }
 
 
 def _compare(studied: _Contestant, others: Mapping[float, _Contestant | None]) -> dict[float, Against]:

@@ -18,7 +18,7 @@ from harness.metrics.memory import kv_bytes
 from harness.pruning import surgery, tokens
 from harness.pruning.recovery import tune
 from harness.pruning.solver import TOLERANCE
-from harness.statistics.calibration import Calibration
+from harness.statistics.calibration import Calibration, answer_logits
 from harness.tasks import adapter
 from harness.types import VLM, Budget, InputError, Plan, Sample, Tuning
 from tests.support.outputs import Inputs, generate, logits
@@ -250,6 +250,20 @@ def test_the_text_attention_is_that_of_the_last_token(folder: Path, vlm: VLM, in
         last(eager, inputs)
     places = inputs["input_ids"] == cast(Any, vlm.model).config.image_token_id
     torch.testing.assert_close(seen_by(vlm, inputs, "text"), weights[0].mean(1)[:, -1][places], rtol=1e-4, atol=1e-6)
+
+
+def test_the_text_attention_does_not_depend_on_the_answers(vlm: VLM) -> None:
+    """In a batch for training, answers of any length follow the prompts, and nobody has them when tokens are chosen."""
+    prompts, batch = encode(vlm.processor, IMAGES, TEXTS), encode(vlm.processor, IMAGES, TEXTS, ["two", "a lot", "no"])
+    told: list[Tensor] = []
+
+    def keep(states: Tensor, count: int, attention: Tensor) -> Tensor:
+        told.append(attention)
+        return torch.arange(count)
+
+    with torch.no_grad():
+        answer_logits(cut(vlm, keep, 0.5, 1, "text").model, batch)
+    torch.testing.assert_close(torch.cat(told), seen_by(vlm, prompts, "text"), rtol=1e-4, atol=1e-6)
 
 
 def test_the_tower_attention_is_that_of_the_patches_of_a_token(folder: Path, vlm: VLM, inputs: Inputs) -> None:

@@ -22,7 +22,7 @@ from harness.types import InputError, short_hash
 
 ID = "0123456789abcdef"
 CONTENT: dict[str, Any] = {  # of a file
-    "schema": 4,
+    "schema": 5,
     "id": ID,
     "status": "ok",
     "error": None,
@@ -34,7 +34,7 @@ CONTENT: dict[str, Any] = {  # of a file
         "dtype": "float32",
     },
     "contestant": {
-        "title": "random", "variant": "", "role": "reference", "regime": "none", "resolved": {"power": 2},
+        "title": "random", "variant": "", "role": "floor", "regime": "none", "resolved": {"power": 2},
     },
     "plan": {"requested": 0.5, "achieved": 0.4996, "blocks": {"vision.0": {"heads": [0, 2]}}},
     "metrics": {"accuracy": {"mean": 0.75, "lo": 0.7, "hi": 0.8, "tasks": {"mini_gqa": {"accuracy": 0.75, "n": 600}}}},
@@ -70,7 +70,9 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 def older(schema: int) -> dict[str, Any]:
     """CONTENT as a file of an earlier version had it."""
     content: dict[str, Any] = copy.deepcopy(CONTENT) | {"schema": schema}
-    content["contestant"]["regime"] = "training-free"
+    content["contestant"]["role"] = "reference"
+    if schema < 4:
+        content["contestant"]["regime"] = "training-free"
     if schema < 3:
         content["trial"] |= content.pop("contestant")
     return content if schema == 1 else sealed(content)
@@ -182,10 +184,10 @@ def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("schema", 5, "schema: made by a newer version"),
-        ("schema", 0, "schema: must be 1 to 4"),
-        ("schema", True, "schema: must be 1 to 4"),
-        ("schema", DELETE, "schema: must be 1 to 4"),
+        ("schema", 6, "schema: made by a newer version"),
+        ("schema", 0, "schema: must be 1 to 5"),
+        ("schema", True, "schema: must be 1 to 5"),
+        ("schema", DELETE, "schema: must be 1 to 5"),
         ("id", "f" * 16, "id: f+ is not the file's name"),
         ("id", "../../etc/passwd", "id: "),
         ("status", "fine", "status: "),
@@ -269,7 +271,7 @@ def test_a_record_changed_by_hand_is_refused_even_where_the_schema_allows_it(tmp
         record.read(path)
 
 
-@pytest.mark.parametrize("schema", [1, 2, 3])
+@pytest.mark.parametrize("schema", [1, 2, 3, 4])
 def test_a_file_of_an_older_schema_is_the_same_record(tmp_path: Path, schema: int) -> None:
     old = tmp_path / f"{ID}.json"
     old.write_text(json.dumps(older(schema)), encoding="utf-8")

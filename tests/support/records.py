@@ -37,7 +37,7 @@ def board_record(
     about: dict[str, Any] = {
         "title": "InfoPrune (reconstructed)" if method == "infoprune" else method,
         "variant": "",
-        "role": "studied" if method == "infoprune" else "reference",
+        "role": {"infoprune": "studied", "random": "floor"}.get(method, "reference"),
         "regime": regime("none", Tuning(**changes.get("recovery", {}))),
     }
     metrics = changes.pop("metrics", None)

@@ -32,7 +32,7 @@ def trial_of(method: str = "taylor", budget: float = 0.5, seed: int = 0, **chang
     about: dict[str, Any] = {
         "title": method,
         "variant": "",
-        "role": "studied" if method == "mine" else "reference",
+        "role": {"mine": "studied", "random": "floor"}.get(method, "reference"),
     }
     if changes.get("tuning", "none") != "none":
         method, *training = changes["tuning"].split("-")
