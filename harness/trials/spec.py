@@ -77,6 +77,7 @@ class Entry(_Strict):
     control: Literal["none", "random-units"] = "none"
     sequential: bool = False
     units: UnitKinds | None = None  # None: the board's
+    budgets: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None  # None: the board's
     shares: dict[str, float] = {}
 
 
@@ -156,7 +157,9 @@ class Board(_Strict):
                 continue
             method = registry.method(entry.method)
             options = method.check(entry.options, f"board {self.name}: ")
-            runs = itertools.product(range(entry.seeds), self.scopes, self.budgets, entry.tuning or self.tuning)
+            runs = itertools.product(
+                range(entry.seeds), self.scopes, entry.budgets or self.budgets, entry.tuning or self.tuning
+            )
             trials += [
                 Trial(
                     method=method.name,
@@ -287,8 +290,8 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
         )
     if board.random_weights and board.device_map:
         raise InputError(f"{where}device_map: random weights use one device; remove this key")
-    for key in ("budgets", "scopes", "tasks", "metrics"):
-        values = getattr(board, key)
+    listed = [(key, getattr(board, key)) for key in ("budgets", "scopes", "tasks", "metrics")]
+    for key, values in (*listed, *(("methods: budgets", entry.budgets or ()) for entry in board.methods)):
         if duplicates := [value for value in values if values.count(value) > 1]:
             raise InputError(f"{where}{key}: {duplicates[0]} is named twice; name it once")
     try:

@@ -67,8 +67,13 @@ def hashes(trial: Trial) -> dict[str, str]:
 
 
 def stale(record: Record, trial: Trial) -> list[str]:
-    """The names of the hashes that no longer fit the trial. Hashes that the record lacks are not compared."""
-    return [key for key, value in hashes(trial).items() if record.hashes.get(key, value) != value]
+    """The names of the hashes that no longer fit the trial.
+
+    A record without a code hash is of a version before there was one. Other hashes that it lacks are not compared.
+    """
+    known = hashes(trial)
+    unknown = {key: value for key, value in known.items() if key != "code"}
+    return [key for key, value in known.items() if {**unknown, **record.hashes}.get(key) != value]
 
 
 def _data(questions: Questions) -> str | None:

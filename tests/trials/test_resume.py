@@ -155,10 +155,14 @@ def test_a_record_that_lost_its_samples_is_made_again(done: Path) -> None:
     assert (outcome.ran, outcome.skipped) == (1, 5) and stubs.contents(done / "made") == before
 
 
-def test_records_from_before_there_were_hashes_count_as_done(done: Path) -> None:
+def test_records_without_a_hash_of_the_code_are_stale_and_others_may_be_missing(done: Path) -> None:
+    """The code is always known, so such a record is of a version that did not note it; a hub's files may be unknown."""
     for path in (done / "made").glob("*.json"):
-        _rehash(path, code=None, checkpoint=None, calibration=None)
+        _rehash(path, checkpoint=None, calibration=None)
     assert plan(stubs.board(0, 1, 2), done).trials == ()
+    for path in (done / "made").glob("*.json"):
+        _rehash(path, code=None)
+    assert plan(stubs.board(0, 1, 2), done).stale == 6
 
 
 def test_a_record_need_not_say_what_it_cost(done: Path) -> None:

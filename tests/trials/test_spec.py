@@ -104,6 +104,14 @@ def test_shares_that_are_none_are_refused(read: Any, units: str, shares: Any, wo
         read(units=units, methods=[{"method": "random", "shares": shares}])
 
 
+def test_a_contestant_may_have_other_budgets_than_the_rest(read: Any) -> None:
+    board = read(
+        scopes=["all"], budgets=[0.75, 0.5], methods=["random", {"method": "magnitude", "budgets": [0.5, 0.9]}]
+    )
+    budgets = [(trial.method, trial.budget) for trial in board.trials()]
+    assert budgets == [("none", 1.0), ("random", 0.75), ("random", 0.5), ("magnitude", 0.5), ("magnitude", 0.9)]
+
+
 def test_a_contestant_may_cut_other_kinds_than_the_rest(read: Any) -> None:
     board = read(methods=["random", {"method": "random", "units": "ffn"}, {"method": "shortgpt", "units": ["layers"]}])
     units = {(trial.method, trial.units) for trial in board.trials()}
@@ -338,6 +346,9 @@ def test_sequential_ranking_is_another_contestant(read: Any) -> None:
         ({"budgets": [-0.1]}, "budgets.0: "),
         ({"budgets": [float("nan")]}, "budgets.0: "),
         ({"budgets": []}, "budgets: "),
+        ({"methods": [{"method": "random", "budgets": [2]}]}, "methods.0.budgets.0: .*2"),
+        ({"methods": [{"method": "random", "budgets": []}]}, "methods.0.budgets: "),
+        ({"methods": [{"method": "random", "budgets": [0.5, 0.5]}]}, "methods: budgets: 0.5 is named twice"),
         ({"budgets": 0.5}, "budgets: "),
         ({"budget": [0.5]}, "unknown key 'budget'; did you mean 'budgets'"),
         ({"calibration": {"sample": 3}}, "calibration.*'sample'.*samples"),
