@@ -4,10 +4,14 @@ From Python: `harness.load`, `prune`, `sweep`, `results` and `pareto`, which `ha
 when they are first used, so that `import harness` stays light.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.api import Pruned, load, pareto, prune, results, sweep
+
+# transformers imports torchao where it is installed, and that import warns of what only torchao can change.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 __all__ = ["Pruned", "load", "pareto", "prune", "results", "sweep"]
 

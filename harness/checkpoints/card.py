@@ -124,7 +124,7 @@ def _measured(trial: Trial, record: Record | None) -> str:
 def _rows(record: Record) -> str:
     content = record.trial.content()
     shown = {key: content[key] for key in ("model", "method", "options", "scope", "units", "budget", "seed", "dtype")}
-    others = ("currency", "align", "shares", "image_conversion", "loading")
+    others = ("currency", "align", "shares", "tokens", "image_conversion", "loading")
     shown |= {key: content[key] for key in others if key in content}
     shown |= {"regime": record.contestant.regime, "tuning": content.get("recovery", "none")}
     shown |= {"calibration": content["calibration"], "reference input": content["reference_input"]}

@@ -231,7 +231,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _load(worker: Worker, trial: Trial, target: Path) -> VLM:
-    """The dense model; raises InputError if the disk has no room even for what no plan cuts of it."""
+    """The dense model.
+
+    Raises InputError for weights of fewer bits, or if the disk has no room even for what no plan cuts of the model.
+    """
+    if (weights := trial.tuning.weights) != "same":
+        raise InputError(
+            f"tuning: weights: {weights}: a checkpoint here has whole weights; export the row without this key and "
+            "quantise what is written with torchao"
+        )
     dense = worker.pruner.load(trial)
     cut = tuple(f"{block.path}." for block in dense.blocks if trial.scope in ("all", block.component))
     stays = (weight for name, weight in dense.model.named_parameters() if not name.startswith(cut))

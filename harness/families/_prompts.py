@@ -80,10 +80,7 @@ def encode_batch(
     has_bos = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
     batch = processor(
         text=texts,
-        # What is RGB was shown before, and by the board's `image_conversion`, which may be another.
-        images=[[image if image.mode == "RGB" else as_shown(image) for image in row] for row in images]
-        if any(images)
-        else None,
+        images=[[as_shown(image) for image in row_images] for row_images in images] if any(images) else None,
         add_special_tokens=not has_bos,
         padding=True,
         padding_side="left",

@@ -95,7 +95,15 @@ def _of(vlm: VLM, context: MetricContext, batch: int) -> dict[str, Any]:
 
 def weight_bytes(vlm: VLM) -> int:
     """Bytes of all weights. Shared weights count once."""
-    return sum(weight.nbytes for weight in {id(weight): weight for weight in vlm.model.parameters()}.values())
+    return sum(_stored(weight) for weight in {id(weight): weight for weight in vlm.model.parameters()}.values())
+
+
+def _stored(weight: Any) -> int:
+    """Bytes of a tensor, or of the tensors that one of fewer bits is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    names, _ = weight.__tensor_flatten__()
+    return sum(_stored(part) for part in (getattr(weight, name) for name in names) if part is not None)
 
 
 def kv_bytes(vlm: VLM, inputs: dict[str, torch.Tensor]) -> int:

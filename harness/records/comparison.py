@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def regime(record: Record) -> str:
 
     Results compete within a regime only.
     """
-    regime, tuning = record.contestant.regime, record.trial.tuning
+    regime, tuning = record.contestant.regime, replace(record.trial.tuning, weights="same")  # which the regime says
     return f"{regime} {tuning}" if tuning.trains else regime + str(tuning).removeprefix(tuning.method)
 
 

@@ -45,6 +45,11 @@ class _Contestant(TypedDict):
     file: NotRequired[str]
 
 
+class _Chooser(TypedDict):
+    method: str
+    options: dict[str, Any]
+
+
 class _Trial(TypedDict):
     board: str
     model: str
@@ -67,6 +72,7 @@ class _Trial(TypedDict):
     control: NotRequired[str]
     sequential: NotRequired[bool]
     shares: NotRequired[dict[Kind, float]]
+    tokens: NotRequired[_Chooser]
     loading: NotRequired[dict[str, Any]]  # settings at non-default values
     currency: NotRequired[Currency]
     align: NotRequired[Align]

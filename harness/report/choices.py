@@ -86,9 +86,10 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     Of the budgets on the board only the largest that fits counts, so that costs are equal. training: whether choices
     that need training count. Failed trials never count.
     """
-    # Heads or FFNs alone: their budget is a share of their own cost. Unknown regimes: older forms of a method.
+    # Heads or FFNs alone: their budget is a share of their own cost. Other regimes: older forms of a method, or fewer
+    # bits, which save no FLOPs.
     own = [set(kinds(units)) < set(WIDTHS) for units in frame.units]
-    known = [regime.split()[0].rstrip(",") in REGIMES for regime in frame.regime]
+    known = [regime.split()[0].rstrip(",") in REGIMES and ", int" not in regime for regime in frame.regime]
     frame = frame.loc[[not alone and named for alone, named in zip(own, known, strict=True)], :]
     rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}

@@ -41,7 +41,7 @@ OWN = (
 )  # keys of a trial that differ between the trials of a board
 SETTINGS = ("method", *(item.name for item in fields(Trial) if item.name not in OWN))
 # Keys of a trial that a board sets per method, by their names there.
-ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares"}
+ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares", "tokens": "tokens"}
 USUAL = {
     item.name: item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
     for item in fields(Trial)
@@ -178,7 +178,9 @@ def _brief(value: Any) -> float | None:
 
 
 def _weights(record: Record) -> float | None:
-    """Bytes of the pruned model's weights, in the trial's precision; None if unknown."""
+    """Bytes of the pruned model's weights, as measured or else in the trial's precision; None if unknown."""
+    if record.error is None and (measured := _number(dig(record.metrics, "memory", "pruned", "weight_bytes"))):
+        return measured
     params = _number(dig(record.metrics, "flops", "params", "pruned"))
     size = BYTES.get(record.trial.dtype)
     return None if params is None or size is None or record.error else params * size

@@ -345,8 +345,8 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def regime_order(regime: str) -> tuple[int, str]:
-    """Sort key of regimes: from untouched weights to tuned ones, unknown regimes of old records last."""
-    known = [place for place, name in enumerate(REGIMES) if regime == name or regime.startswith(f"{name} ")]
+    """Sort key of regimes: from untouched weights to tuned ones, each before its fewer bits; unknown ones come last."""
+    known = [i for i, name in enumerate(REGIMES) if f"{regime} ".replace(", int", " int").startswith(f"{name} ")]
     return max(known, default=len(REGIMES)), regime
 
 

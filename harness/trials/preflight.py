@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +48,13 @@ def fetched(board: Board) -> list[str]:
 def check(board: Board, trials: Sequence[Trial], device: str | None = "cpu", *, fetch: bool = True) -> tuple[str, ...]:
     """What of the model's checkpoint is left out or filled in, a line each.
 
-    Raises InputError if these trials cannot work: the checkpoint has a gap, its attention does not run on this device,
-    or a budget is smaller than one unit in each block. `device` None: other machines. Without `fetch`, a model of the
-    hub is not looked at.
+    Raises InputError if these trials cannot work: torchao is missing, the checkpoint has a gap, its attention does not
+    run on this device, or a budget is smaller than one unit in each block. `device` None: other machines. Without
+    `fetch`, a model of the hub is not looked at.
     """
+    fewer = next((trial.tuning.weights for trial in trials if trial.tuning.weights != "same"), None)
+    if fewer and find_spec("torchao") is None:
+        raise InputError(f"board {board.name}: tuning: weights: {fewer} needs torchao; pip install torchao")
     source = registry.model(board.model)
     if not trials or not (fetch or Path(source).is_dir()):
         return ()

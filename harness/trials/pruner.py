@@ -17,6 +17,7 @@ from harness.machine.phases import Watch
 from harness.metrics import flops
 from harness.progress import Progress, silent
 from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens, training
+from harness.pruning.quantised import quantise
 from harness.pruning.rounds import together
 from harness.pruning.sequential import renewed
 from harness.statistics.calibration import Calibration
@@ -143,6 +144,9 @@ class Pruner:
                 tuned = self._recover(vlm, full_plan, trial, stage, method.steps(trial.options), turn, watch)
                 vlm = tuned.vlm
                 learning_curves.append(list(tuned.curve))
+        if trial.tuning.weights != "same":
+            with watch("tuning"):
+                vlm = quantise(vlm, trial.tuning.weights)
         if learning_curves:
             log["tuning"] = learning_curves
         if full_plan.parts or full_plan.tokens:
@@ -188,6 +192,10 @@ class Pruner:
         with watch("ranking"), calibration.billed() as clock:
             how: dict[str, Any] = {"seed": trial.seed, "budget": budget, **trial.options}
             ranking = method.rank(vlm, calibration, **how)
+            if trial.tokens:
+                how = {"seed": trial.seed, "budget": budget, **trial.tokens.options}
+                chosen = registry.method(trial.tokens.method).rank(vlm, calibration, **how)
+                ranking = replace(ranking, tokens=chosen.tokens)
             if trial.sequential:
 
                 def rank(cut: VLM, part: VLM) -> Ranking:
@@ -231,7 +239,7 @@ class Pruner:
         if "tokens" not in kinds(trial.units):
             return self._solve(vlm, ranking, budget, trial)
         inputs = context.inputs(vlm)
-        first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, trial.method)
+        first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, (trial.tokens or trial).method)
         if trial.units == "tokens" or first.achieved <= budget.keep:
             return first, ranking
         rest, watching = tokens.rest(vlm, ranking, first, budget, inputs)

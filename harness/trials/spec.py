@@ -18,11 +18,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from harness import families, registry, tasks
 from harness.trials.tokens import check as check_tokens
+from harness.trials.tokens import check_chooser
 from harness.types import (
     BOTH,
     GREEDY,
     KINDS,
     CalibrationSpec,
+    Chooser,
     Currency,
     Generation,
     ImageConversion,
@@ -50,6 +52,11 @@ def _listed(value: Any) -> Any:
     return [{"method": item} if isinstance(item, str) else item for item in values]
 
 
+def _named(value: Any) -> Any:
+    """A mapping; a bare name stands for one with that method."""
+    return {"method": value} if isinstance(value, str) else value
+
+
 # `tuning: refit`, `tuning: [none, bias, refit]` or `tuning: {method: full, steps: 100}`
 Tunings = Annotated[tuple[Tuning, ...], BeforeValidator(_listed), Field(min_length=1)]
 ANSWERED = ("accuracy", "floors", "fidelity")  # metrics that need the answers of the model
@@ -66,6 +73,7 @@ class Entry(_Strict):
     and everywhere else it is relative to the current folder.
     With `control: random-units` the widths of its plans are kept and their units drawn at random (Liu et al. 2019).
     With `sequential: true` each block is ranked after the blocks before it are cut, anew for each budget.
+    With `tokens: pool` another method chooses visual tokens, and this one cuts the other kinds of `units`.
     With `shares: {layers: 0.5, ffn: 0.5}` each kind gives this share of the saving; without it the solver chooses.
     """
 
@@ -79,6 +87,7 @@ class Entry(_Strict):
     units: UnitKinds | None = None  # None: the board's
     budgets: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None  # None: the board's
     shares: dict[str, float] = {}
+    tokens: Annotated[Chooser, BeforeValidator(_named)] | None = None
 
 
 class Board(_Strict):
@@ -156,7 +165,9 @@ class Board(_Strict):
             if entry.method == "none":
                 continue
             method = registry.method(entry.method)
-            options = method.check(entry.options, f"board {self.name}: ")
+            options, chooser = method.check(entry.options, f"board {self.name}: "), entry.tokens
+            if chooser:
+                chooser = replace(chooser, options=registry.method(chooser.method).check(chooser.options, "tokens: "))
             runs = itertools.product(
                 range(entry.seeds), self.scopes, entry.budgets or self.budgets, entry.tuning or self.tuning
             )
@@ -175,6 +186,7 @@ class Board(_Strict):
                     control=entry.control,
                     sequential=entry.sequential,
                     shares={kind: entry.shares[kind] for kind in KINDS if kind in entry.shares},
+                    tokens=chooser,
                     align=self.align,
                     currency=self.currency,
                     **common,
@@ -305,7 +317,11 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             tasks.require(calibration.questions, calibration.samples)
             method = registry.method(entry.method)
             units = entry.units or board.units
-            if not set(kinds(units)) <= set(kinds(method.units)) and entry.method != "none":
+            asked = set(kinds(units))
+            if entry.tokens:
+                check_chooser(entry.tokens, method, units)
+                asked -= {"tokens"}
+            if not asked <= set(kinds(method.units)) and entry.method != "none":
                 ranked = ", ".join(kinds(method.units))
                 raise InputError(
                     f"methods: {method.name} ranks {ranked} only, so it cannot meet a budget over "
@@ -318,9 +334,8 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             for tuning in entry.tuning or board.tuning:
                 if tuning.trains:
                     tasks.require(calibration.questions, tuning.samples, "tuning.samples")
-                contestants.append(
-                    (entry.method, options, calibration, tuning, entry.control, entry.sequential, units, shares)
-                )
+                how = (calibration, tuning, entry.control, entry.sequential, units, shares, str(entry.tokens))
+                contestants.append((entry.method, options, *how))
         for trial in board.trials():
             check_tokens(trial)
     except InputError as error:
@@ -340,6 +355,7 @@ _KEYS: dict[str, Iterable[str]] = {
     "generation": [item.name for item in fields(Generation)],
     "latency": [item.name for item in fields(LatencySpec)],
     "reference_input": [item.name for item in fields(ReferenceInput)],
+    "tokens": [item.name for item in fields(Chooser)],
     "tuning": [item.name for item in fields(Tuning)],
 }
 _NAMES = {*Board.model_fields, *itertools.chain(*_KEYS.values())}

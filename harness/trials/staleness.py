@@ -49,6 +49,8 @@ RECOVERIES = {
     "full": "harness.pruning.training",
     "lora": "harness.pruning.training",
     "projector": "harness.pruning.training",
+    "int8": "harness.pruning.quantised",
+    "int4": "harness.pruning.quantised",
 }
 
 
@@ -56,9 +58,12 @@ def hashes(trial: Trial) -> dict[str, str]:
     """16 hex digits each for `code`, `checkpoint`, `data` and `calibration`, if known before the run."""
     source, revision = registry.model(trial.model), trial.loading.revision
     model_type, changed = families.model_type(source, revision), registry.changed(trial.lookup)
+    chooser = trial.tokens.method if trial.tokens else None
     recoveries = tuple(stage.method for stage in trial.tuning.stages)
+    if trial.tuning.weights != "same":
+        recoveries += (trial.tuning.weights,)
     known = {
-        "code": code(trial.lookup, trial.metrics, model_type, recoveries, changed),
+        "code": code(trial.lookup, trial.metrics, model_type, recoveries, changed, chooser),
         "checkpoint": families.checkpoint_hash(source, revision),
         "data": _data(trial.questions),
         "calibration": _data(trial.calibration.questions),
@@ -86,15 +91,21 @@ def _data(questions: Questions) -> str | None:
 
 @functools.cache
 def code(
-    method: str, metrics: tuple[str, ...], model_type: str | None, recoveries: tuple[str, ...] = (), changed: int = 0
+    method: str,
+    metrics: tuple[str, ...],
+    model_type: str | None,
+    recoveries: tuple[str, ...] = (),
+    changed: int = 0,
+    chooser: str | None = None,
 ) -> str:
     """16 hex digits of the SHA-256 over what decides the figures of a trial of this method.
 
     recoveries: the methods of its recovery, see `Tuning.stages`. changed: when the method's file was last changed, if
-    it is named by a path; see `registry.changed`.
+    it is named by a path; see `registry.changed`. chooser: who chooses visual tokens for it, if another method does.
     """
     digest = sha256()
-    for line in code_hash.hashes(ROOTS, asked(method, metrics, model_type), plumbing(recoveries), (registry.BUILT_IN,)):
+    modules = asked(method, metrics, model_type) + ([registry.module_path(chooser)] if chooser else [])
+    for line in code_hash.hashes(ROOTS, modules, plumbing(recoveries), (registry.BUILT_IN,)):
         digest.update(f"{line}\n".encode())
     for path in sorted(tasks.MINI.glob("*.yaml")):  # prompts and scorers
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]

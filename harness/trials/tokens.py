@@ -5,7 +5,8 @@ check(trial)    # raises InputError: "scopes: vision: visual tokens are cut in t
 
 from __future__ import annotations
 
-from harness.types import InputError, Trial, kinds
+from harness import registry
+from harness.types import Chooser, InputError, Trial, kinds
 
 
 def check(trial: Trial) -> None:
@@ -27,3 +28,16 @@ def check(trial: Trial) -> None:
         raise InputError("sequential: visual tokens have no blocks to rank one after the other; remove this key")
     if trial.control != "none":
         raise InputError(f"control: {trial.control}: visual tokens have no widths to draw units for; remove this key")
+
+
+def check_chooser(chooser: Chooser, method: registry.Method, units: str) -> None:
+    """Raise InputError for a board's `tokens` that cannot choose visual tokens for this method."""
+    where, asked = f"methods: {method.name}: tokens: ", kinds(units)
+    if "tokens" not in asked:
+        raise InputError(f"{where}units: {units} cuts no visual tokens; add tokens to units, or remove this key")
+    if asked == ("tokens",) or "tokens" in kinds(method.units):
+        raise InputError(f"{where}is for a method that cuts other kinds; name {chooser.method} as the method")
+    other = registry.method(chooser.method)
+    if "tokens" not in kinds(other.units):
+        raise InputError(f"{where}{other.name} ranks {', '.join(kinds(other.units))}; name a method of visual tokens")
+    other.check(chooser.options, where)

@@ -52,6 +52,7 @@ from harness.types.ranking import TokenRule as TokenRule
 from harness.types.ranking import hull as hull
 from harness.types.trial import REGIMES as REGIMES
 from harness.types.trial import CalibrationSpec as CalibrationSpec
+from harness.types.trial import Chooser as Chooser
 from harness.types.trial import ImageConversion as ImageConversion
 from harness.types.trial import LatencySpec as LatencySpec
 from harness.types.trial import Loading as Loading

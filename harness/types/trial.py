@@ -56,12 +56,14 @@ class Tuning:
     rank: Count = 16  # rank of the adapters (lora)
     rounds: Count = 1  # times that ranking, cut and tuning repeat until the budget is met
     first: Literal["none", "bias", "refit"] = "none"  # a recovery without training, before the training
+    weights: Literal["same", "int8", "int4"] = "same"  # after all else, the weights of Linears in fewer bits
 
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID
 
     def __post_init__(self) -> None:
         for item in fields(self)[1:]:
-            if item.name not in _SETTINGS[self.method] and getattr(self, item.name) != item.default:
+            applies = item.name in ("weights", *_SETTINGS[self.method])
+            if not applies and getattr(self, item.name) != item.default:
                 raise ValueError(f"{item.name} does not apply to method {self.method}")
 
     @property
@@ -79,7 +81,8 @@ class Tuning:
 
     def content(self) -> dict[str, Any]:
         """All settings, without those of a later version at their defaults, so that trial ids stay the same."""
-        return {name: value for name, value in asdict(self).items() if name != "first" or value != "none"}
+        newer = {"first": "none", "weights": "same"}
+        return {name: value for name, value in asdict(self).items() if name not in newer or value != newer[name]}
 
     def __str__(self) -> str:
         """A label such as full-kl-300: the method, loss and steps, then settings that differ from the defaults."""
@@ -94,12 +97,14 @@ class Tuning:
 
 
 # What was done to the weights that stay. Only results of one regime are ranked together. A method by itself is of one
-# of the first four; the recovery after the cut adds to it.
+# of the first four; the recovery after the cut adds to it, and so do weights of fewer bits (`refit, int8`).
 REGIMES = ("none", "bias", "refit", "trained", "trained, bias", "trained, refit", "tuned")
 
 
 def regime(own: str, recovery: Tuning) -> str:
     """The regime of a method that by itself is of regime `own`, with this recovery."""
+    if recovery.weights != "same":
+        return f"{regime(own, replace(recovery, weights='same'))}, {recovery.weights}"
     if recovery.trains:
         return "tuned"
     if own == "trained":
@@ -179,6 +184,19 @@ class LatencySpec:
 
 
 @dataclass(frozen=True)
+class Chooser:
+    """The method that chooses visual tokens for one that ranks other kinds, and its options."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[dict[str, str]] = FORBID
+
+    def __str__(self) -> str:
+        return " ".join([self.method, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
+
+
+@dataclass(frozen=True)
 class ReferenceInput:
     """The input of FLOP counts and timings."""
 
@@ -210,6 +228,7 @@ class Trial:
     control: Literal["none", "random-units"] = "none"
     sequential: bool = False  # each block is ranked after the blocks before it are cut
     shares: Mapping[Kind, float] = field(default_factory=dict)  # the share of the saving that each kind gives; {}: any
+    tokens: Chooser | None = None  # who chooses visual tokens; None: the method, if `units` has tokens
     loading: Loading = Loading()
     align: Align = None
     currency: Currency = "flops"
@@ -236,8 +255,9 @@ class Trial:
         if self.control == "none":
             del values["control"]
         values["loading"] = self.loading.content()
+        values["tokens"] = self.tokens and asdict(self.tokens)
         unused = {"align": None, "currency": "flops", "image_conversion": "viewer", "loading": {}, "sequential": False}
-        unused["shares"] = {}
+        unused |= {"shares": {}, "tokens": None}
         return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
 
     @classmethod
@@ -260,6 +280,7 @@ class Trial:
                 "latency": LatencySpec(**_tuples(latency)),
                 "reference_input": ReferenceInput(**_tuples(reference)),
                 "tuning": Tuning(**content.get("recovery", {})),
+                "tokens": Chooser(**content["tokens"]) if "tokens" in content else None,
                 "loading": Loading.of(content.get("loading", {})),
             }
         )
@@ -283,6 +304,7 @@ class Trial:
             self.questions.image_conversion,
             self.seed,
             self.sequential,
+            str(self.tokens),
         )
 
     @property
@@ -292,13 +314,12 @@ class Trial:
 
     @property
     def variant(self) -> str:
-        """What of the method's use is not the default, as a short label: options, control, sequential, shares."""
+        """What of the method's use is not the default, as a short label: options, control, tokens, shares."""
         values = {**self.options, **({"control": self.control} if self.control != "none" else {})}
         parts = [f"{key}={value}" for key, value in sorted(values.items())]
         shares = "+".join(f"{kind}:{self.shares[kind]:g}" for kind in KINDS if kind in self.shares)
-        return ",".join(
-            [*parts, *(["sequential"] if self.sequential else []), *([f"shares={shares}"] if shares else [])]
-        )
+        others = {"sequential": self.sequential, f"tokens={self.tokens}": self.tokens, f"shares={shares}": shares}
+        return ",".join([*parts, *(label for label, value in others.items() if value)])
 
     def __str__(self) -> str:
         """Short label in progress lines and failures: method, scope and budget."""

@@ -108,6 +108,11 @@ def test_records_of_older_forms_of_a_method_are_no_choice() -> None:
     assert name(choices.best(frame(trial("infoprune", 0.9, regime="repaired"), trial("taylor", 0.5)), 0.5)) == "taylor"
 
 
+def test_fewer_bits_save_no_flops() -> None:
+    rows = frame(trial("wanda", 0.9, recovery={"method": "refit", "weights": "int8"}), trial("taylor", 0.5))
+    assert name(choices.best(rows, 0.5)) == "taylor"
+
+
 def test_recommend_leaves_the_boards_that_chose_options_out() -> None:
     boards = {
         "choosing": [trial("magnitude", 0.95, board="choosing", split="dev")],

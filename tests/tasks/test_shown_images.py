@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from harness import tasks
-from harness.families import encode
 from harness.pictures import as_shown
 from harness.tasks import official
 from harness.trials import spec
@@ -57,16 +56,6 @@ def test_a_model_sees_what_a_viewer_shows(tmp_path: Path, form: str, name: str) 
         questions = Questions((str(folder),), "calibration", None, conversion)  # type: ignore[arg-type]
         seen = tasks.samples(questions, 1, 0)[0].image
         assert (seen.mode, seen.size, seen.getpixel((0, 0))) == ("RGB", size, pixel), conversion
-
-
-@pytest.mark.parametrize("name", ["a clear colour", "turned"])
-def test_what_was_shown_is_encoded_as_it_is(tmp_path: Path, tiny: Any, name: str) -> None:
-    """The second way of a board's `image_conversion` must not come after the first."""
-    folder = write_parquet(tmp_path / "set" / "calibration.parquet", rows_of("mini_gqa", SEEN[name][0])).parent
-    seen = tasks.samples(Questions((str(folder),), "calibration", None, "stock"), 1, 0)[0].image
-    bare = Image.frombytes("RGB", seen.size, seen.tobytes())  # the same pixels, and nothing else
-    inputs, expected = (encode(tiny.processor, [[image]], ["?"]) for image in (seen, bare))
-    assert inputs["pixel_values"].equal(expected["pixel_values"])
 
 
 @pytest.mark.parametrize("task", ["vqav2_val", "textvqa_val", "gqa"])

@@ -18,12 +18,14 @@ from harness.machine.phases import Watch
 from harness.metrics import flops
 from harness.pruning import surgery, tokens
 from harness.pruning.solver import TOLERANCE
+from harness.trials import staleness
 from harness.trials.context import Context
 from harness.trials.pruner import Pruner
 from harness.types import (
     VLM,
     Budget,
     CalibrationSpec,
+    Chooser,
     InputError,
     Keep,
     Plan,
@@ -175,6 +177,66 @@ def test_a_mixture_meets_its_budget(tmp_path: Path, tiny_folder: Path, layer: in
     assert pruned.plan.tokens is not None and pruned.plan.parts
     kept = flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
     assert kept == pytest.approx(0.8, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
+
+
+MIXTURES = [
+    ("taylor", "heads+ffn+tokens", Chooser("pool"), {"heads": 0.4, "ffn": 0.3, "tokens": 0.3}),
+    ("wanda", "ffn+tokens", Chooser("fastv", {"layer": 1}), {"ffn": 0.8, "tokens": 0.2}),
+    ("shortgpt", "layers+ffn+tokens", Chooser("random_tokens"), {"layers": 0.5, "ffn": 0.2, "tokens": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("method", "units", "chooser", "shares"), MIXTURES)
+def test_another_method_may_choose_the_tokens(
+    tmp_path: Path, tiny_folder: Path, method: str, units: Any, chooser: Chooser, shares: Any
+) -> None:
+    asked = trial(
+        tiny_folder, method, units=units, tokens=chooser, budget=0.7, scope="all", shares=shares, seed=3
+    )  # fmt: skip
+    assert Trial.of(json.loads(json.dumps(asked.content()))) == asked and f"tokens={chooser.method}" in asked.variant
+    pruned = Pruner().prune(asked, Watch())
+    cut = pruned.plan.tokens
+    assert cut is not None and cut.method == chooser.method and pruned.plan.parts
+    assert {kind for _, kind in pruned.plan.parts} <= set(units.split("+"))
+    kept = flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
+    assert kept == pytest.approx(0.7, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
+    written = export.prune(asked, tmp_path / "out")
+    assert written.form == "custom code"
+    again = load(tmp_path / "out", trust_remote_code=True)
+    assert flops.measured(again, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(kept, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("units", "entry", "words"),
+    [
+        ("both", {"tokens": "pool"}, "taylor: tokens: units: both cuts no visual tokens; add tokens to units"),
+        (["tokens"], {"tokens": "pool"}, "tokens: is for a method that cuts other kinds; name pool as the method"),
+        (["ffn", "tokens"], {"method": "fastv", "tokens": "pool"}, "is for a method that cuts other kinds"),
+        (["ffn", "tokens"], {"tokens": "wanda"}, "tokens: wanda ranks heads, ffn; name a method of visual tokens"),
+        (["ffn", "tokens"], {"tokens": "poll"}, "unknown method 'poll'; did you mean 'pool'"),
+        (["ffn", "tokens"], {"tokens": {"method": "pool", "options": {"layr": 1}}}, "'layr'; did you mean 'layer'"),
+        (["ffn", "tokens"], {"tokens": {"methd": "pool"}}, "methods.0.tokens.method: this key is missing"),
+        (["ffn", "tokens"], {"tokens": 3}, "methods.0.tokens: "),
+        (["ffn", "tokens"], {"tokens": "pool", "shares": {}}, "say with `shares` how much of the saving"),
+        (["ffn", "tokens"], {}, "taylor ranks heads, ffn only"),
+    ],
+)
+def test_a_chooser_of_tokens_that_is_none_is_refused(
+    tmp_path: Path, tiny_folder: Path, questions: Path, units: Any, entry: dict[str, Any], words: str
+) -> None:
+    whole = {"method": "taylor", "shares": {"ffn": 0.5, "tokens": 0.5}, **entry}
+    with pytest.raises(InputError, match=words) as e:
+        read(tmp_path, tiny_folder, questions, units=units, methods=[whole])
+    assert "\n" not in str(e.value)
+
+
+def test_a_chooser_is_one_more_contestant(tmp_path: Path, tiny_folder: Path, questions: Path) -> None:
+    """Its code counts for what is stale, and a name may stand for it."""
+    shares = {"ffn": 0.5, "tokens": 0.5}
+    methods = [{"method": "wanda", "tokens": name, "shares": shares} for name in ("pool", "divprune")]
+    first, second = read(tmp_path, tiny_folder, questions, units=["ffn", "tokens"], methods=methods).trials()[1:]
+    assert first.tokens == Chooser("pool") and first.ranking != second.ranking
+    assert staleness.hashes(first)["code"] != staleness.hashes(second)["code"]
 
 
 def test_the_cut_follows_its_layer_where_layers_before_it_go(tiny: VLM) -> None:

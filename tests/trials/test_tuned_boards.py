@@ -156,3 +156,10 @@ def test_a_bad_tuning_is_one_line_that_names_file_and_key(read: Any, changes: di
     with pytest.raises(InputError, match=rf"board.yaml: .*{words}") as error:
         read(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_contestant_may_have_other_budgets_than_the_rest(tmp_path: Path, tiny_folder: Path, questions: Path) -> None:
+    methods: list[Any] = ["random", {"method": "magnitude", "budgets": [0.5, 0.9]}]
+    board = read_board(tmp_path, tiny_folder, questions, methods, scopes=["all"], budgets=[0.75, 0.5])
+    budgets = [(trial.method, trial.budget) for trial in board.trials()]
+    assert budgets == [("none", 1.0), ("random", 0.75), ("random", 0.5), ("magnitude", 0.5), ("magnitude", 0.9)]
