@@ -17,7 +17,7 @@ import torch
 from harness.families._parts import visual
 from harness.families._received import has_class_token
 from harness.families._tokens import kept
-from harness.types import TOLERANCE, VLM, Budget, Extent, InputError, Kind, Plan, Ranking, TokenRule, Tokens
+from harness.types import TOLERANCE, VLM, Budget, Extent, InputError, Kind, Plan, Ranking, TokenRule, Tokens, kinds
 
 
 def solve(
@@ -98,11 +98,10 @@ def rest(
 
 def _without_tokens(budget: Budget) -> dict[Kind, float]:
     """The shares of the other kinds of what is left to save; {} for one kind."""
-    others: dict[Kind, float] = {kind: share for kind, share in budget.shares.items() if kind != "tokens"}
-    total = sum(others.values())
-    if len(others) < 2 or not total:
+    left = 1 - budget.shares.get("tokens", 0.0)
+    if len(kinds(budget.units)) < 3 or left < 1e-9:
         return {}
-    return {kind: share / total for kind, share in others.items()}
+    return {kind: share / left for kind, share in budget.shares.items() if kind != "tokens"}
 
 
 def _fewer(extent: Extent, counts: Sequence[int], share: float) -> Extent:

@@ -51,14 +51,19 @@ def kinds(units: str) -> tuple[Kind, ...]:
 
 
 def check_shares(shares: Mapping[str, float], units: str, where: str = "") -> None:
-    """Raise InputError if this does not say which share of a saving each of these kinds gives."""
+    """Raise InputError if this does not say which share of a saving each of these kinds gives.
+
+    Heads and FFN together may have none: they give what the others leave, and the solver chooses between them.
+    """
     asked = kinds(units)
     for kind in shares:
         if kind not in KINDS:
             raise InputError.unknown("kind of units", kind, KINDS, f"{where}shares: ")
         if kind not in asked:
             raise InputError(f"{where}shares: {kind} is not cut; units: {units} cuts {', '.join(asked)}")
-    if missing := [kind for kind in asked if kind not in shares]:
+    missing = [kind for kind in asked if kind not in shares]
+    rest = bool(shares) and missing == [kind for kind in asked if kind in WIDTHS]
+    if missing and not rest:
         raise InputError(
             f"{where}shares: {missing[0]} is cut, but has no share; give each of {', '.join(asked)} one, 0 too"
         )
@@ -66,8 +71,10 @@ def check_shares(shares: Mapping[str, float], units: str, where: str = "") -> No
         raise InputError(f"{where}shares: units: {units} is one kind, which saves all; remove this key")
     if wrong := [kind for kind, share in shares.items() if not 0 <= share <= 1]:
         raise InputError(f"{where}shares: {wrong[0]}: {shares[wrong[0]]} is not in [0, 1]")
-    if abs(sum(shares.values()) - 1) > 1e-6:
-        raise InputError(f"{where}shares: they sum to {sum(shares.values()):g}; they must sum to 1")
+    total = sum(shares.values())
+    if total > 1 + 1e-6 if missing else abs(total - 1) > 1e-6:
+        most = "to at most 1, and what is missing is that of heads and FFN" if missing else "to 1"
+        raise InputError(f"{where}shares: they sum to {total:g}; they must sum {most}")
 
 
 def kinds_order(units: str) -> tuple[Any, ...]:

@@ -98,11 +98,13 @@ def test_shares_are_a_setting_of_the_trial_whatever_their_order(read: Any) -> No
         ("both", {"heads": float("nan"), "ffn": 0.5}, "shares: heads: nan is not in"),
         ("ffn", {"ffn": 1.0}, "shares: units: ffn is one kind, which saves all; remove this key"),
         ("both", [0.5, 0.5], "methods.0.shares: "),
+        (["ffn", "layers"], {"layers": 1.5}, "layers: 1.5 is not in"),
+        (["heads", "ffn", "layers"], {"ffn": 0.5, "layers": 0.5}, "heads is cut, but has no share"),
     ],
 )
 def test_shares_that_are_none_are_refused(read: Any, units: str, shares: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        read(units=units, methods=[{"method": "random", "shares": shares}])
+        read(units=units, methods=[{"method": "random_layers" if "layers" in units else "random", "shares": shares}])
 
 
 def test_a_contestant_may_cut_other_kinds_than_the_rest(read: Any) -> None:

@@ -181,8 +181,10 @@ def test_a_mixture_meets_its_budget(tmp_path: Path, tiny_folder: Path, layer: in
 
 MIXTURES = [
     ("taylor", "heads+ffn+tokens", Chooser("pool"), {"heads": 0.4, "ffn": 0.3, "tokens": 0.3}),
+    ("taylor", "heads+ffn+tokens", Chooser("divprune"), {"tokens": 0.3}),
+    ("random_layers", "heads+ffn+layers+tokens", Chooser("pool"), {"tokens": 0.2, "layers": 0.5}),
     ("wanda", "ffn+tokens", Chooser("fastv", {"layer": 1}), {"ffn": 0.8, "tokens": 0.2}),
-    ("shortgpt", "layers+ffn+tokens", Chooser("random_tokens"), {"layers": 0.5, "ffn": 0.2, "tokens": 0.3}),
+    ("shortgpt", "ffn+layers+tokens", Chooser("random_tokens"), {"layers": 0.5, "ffn": 0.2, "tokens": 0.3}),
 ]
 
 
