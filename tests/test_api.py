@@ -92,6 +92,11 @@ def test_prune_cuts_without_training_if_no_method_is_named(tiny_folder: Path, qu
     assert by_default.plan == by_name.plan
 
 
+def test_units_may_be_a_list_as_on_a_board(tiny_folder: Path, questions: Path) -> None:
+    plan = harness.prune(str(tiny_folder), method="magnitude", units=["ffn"], tasks=[str(questions)], **SMALL).plan  # type: ignore[arg-type]
+    assert {kind for _, kind in plan.parts} == {"ffn"}
+
+
 def test_where_tokens_go_the_scope_is_the_whole_model(tiny_folder: Path, questions: Path) -> None:
     plan = harness.prune(str(tiny_folder), method="pool", budget=0.97, tasks=[str(questions)], **SMALL).plan
     assert plan.tokens is not None and plan.achieved == pytest.approx(0.97, rel=0.01)

@@ -45,7 +45,6 @@ from harness.types import (
     Trial,
     Tuning,
     UnitKinds,
-    kinds,
     short_hash,
 )
 
@@ -107,15 +106,15 @@ def trial(
     """
     if method == "none":
         raise InputError("method none: is the model as it is; there is nothing to prune")
-    units = units or registry.method(method).units
+    asked = units or registry.method(method).units
     content = {
         "name": "prune",
         "model": model,
         "methods": [{"method": method, "options": dict(options or {})}],
         "budgets": [budget],
         "currency": currency,
-        "scopes": [scope or ("all" if "tokens" in kinds(units) else "vision")],
-        "units": units,
+        "scopes": [scope or ("all" if "tokens" in asked else "vision")],
+        "units": asked,
         "tasks": list(tasks) or question_sets.names(),
         "metrics": ["flops"],
         "calibration": {"samples": samples},
@@ -155,7 +154,9 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
         except InputError as error:
             raise InputError(f"{path}: {error}; this plan is of {saved['trial']['model']}") from error
         return _write(Pruned(dense, vlm, plan), trial, out, target, device, progress)
-    pruned = _again(worker, trial, target, plan, saved["hashes"], str(path))
+    # Which visual tokens go is chosen anew for every question, by any weights.
+    of_any = _only_cuts(replace(plan, tokens=None), trial)
+    pruned = _again(worker, trial, target, plan, saved["hashes"], str(path), of_any)
     return _write(pruned, trial, out, target, device, progress)
 
 
@@ -248,15 +249,21 @@ def _load(worker: Worker, trial: Trial, target: Path) -> VLM:
 
 
 def _again(
-    worker: Worker, trial: Trial, target: Path, plan: Plan | None, hashes: Mapping[str, str], where: str
+    worker: Worker,
+    trial: Trial,
+    target: Path,
+    plan: Plan | None,
+    hashes: Mapping[str, str],
+    where: str,
+    any_weights: bool = False,
 ) -> Pruned:
-    """The trial's models made again; raises InputError if the weights or the plan are not those of these hashes."""
+    """The trial's models made again; raises InputError if the weights or the plan are not those of these hashes.
 
-    # Which visual tokens go is chosen anew for every question, by any weights.
-    of_any_weights = plan is not None and plan.tokens is not None and trial.tuning == Tuning()
+    any_weights: other weights may give the same plan.
+    """
 
     def check(what: str, now: str) -> None:
-        if (before := hashes.get(what)) != now and not (what == "weights" and of_any_weights):
+        if (before := hashes.get(what)) != now and not (what == "weights" and any_weights):
             raise InputError(
                 f"{where}: hashes.{what}: {before}, but {trial.model} now gives {now}; a plan that is made again from"
                 " its trial needs its checkpoint, data, code and kind of device"

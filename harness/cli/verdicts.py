@@ -105,7 +105,7 @@ def _bar(bar: Any) -> None:
     shown = table("budget", "accuracy", "against the best rival", "against the floor", "holds")
     for at in bar.budgets:
         accuracy = "–" if at.accuracy is None else f"{100 * at.accuracy:.1f}"
-        cells = [_against(at.rival, at.rival and at.rival.name), _against(at.floor, "")]
+        cells = [_against(at.rival, at.rival and at.rival.name), _against(at.floor, at.floor and at.floor.name)]
         shown.add_row(f"{at.budget:g}", accuracy, *cells, "[green]yes[/]" if at.holds else "[red]no[/]")
     out.print(shown)
     others = [

@@ -17,7 +17,20 @@ import torch
 from harness.families._parts import visual
 from harness.families._received import has_class_token
 from harness.families._tokens import kept
-from harness.types import TOLERANCE, VLM, Budget, Extent, InputError, Kind, Plan, Ranking, TokenRule, Tokens, kinds
+from harness.types import (
+    TOLERANCE,
+    VLM,
+    Budget,
+    Extent,
+    InputError,
+    Keep,
+    Kind,
+    Plan,
+    Ranking,
+    TokenRule,
+    Tokens,
+    kinds,
+)
 
 
 def solve(
@@ -80,18 +93,19 @@ def part(budget: Budget) -> Budget:
 
 
 def rest(
-    vlm: VLM, ranking: Ranking, first: Plan, budget: Budget, inputs: Mapping[str, torch.Tensor]
+    vlm: VLM, ranking: Ranking, first: Plan, budget: Budget, inputs: Mapping[str, torch.Tensor], cut: Plan | None = None
 ) -> tuple[Budget, float]:
     """The budget of the other kinds once the tokens of the plan `first` are gone, and the share that watching costs.
 
-    The blocks behind the cut see fewer tokens, so their units save less.
+    The blocks behind the cut see fewer tokens, so their units save less. cut: what goes beside the tokens, if it is
+    known, since attention is read of the heads that stay.
     """
     if first.tokens is None or ranking.tokens is None:
         return replace(budget, shares=_without_tokens(budget)), 0.0
     counts = visual(vlm.model, inputs).sum(1).tolist()
     extent = _fewer(budget.extents["language"], counts, first.tokens.share)
     behind = [block for block in vlm.blocks if block.component == "language" and block.index >= first.tokens.layer]
-    watching = _watching(vlm, ranking.tokens, budget) / _cost(vlm, None, budget, counts, 1.0)
+    watching = _watching(vlm, ranking.tokens, budget, cut) / _cost(vlm, None, budget, counts, 1.0)
     fewer = {block.name: extent for block in behind}
     return replace(budget, keep=budget.keep - watching, fewer=fewer, shares=_without_tokens(budget)), watching
 
@@ -134,17 +148,27 @@ def _cost(vlm: VLM, rule: TokenRule | None, budget: Budget, counts: list[int], s
     return total + (_watching(vlm, rule, budget) if rule else 0)
 
 
-def _watching(vlm: VLM, rule: TokenRule, budget: Budget) -> float:
-    """Multiply-adds of the attention that a method sees: one more product of queries and keys in one block."""
+def _watching(vlm: VLM, rule: TokenRule, budget: Budget, cut: Plan | None = None) -> float:
+    """Multiply-adds of the attention that a method sees: one more product of queries and keys in one block.
+
+    cut: the plan of the block's heads and of the layers; None: all are there.
+    """
     if rule.attention == "none" or (rule.attention == "vision" and budget.scope == "language"):
         return 0
     component = "language" if rule.attention == "text" else "vision"
-    blocks = [block for block in vlm.blocks if block.component == component]
-    heads = (blocks[rule.layer - 1] if rule.attention == "text" else blocks[-1]).heads
+    gone = cut.gone if cut else set()
+    blocks = [block for block in vlm.blocks if block.component == component and block.name not in gone]
+    if rule.attention == "text":
+        blocks = [block for block in blocks if block.index < rule.layer]
+    if not blocks:  # which `settings` refuses
+        return 0
+    heads = blocks[-1].heads
+    part = cut.parts.get((blocks[-1].name, "heads")) if cut else None
+    count = len(part.indices) if isinstance(part, Keep) else heads.count
     extent = budget.extents[component]
     queries = "one" if rule.attention == "text" or has_class_token(vlm.model) else "all"
     pairs = extent.tokens if queries == "one" else extent.window_pairs if heads.windowed else extent.pairs
-    return heads.count * heads.pair_macs / 2 * pairs
+    return count * heads.pair_macs / 2 * pairs
 
 
 def settings(vlm: VLM, tokens: Tokens) -> dict[str, Any]:

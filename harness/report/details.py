@@ -181,6 +181,8 @@ def _weights(record: Record) -> float | None:
     """Bytes of the pruned model's weights, as measured or else in the trial's precision; None if unknown."""
     if record.error is None and (measured := _number(dig(record.metrics, "memory", "pruned", "weight_bytes"))):
         return measured
+    if record.trial.tuning.weights != "same":
+        return None
     params = _number(dig(record.metrics, "flops", "params", "pruned"))
     size = BYTES.get(record.trial.dtype)
     return None if params is None or size is None or record.error else params * size

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from harness import registry
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record, dig
-from harness.report.coarse import KEEPS, competing, keeps
+from harness.report.coarse import KEEPS, common, competing, keeps
 from harness.text import TOO_FEW, plain, shorten
 from harness.types import REGIMES, SCOPES
 from harness.types import Column as Figure
@@ -163,10 +163,11 @@ def places(panel: Panel) -> dict[tuple[str, float], int]:
 
 
 def ranked(panel: Panel, standing: Mapping[tuple[str, float], int]) -> list[str]:
-    """The curves, sorted by mean rank. Curves that miss a budget come after the others, those without any last."""
+    """The curves by mean rank over common budgets. Those that miss one come after the others, those without last."""
+    shared = common(panel.groups)
 
     def key(curve: str) -> tuple[int, float, str]:
-        ranks = [place for (name, _), place in standing.items() if name == curve]
+        ranks = [place for (name, at), place in standing.items() if name == curve and at in shared]
         return -len(ranks), fmean(ranks) if ranks else math.inf, curve
 
     return sorted({curve for curve, _ in panel.groups}, key=key)
@@ -329,8 +330,7 @@ def _row(
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
-        row["board"],
-        row["setting"],
+        *(row["board"], row["setting"]),
         row["method"] != "none",
         SCOPES.index(row["scope"]),
         kinds_order(row["units"]),

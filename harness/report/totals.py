@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from harness.records.record import Cost, Record
-from harness.report.coarse import KEEPS
+from harness.report.coarse import KEEPS, common
 from harness.report.samples import Answers, Questions, Samples
 from harness.report.tables import NOTHING, Panel, places, ranked, values
 from harness.stats.hypervolume import hypervolume, hypervolume_intervals
@@ -104,10 +104,11 @@ def _text(value: float | None, form: str, scale: float = 1) -> str:
 
 
 def _panel(panel: Panel, samples: Samples, records: Mapping[str, Record]) -> list[Total]:
-    budgets = sorted({budget for _, budget in panel.groups})
-    standing = places(panel)
+    budgets, standing = common(panel.groups), places(panel)
     curves = dict.fromkeys(curve for curve, _ in panel.groups)
-    ranks = {curve: [place for (name, _), place in standing.items() if name == curve] for curve in curves}
+    ranks = {
+        curve: [place for (name, at), place in standing.items() if name == curve and at in budgets] for curve in curves
+    }
     complete = [curve for curve in curves if len(ranks[curve]) == len(budgets)]
     floor = (1.0, panel.level("blank_accuracy") or 0.0)
     fronts = {curve: _front(panel, curve, budgets) for curve in complete}

@@ -52,9 +52,7 @@ def check(board: Board, trials: Sequence[Trial], device: str | None = "cpu", *, 
     run on this device, or a budget is smaller than one unit in each block. `device` None: other machines. Without
     `fetch`, a model of the hub is not looked at.
     """
-    fewer = next((trial.tuning.weights for trial in trials if trial.tuning.weights != "same"), None)
-    if fewer and find_spec("torchao") is None:
-        raise InputError(f"board {board.name}: tuning: weights: {fewer} needs torchao; pip install torchao")
+    _check_bits(board, trials, here=device is not None)
     source = registry.model(board.model)
     if not trials or not (fetch or Path(source).is_dir()):
         return ()
@@ -72,6 +70,15 @@ def check(board: Board, trials: Sequence[Trial], device: str | None = "cpu", *, 
 def _outline(source: str, loading: Loading, state: str | None) -> VLM:
     """The model without weights. `state`: a hash of its files, which may change between two calls."""
     return families.load(source, device="meta", **vars(loading))
+
+
+def _check_bits(board: Board, trials: Sequence[Trial], here: bool) -> None:
+    fewer = next((trial.tuning.weights for trial in trials if trial.tuning.weights != "same"), None)
+    where = f"board {board.name}: tuning: weights: {fewer}"
+    if fewer and here and find_spec("torchao") is None:
+        raise InputError(f"{where} needs torchao; pip install 'infoprune-bench[quantise]'")
+    if fewer and board.dtype == "float16":
+        raise InputError(f"{where}: its sums overflow in dtype: float16; use bfloat16 or float32")
 
 
 def _check_budgets(board: Board, trials: Sequence[Trial], vlm: VLM) -> None:

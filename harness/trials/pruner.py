@@ -24,6 +24,7 @@ from harness.statistics.calibration import Calibration
 from harness.trials.caches import Last, OfModels
 from harness.trials.context import Context
 from harness.trials.tokens import check as check_tokens
+from harness.trials.tokens import methods, per_budget
 from harness.types import (
     VLM,
     Budget,
@@ -140,8 +141,9 @@ class Pruner:
                 full_plan = plan if rounds == 1 else together(full_plan, plan)
             with watch("surgery"):
                 vlm = surgery.apply(vlm, plan, ranking)
+            trained = sum(one.steps(options) for one, options in methods(trial))
             for stage in trial.tuning.stages:
-                tuned = self._recover(vlm, full_plan, trial, stage, method.steps(trial.options), turn, watch)
+                tuned = self._recover(vlm, full_plan, trial, stage, trained, turn, watch)
                 vlm = tuned.vlm
                 learning_curves.append(list(tuned.curve))
         if trial.tuning.weights != "same":
@@ -162,21 +164,21 @@ class Pruner:
 
     def rank(self, trial: Trial, watch: Watch) -> SharedRanking | None:
         """The dense model's ranking that trials like this one ask for; None where each budget has its own."""
-        method = registry.method(trial.lookup)
-        if method.per_budget or trial.sequential:
+        if per_budget(trial):
             return None
+        method = registry.method(trial.lookup)
         dense = self.load(trial)
         extents = Context(trial.reference_input).extents(dense)
         budget = Budget(trial.scope, trial.budget, trial.units, extents, shares=trial.shares)
         ranked = self._rank(dense, dense, trial, method, budget, watch)
-        return SharedRanking(self._key(trial, method, budget), ranked)
+        return SharedRanking(self._key(trial, budget), ranked)
 
     def adopt(self, shared: SharedRanking) -> None:
         """Use another worker's ranking for the trials with its key."""
         self._ranking.put(shared.key, shared.ranked)
 
-    def _key(self, trial: Trial, method: registry.Method, budget: Budget) -> tuple[Any, ...]:
-        return (*trial.ranking, budget if method.per_budget or trial.sequential else None)
+    def _key(self, trial: Trial, budget: Budget) -> tuple[Any, ...]:
+        return (*trial.ranking, budget if per_budget(trial) else None)
 
     def _rank(
         self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, budget: Budget, watch: Watch
@@ -186,7 +188,7 @@ class Pruner:
             calibration = self._calibrated(trial)
             if vlm is not dense:
                 calibration = Calibration(vlm, calibration.samples, self.batch, progress=self.progress)
-        key = self._key(trial, method, budget)
+        key = self._key(trial, budget)
         if vlm is dense and (cached := self._ranking.peek(key)) is not None:
             return cached
         with watch("ranking"), calibration.billed() as clock:
@@ -195,7 +197,7 @@ class Pruner:
             if trial.tokens:
                 how = {"seed": trial.seed, "budget": budget, **trial.tokens.options}
                 chosen = registry.method(trial.tokens.method).rank(vlm, calibration, **how)
-                ranking = replace(ranking, tokens=chosen.tokens)
+                ranking = replace(ranking, tokens=chosen.tokens, log={**chosen.log, **ranking.log})
             if trial.sequential:
 
                 def rank(cut: VLM, part: VLM) -> Ranking:
@@ -242,9 +244,12 @@ class Pruner:
         first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, (trial.tokens or trial).method)
         if trial.units == "tokens" or first.achieved <= budget.keep:
             return first, ranking
-        rest, watching = tokens.rest(vlm, ranking, first, budget, inputs)
-        plan, ranking = self._solve(vlm, ranking, rest, trial)
-        return replace(plan, tokens=first.tokens, achieved=plan.achieved + watching), ranking
+        plan, cut_ranking = first, ranking
+        for _ in range(2):  # the second knows how many of the heads stay whose attention is read
+            rest, _ = tokens.rest(vlm, ranking, first, budget, inputs, plan)
+            plan, cut_ranking = self._solve(vlm, ranking, rest, trial)
+        _, watching = tokens.rest(vlm, ranking, first, budget, inputs, plan)
+        return replace(plan, tokens=first.tokens, achieved=plan.achieved + watching), cut_ranking
 
     def _solve(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial) -> tuple[Plan, Ranking]:
         """The plan with the widths that the trial requires, and the ranking behind it.

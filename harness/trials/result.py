@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness import registry
 from harness.machine.facts import facts
 from harness.records.record import Code, Contestant, Failure, Record
-from harness.types import Trial, regime
+from harness.trials.tokens import methods
+from harness.types import REGIMES, Trial, regime
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,16 +23,21 @@ class Result(NamedTuple):
 
 def contestant(trial: Trial) -> Contestant:
     """What the code says of a trial's method now."""
-    method = registry.method(trial.lookup)
-    own = method.regime(trial.options)
+    (method, _), *others = used = methods(trial)
+    own = max((one.regime(options) for one, options in used), key=REGIMES.index)
+    roles = {one.role for one, _ in used}
+    role = "studied" if "studied" in roles else "floor" if roles == {"floor"} else "reference"
+    resolved = {**method.options, **trial.options}
+    for chooser, options in others:
+        resolved |= {f"tokens.{key}": value for key, value in {**chooser.options, **options}.items()}
     if trial.control != "none" and own != "trained":  # a control takes only the widths of the plan
         own = "none"
     return Contestant(
         title=method.title,
         variant=trial.variant,
-        role=method.role if trial.control == "none" else "reference",
+        role=role if trial.control == "none" else "reference",
         regime=regime(own, trial.tuning),
-        resolved={**method.options, **trial.options},
+        resolved=resolved,
         file=trial.method_file,
     )
 

@@ -252,7 +252,10 @@ def _replaced(content: Any, path: Sequence[str], value: Any, where: str) -> Any:
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{where}the board has the value {content!r:.80} there, which has no key {key!r}")
     content = content or {}
-    return {**content, key: _replaced(content.get(key), rest, value, where)}
+    child = content.get(key)
+    if rest and isinstance(child, str) and key in ("tokens", "tuning"):  # the bare name of a method
+        child = {"method": child}
+    return {**content, key: _replaced(child, rest, value, where)}
 
 
 def _seen_from_here(methods: Any, folder: Path) -> Any:
@@ -317,10 +320,8 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             tasks.require(calibration.questions, calibration.samples)
             method = registry.method(entry.method)
             units = entry.units or board.units
-            asked = set(kinds(units))
-            if entry.tokens:
-                check_chooser(entry.tokens, method, units)
-                asked -= {"tokens"}
+            chooser = entry.tokens and check_chooser(entry.tokens, method, units)
+            asked = set(kinds(units)) - ({"tokens"} if chooser else set())
             if not asked <= set(kinds(method.units)) and entry.method != "none":
                 ranked = ", ".join(kinds(method.units))
                 raise InputError(
@@ -334,7 +335,7 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
             for tuning in entry.tuning or board.tuning:
                 if tuning.trains:
                     tasks.require(calibration.questions, tuning.samples, "tuning.samples")
-                how = (calibration, tuning, entry.control, entry.sequential, units, shares, str(entry.tokens))
+                how = (calibration, tuning, entry.control, entry.sequential, units, shares, str(chooser))
                 contestants.append((entry.method, options, *how))
         for trial in board.trials():
             check_tokens(trial)

@@ -5,8 +5,23 @@ check(trial)    # raises InputError: "scopes: vision: visual tokens are cut in t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from harness import registry
 from harness.types import Chooser, InputError, Trial, kinds
+
+
+def methods(trial: Trial) -> list[tuple[registry.Method, Mapping[str, Any]]]:
+    """The trial's method with its options, and who chooses visual tokens for it, if another does."""
+    own = (registry.method(trial.lookup), trial.options)
+    return [own, *([(registry.method(trial.tokens.method), trial.tokens.options)] if trial.tokens else [])]
+
+
+def per_budget(trial: Trial) -> bool:
+    """Whether each budget has a ranking of its own."""
+    return trial.sequential or any(method.per_budget for method, _ in methods(trial))
 
 
 def check(trial: Trial) -> None:
@@ -30,14 +45,16 @@ def check(trial: Trial) -> None:
         raise InputError(f"control: {trial.control}: visual tokens have no widths to draw units for; remove this key")
 
 
-def check_chooser(chooser: Chooser, method: registry.Method, units: str) -> None:
-    """Raise InputError for a board's `tokens` that cannot choose visual tokens for this method."""
+def check_chooser(chooser: Chooser, method: registry.Method, units: str) -> Chooser:
+    """The chooser with checked options; raises InputError if it cannot choose visual tokens for this method."""
     where, asked = f"methods: {method.name}: tokens: ", kinds(units)
     if "tokens" not in asked:
         raise InputError(f"{where}units: {units} cuts no visual tokens; add tokens to units, or remove this key")
     if asked == ("tokens",) or "tokens" in kinds(method.units):
         raise InputError(f"{where}is for a method that cuts other kinds; name {chooser.method} as the method")
+    if chooser.method.endswith(".py"):
+        raise InputError(f"{where}{chooser.method}: a file cannot choose for another method; name a registered one")
     other = registry.method(chooser.method)
     if "tokens" not in kinds(other.units):
         raise InputError(f"{where}{other.name} ranks {', '.join(kinds(other.units))}; name a method of visual tokens")
-    other.check(chooser.options, where)
+    return replace(chooser, options=other.check(chooser.options, where))

@@ -26,6 +26,7 @@ from harness.trials.caches import OfModels
 from harness.trials.context import Context
 from harness.trials.pruner import BATCH, Pruned, Pruner, SharedRanking
 from harness.trials.result import Result, code, contestant
+from harness.trials.tokens import per_budget
 from harness.types import Trial
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Worker:
         """
         if trial.tuning.method != "none" or not set(spec.ANSWERED) & set(trial.metrics):
             return None
-        if registry.method(trial.lookup).per_budget or trial.sequential:
+        if per_budget(trial):
             return None
         first = "fidelity" in trial.metrics
         try:

@@ -22,7 +22,7 @@ from harness.progress import Progress, silent
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
-from harness.types import BOTH, InputError
+from harness.types import BOTH, InputError, Tuning
 from harness.verdicts import regressions
 from harness.verdicts.regressions import Finding, Limits, Outcome
 
@@ -192,7 +192,7 @@ def names_of(records: Mapping[str, Record]) -> dict[str, str]:
             f"{trial.board}:" if several else "",
             trial.method,
             record.contestant.variant,
-            "" if trial.tuning.method == "none" else str(trial.tuning),
+            "" if trial.tuning == Tuning() else str(trial.tuning),
             trial.scope,
             "" if trial.units == BOTH else trial.units,
             f"{trial.budget:g}",

@@ -203,7 +203,9 @@ def _verdict(studied: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
         floors = [contestant for contestant in recovered if contestant.floor]
         states = [f"{floor.name} is of regime {floor.regime}" for floor in floors]
         notes += states or [f"no floor, such as random pruning, with recovery {tuning}"]
-    budgets = sorted({budget for contestant in (studied, *alike) for budget in contestant.seeds}, reverse=True)
+    budgets = sorted(studied.seeds, reverse=True)
+    if others := sorted({budget for contestant in alike for budget in contestant.seeds} - set(budgets), reverse=True):
+        notes.append(f"not run at {', '.join(f'{at:g}' for at in others)}, where others were")
     for rival in (*rivals, *floors):
         for at in (at for at in budgets if differs(studied.kept(at), rival.kept(at))):
             notes.append(

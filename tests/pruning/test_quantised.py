@@ -82,6 +82,16 @@ def test_fewer_bits_save_no_flops_and_follow_the_recovery(tiny_folder: Path) -> 
             assert ((weight.dequantize() - refitted).abs() <= half).all(), name
 
 
+def test_any_width_fits_int4(tiny_folder: Path) -> None:
+    """Where 32 does not divide the inputs of a Linear, an output has one scale."""
+    pruned = Pruner().prune(trial(tiny_folder, tuning=Tuning(weights="int4")), Watch())
+    weights: list[Any] = [own.weight for own in pruned.vlm.model.modules() if isinstance(own, nn.Linear)]
+    scales = [(tuple(weight.scale.shape), weight.shape) for weight in weights if hasattr(weight, "qdata")]
+    assert {columns % 32 == 0 for _, (_, columns) in scales} == {True, False}
+    for scale, (rows, columns) in scales:
+        assert scale == (rows, 1 if columns % 32 else columns // 32)
+
+
 def test_the_dense_model_in_fewer_bits_is_a_trial_at_budget_1(tiny_folder: Path) -> None:
     pruned = Pruner().prune(trial(tiny_folder, budget=1.0), Watch())
     assert not pruned.plan.parts and memory.weight_bytes(pruned.vlm) < memory.weight_bytes(pruned.dense)
@@ -101,8 +111,6 @@ def test_they_are_a_regime_of_their_own_and_their_code_counts() -> None:
 def test_what_cannot_be_is_one_line(
     tmp_path: Path, tiny_folder: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=r"int4 has a scale for 32 inputs, but \S+ has \d+; use int8, or align: 32"):
-        Pruner().prune(trial(tiny_folder, tuning=Tuning(weights="int4")), Watch())
     with pytest.raises(InputError, match="tuning: weights: int8: a checkpoint here has whole weights"):
         export.prune(trial(tiny_folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -110,6 +118,9 @@ def test_what_cannot_be_is_one_line(
         read_board(tmp_path, tiny_folder, questions, ["random"], tuning={"weights": "int9"})
     board = read_board(tmp_path, tiny_folder, questions, ["random"], tuning={"weights": "int8"})
     preflight.check(board, board.trials())
+    half = read_board(tmp_path, tiny_folder, questions, ["random"], tuning={"weights": "int8"}, dtype="float16")
+    with pytest.raises(InputError, match="weights: int8: its sums overflow in dtype: float16; use bfloat16 or float32"):
+        preflight.check(half, half.trials())
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="tuning: weights: int8 needs torchao; pip install torchao"):
+    with pytest.raises(InputError, match="tuning: weights: int8 needs torchao; pip install 'infoprune-bench"):
         preflight.check(board, board.trials())

@@ -110,6 +110,16 @@ def test_a_curve_with_a_gap_has_no_area(tmp_path: Path) -> None:
     assert (own.hypervolume, own.lo, own.area, own.rank) == (None, None, None, None)
 
 
+def test_a_budget_of_one_contestant_takes_no_total_from_the_others(tmp_path: Path) -> None:
+    put(tmp_path, "taylor", LEVELS)
+    put(tmp_path, "wanda", {budget: level - 0.1 for budget, level in LEVELS.items()})
+    before = totals(tmp_path)
+    put(tmp_path, "magnitude", {1.0: 0.9, **{budget: level - 0.2 for budget, level in LEVELS.items()}})
+    found = totals(tmp_path)
+    assert list(found) == ["taylor", "wanda", "magnitude"] and found["magnitude"].area is not None
+    assert {name: found[name].hypervolume for name in before} == {name: own.hypervolume for name, own in before.items()}
+
+
 def test_without_samples_there_is_no_interval_and_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,16 +12,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from baselines import pool
 from harness.checkpoints import export
 from harness.families import load
 from harness.machine.phases import Watch
 from harness.metrics import flops
+from harness.progress import silent
 from harness.pruning import surgery, tokens
 from harness.pruning.solver import TOLERANCE
+from harness.records import record
 from harness.trials import staleness
 from harness.trials.context import Context
 from harness.trials.pruner import Pruner
+from harness.trials.result import contestant
+from harness.trials.tokens import per_budget
+from harness.trials.worker import Worker
 from harness.types import (
     VLM,
     Budget,
@@ -184,6 +192,8 @@ MIXTURES = [
     ("taylor", "heads+ffn+tokens", Chooser("divprune"), {"tokens": 0.3}),
     ("random_layers", "heads+ffn+layers+tokens", Chooser("pool"), {"tokens": 0.2, "layers": 0.5}),
     ("wanda", "ffn+tokens", Chooser("fastv", {"layer": 1}), {"ffn": 0.8, "tokens": 0.2}),
+    ("magnitude", "heads+ffn+tokens", Chooser("visionzip"), {"tokens": 0.2}),
+    ("random", "heads+ffn+tokens", Chooser("fastv", {"layer": 1}), {"tokens": 0.3}),
     ("shortgpt", "ffn+layers+tokens", Chooser("random_tokens"), {"layers": 0.5, "ffn": 0.2, "tokens": 0.3}),
 ]
 
@@ -219,6 +229,7 @@ def test_another_method_may_choose_the_tokens(
         (["ffn", "tokens"], {"tokens": {"method": "pool", "options": {"layr": 1}}}, "'layr'; did you mean 'layer'"),
         (["ffn", "tokens"], {"tokens": {"methd": "pool"}}, "methods.0.tokens.method: this key is missing"),
         (["ffn", "tokens"], {"tokens": 3}, "methods.0.tokens: "),
+        (["ffn", "tokens"], {"tokens": "./x.py"}, "tokens: ./x.py: a file cannot choose for another method"),
         (["ffn", "tokens"], {"tokens": "pool", "shares": {}}, "say with `shares` how much of the saving"),
         (["ffn", "tokens"], {}, "taylor ranks heads, ffn only"),
     ],
@@ -239,6 +250,49 @@ def test_a_chooser_is_one_more_contestant(tmp_path: Path, tiny_folder: Path, que
     first, second = read(tmp_path, tiny_folder, questions, units=["ffn", "tokens"], methods=methods).trials()[1:]
     assert first.tokens == Chooser("pool") and first.ranking != second.ranking
     assert staleness.hashes(first)["code"] != staleness.hashes(second)["code"]
+
+
+def test_a_chooser_counts_for_what_a_contestant_is(tiny_folder: Path) -> None:
+    """Random widths with chosen tokens are no floor, and the options of both are written down."""
+    settings: dict[str, Any] = {"units": "ffn+tokens", "shares": {"tokens": 0.3}, "scope": "all"}
+    mixed = contestant(trial(tiny_folder, "random", tokens=Chooser("fastv", {"layer": 1}), **settings))
+    assert (mixed.role, mixed.regime, mixed.resolved["tokens.layer"]) == ("reference", "none", 1)
+    assert contestant(trial(tiny_folder, "random", tokens=Chooser("random_tokens"), **settings)).role == "floor"
+    assert contestant(trial(tiny_folder, "infoprune", tokens=Chooser("pool"), **settings)).role == "studied"
+
+
+def test_a_chooser_that_asks_for_the_budget_is_asked_for_each(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(states: Any, count: int, asked: float) -> Any:
+        return torch.arange(count)
+
+    def rank(vlm: Any, calibration: Any, *, seed: int, budget: Budget) -> Ranking:
+        return Ranking({}, tokens=TokenRule(keep, 0, "none", {"asked": budget.keep}))
+
+    monkeypatch.setattr(pool, "rank", rank)
+    settings: dict[str, Any] = {"units": "ffn+tokens", "shares": {"tokens": 0.3}, "scope": "all"}
+    pruner = Pruner()
+    for budget in (0.8, 0.7):
+        one = trial(tiny_folder, "random", tokens=Chooser("pool"), budget=budget, **settings)
+        cut = pruner.prune(one, Watch()).plan.tokens
+        assert cut is not None and cut.options["asked"] == budget and per_budget(one)
+
+
+def test_a_row_is_exported_from_its_own_weights_only(tmp_path: Path, tiny_folder: Path) -> None:
+    """Its card has the accuracy that these weights had; a plan alone fits others too (`load`)."""
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    shares: Any = {"ffn": 0.6, "tokens": 0.4}
+    asked = trial(
+        model, "random", units="ffn+tokens", tokens=Chooser("pool"), shares=shares, scope="all", metrics=("flops",)
+    )
+    done = Worker("cpu", silent).run(asked)
+    record.write(tmp_path / "results" / asked.board, done.record, done.samples)
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value / 2 for name, value in weights.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"hashes\.weights"):
+        export.export(tmp_path / "results", asked.id, tmp_path / "out")
 
 
 def test_the_cut_follows_its_layer_where_layers_before_it_go(tiny: VLM) -> None:

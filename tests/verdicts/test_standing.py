@@ -186,6 +186,25 @@ def test_without_a_rival_it_is_compared_with_none_and_says_so(call: Call, result
     assert done.code == 1 and "compared with none" in done.out
 
 
+def test_budgets_of_others_alone_are_not_judged_and_named(results: Path) -> None:
+    floor(results)
+    run(results, "mine", 0.05)
+    run(results, "taylor", 0.2)
+    put(results, DENSE, method="taylor", budget=1.0)
+    bar = only(results)
+    assert bar.holds and [at.budget for at in bar.budgets] == list(BUDGETS)
+    assert "not run at 1, where others were" in bar.notes
+
+
+def test_random_choices_of_any_kind_are_the_floor(results: Path) -> None:
+    """The best of them, where there are several."""
+    for name, loss in (("random_layers", 0.3), ("random_tokens", 0.2)):
+        run(results, name, loss, role="floor")
+    run(results, "mine", 0.05)
+    run(results, "taylor", 0.1)
+    assert {at.floor.name for at in only(results).budgets if at.floor} == {"random_tokens"}
+
+
 def test_variants_and_controls_stand_on_their_own(results: Path) -> None:
     """The same method with its units drawn at random is what it has to beat, not a variant of it."""
     floor(results)
