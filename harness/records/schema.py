@@ -246,13 +246,10 @@ def _regime(content: dict[str, Any]) -> None:
             contestant["regime"] = "none"
 
 
-RANDOM = ("random", "random_layers", "random_tokens")  # the methods of random choices in version 4
-
-
 def _floor(content: dict[str, Any]) -> None:
     """4 to 5: random choices are a floor, and were a reference before there was this role."""
     contestant, trial = content.get("contestant"), content.get("trial")
-    if isinstance(contestant, dict) and isinstance(trial, dict) and trial.get("method") in RANDOM:
+    if isinstance(contestant, dict) and isinstance(trial, dict) and str(trial.get("method")).startswith("random"):
         contestant["role"] = "floor"
 
 

@@ -250,9 +250,9 @@ def test_summary_averages_seeds_marks_the_best_and_never_counts_a_failure() -> N
     assert cells(lines[2]) == ["method", "0.5 (2×)", "0.25 (4×)"]
     assert [cells(line) for line in lines[4:]] == [
         ["◆ infoprune", "**70.0**", "–"],  # a tie as shown is a tie
-        ["magnitude", "failed", "**50.0**"],
         ["taylor", "**70.0**", "–"],
         ["random", "62.0 ± 2.0 (1 failed)", "–"],
+        ["magnitude", "failed", "**50.0**"],  # the only one at another budget, and failed at the common one
     ]
 
 
