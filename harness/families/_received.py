@@ -159,8 +159,14 @@ def _at(places: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: Any)
     return query[rows, :, places][:, :, None], key, mask
 
 
+def _for_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values, (batch, groups, keys, width), once per head; while a trace runs, sizes are tensors of the CPU."""
+    batch, groups, keys, width = states.shape
+    return states[:, :, None].expand(batch, groups, heads // groups, keys, width).reshape(batch, heads, keys, width)
+
+
 def _weights(query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> torch.Tensor:
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    key = _for_heads(key, query.shape[1])
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
         mask = mask[..., : key.shape[-2]]
@@ -172,8 +178,7 @@ def _eager(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = _weights(query, key, attention_mask, settings.get("scaling")).to(query.dtype)
-    values = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
-    return (weights @ values).transpose(1, 2).contiguous(), weights
+    return (weights @ _for_heads(value, query.shape[1])).transpose(1, 2).contiguous(), weights
 
 
 AttentionInterface.register(NAME, watched)

@@ -14,12 +14,13 @@ from harness.machine import limits
 from harness.statistics import moments
 from harness.trials.result import Result
 from harness.trials.worker import Worker
-from harness.types import LatencySpec, Questions, Trial, Tuning
+from harness.types import Chooser, LatencySpec, Questions, Trial, Tuning
 from tests.support.accelerator import aside, installed
 from tests.support.accelerator.ledger import Ledger
 from tests.support.trials import random_trial
 
-SHORT = {"infoprune": {"steps": 6}, "l0_gates": {"steps": 6}}  # options of methods that train
+# Options of methods that train, and of one that needs a layer before its own.
+SHORT = {"infoprune": {"steps": 6}, "l0_gates": {"steps": 6}, "fastv": {"layer": 1}}
 TRAINING: dict[str, Any] = {"steps": 2, "samples": 8, "batch": 4}
 RECOVERIES = [
     Tuning("bias"),
@@ -81,8 +82,15 @@ def same(trial: Trial, cpu: Worker, gpu: Worker) -> tuple[Result, Result]:
 @pytest.mark.parametrize("name", some(registry.methods()))
 def test_a_method(name: str, base: Trial, cpu: Worker, gpu: Worker) -> None:
     method = registry.method(name)
-    budget = 1.0 if name == "none" else 0.6
+    # Visual tokens alone save little, behind a layer even less.
+    budget = 1.0 if name == "none" else 0.9 if method.units == "tokens" else 0.6
     same(replace(base, method=name, budget=budget, units=method.units, options=SHORT.get(name, {})), cpu, gpu)
+
+
+@pytest.mark.slow
+def test_a_mixture_with_tokens(base: Trial, cpu: Worker, gpu: Worker) -> None:
+    mixed: dict[str, Any] = {"units": "heads+ffn+tokens", "tokens": Chooser("visionzip"), "shares": {"tokens": 0.2}}
+    same(replace(base, method="magnitude", budget=0.7, **mixed), cpu, gpu)
 
 
 @pytest.mark.slow
