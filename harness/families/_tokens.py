@@ -152,6 +152,7 @@ class TokenCut(nn.Module):
             raise TokenError(f"tokens.share: {share} is not in (0, 1]")
         # Of the next pass: (batch,), the place of each prompt's last token where answers follow; None: the last token.
         self.ends: Any = None
+        self._ends: Any = None
         self._watch: Any = None
         self._marks: Any = None
         self._features: Any = None
@@ -179,13 +180,14 @@ class TokenCut(nn.Module):
         """Before the whole model: which tokens are visual."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._marks = None if ids is None else ids == self.image
+        self._ends, self.ends = self.ends, None
         self._features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
 
     def begin(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Before the language model. The marks of a direct call come as `visual`, (batch, length)."""
         alone = "visual" in kwargs
         marks, self._marks = kwargs.pop("visual", self._marks), None
-        ends, self.ends = self.ends, None
+        ends, self._ends = self._ends, None
         self._clear()
         self._alone, cache = alone, kwargs.get("past_key_values")
         self._prefill = cache is None or int(cache.get_seq_length()) == 0

@@ -9,13 +9,14 @@ basis(first, second, "answers")                  # how they compare all the same
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from harness.records.record import Record
-from harness.types import Align, Currency, Loading, Questions, Scope, Trial, UnitKinds
+from harness.types import REGIMES, Align, Currency, Loading, Questions, Scope, Trial, UnitKinds
 
 # Facts of a record's `env` that must agree before times are compared; of the device only the kind, because the GPUs of
 # a machine share the trials of a sweep, and the same trial may run on another one next time. `gpu` names the model.
@@ -82,6 +83,23 @@ def regime(record: Record) -> str:
     """
     regime, tuning = record.contestant.regime, replace(record.trial.tuning, weights="same")  # which the regime says
     return f"{regime} {tuning}" if tuning.trains else regime + str(tuning).removeprefix(tuning.method)
+
+
+def regime_order(regime: str) -> tuple[int, str]:
+    """Sort key of regimes: from untouched weights to tuned ones, each before its fewer bits; unknown ones come last."""
+    whole = regime.replace(", int8", "").replace(", int4", "")
+    known = [place for place, name in enumerate(REGIMES) if whole == name or whole.startswith(f"{name} ")]
+    return max(known, default=len(REGIMES)), regime
+
+
+def common(points: Iterable[tuple[Any, float]]) -> list[float]:
+    """The budgets at which contestants compete, rising: those of at least half of them, or all if there are none.
+
+    points: each (contestant, budget) once. A contestant may have budgets of its own, which say nothing of the others.
+    """
+    points = list(points)
+    contestants, at_budget = {contestant for contestant, _ in points}, Counter(budget for _, budget in points)
+    return sorted(at for at, count in at_budget.items() if 2 * count >= len(contestants)) or sorted(at_budget)
 
 
 def differing(first: Record, second: Record, what: What) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this class before Python 3.12
 
 from harness.types import (
+    KINDS,
     Align,
     CalibrationSpec,
     Currency,
@@ -249,7 +250,8 @@ def _regime(content: dict[str, Any]) -> None:
 def _floor(content: dict[str, Any]) -> None:
     """4 to 5: random choices are a floor, and were a reference before there was this role."""
     contestant, trial = content.get("contestant"), content.get("trial")
-    if isinstance(contestant, dict) and isinstance(trial, dict) and str(trial.get("method")).startswith("random"):
+    random = ("random", *(f"random_{kind}" for kind in KINDS))
+    if isinstance(contestant, dict) and isinstance(trial, dict) and trial.get("method") in random:
         contestant["role"] = "floor"
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.records.comparison import regime
+from harness.records.comparison import regime, regime_order
 from harness.records.record import Record, dig
 from harness.report import choices, tables, totals
 from harness.report.choices import Choice
@@ -155,4 +155,4 @@ def unsteady(rows: Iterable[tables.Row]) -> str:
 
 def _methods(records: Sequence[Record]) -> list[Described]:
     described = {Described(r.trial.method, r.contestant.title, r.contestant.role, regime(r)) for r in records}
-    return sorted(described, key=lambda entry: (entry.method, tables.regime_order(entry.regime), entry))
+    return sorted(described, key=lambda entry: (entry.method, regime_order(entry.regime), entry))

@@ -1,11 +1,11 @@
-"""Where curves compete: at budgets that they share, and with plans of whole layers that keep what the others keep.
+"""Plans of whole layers that stay below their budget: what they keep, and where they still compete.
 
 keeps(record)  # "keeps 0.432", or "" for a plan within the tolerance
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,9 +27,3 @@ def competing(groups: Mapping[tuple[str, float], Sequence[Mapping[Any, Any]]]) -
     for (_, budget), kept in texts.items():
         at_budget[budget] |= kept
     return {key for key, kept in texts.items() if kept == {""} or len(at_budget[key[1]]) == 1}
-
-
-def common(groups: Mapping[tuple[str, float], Any]) -> list[float]:
-    """The budgets of at least half of the curves, rising, or all: a contestant may have budgets of its own."""
-    curves, at_budget = {curve for curve, _ in groups}, Counter(budget for _, budget in groups)
-    return sorted(budget for budget, count in at_budget.items() if 2 * count >= len(curves)) or sorted(at_budget)

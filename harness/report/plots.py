@@ -2,9 +2,7 @@
 
 A board without accuracy (random weights) shows measured speedup against FLOPs kept.
 
-    python -c "from pathlib import Path; from harness.records.record import load; \
-               from harness.report import plots, tables; \
-               plots.save(tables.panels(tables.board_frame(load('results/demo')[0])), Path('.'))"
+    save(panels(board_frame(load("results/demo")[0])), Path("."))    # writes pareto.svg and pareto.png
 
 In every panel the dense model is at the left and pruning moves to the right, so up and right are better. Strong lines
 are the method under study and its best rivals: every method that leads the others at some budget. Only these have
@@ -33,8 +31,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from PIL import Image
 
+from harness.records.comparison import regime_order
 from harness.report.looks import STUDIED, Look, curve_looks
-from harness.report.tables import TERMS, Panel, panels, regime_order, values
+from harness.report.tables import TERMS, Panel, panels, values
 
 # Text as outlines and a fixed salt give the same bytes each time and the same look everywhere.
 STYLE: Any = {

@@ -16,11 +16,11 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness import registry
-from harness.records.comparison import pairs, regime, terms
+from harness.records.comparison import common, pairs, regime, regime_order, terms
 from harness.records.record import Record, dig
-from harness.report.coarse import KEEPS, common, competing, keeps
+from harness.report.coarse import KEEPS, competing, keeps
 from harness.text import TOO_FEW, plain, shorten
-from harness.types import REGIMES, SCOPES
+from harness.types import SCOPES
 from harness.types import Column as Figure
 from harness.types.kinds import in_words, kinds_order
 
@@ -36,7 +36,8 @@ ORDER = (
     *("gain_over_blind", "flips", "kl_first_token", "collapse"),
 )
 TERMS = "budget_terms"  # column of boards whose trials differ in budget terms
-REST = "<rest>"  # in SHOWN, the figures of the table of trials: place of columns that ORDER does not name
+REST = "<rest>"  # place of columns that ORDER does not name
+# The order of the figures in the table of trials.
 SHOWN = (
     *("flops_kept", "total_flops_kept", "params_kept", "latency_speedup"),
     *(REST, "accuracy", TASKS, "gain_over_blind", "flips"),
@@ -330,7 +331,8 @@ def _row(
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
-        *(row["board"], row["setting"]),
+        row["board"],
+        row["setting"],
         row["method"] != "none",
         SCOPES.index(row["scope"]),
         kinds_order(row["units"]),
@@ -342,12 +344,6 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         row["seed"],
         row["trial"],
     )
-
-
-def regime_order(regime: str) -> tuple[int, str]:
-    """Sort key of regimes: from untouched weights to tuned ones, each before its fewer bits; unknown ones come last."""
-    known = [i for i, name in enumerate(REGIMES) if f"{regime} ".replace(", int", " int").startswith(f"{name} ")]
-    return max(known, default=len(REGIMES)), regime
 
 
 def _task_column(task: str, known: Mapping[str, Any]) -> str:

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.records.comparison import common
 from harness.records.record import Cost, Record
-from harness.report.coarse import KEEPS, common
+from harness.report.coarse import KEEPS
 from harness.report.samples import Answers, Questions, Samples
 from harness.report.tables import NOTHING, Panel, places, ranked, values
 from harness.stats.hypervolume import hypervolume, hypervolume_intervals

@@ -244,11 +244,12 @@ class Pruner:
         first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, (trial.tokens or trial).method)
         if trial.units == "tokens" or first.achieved <= budget.keep:
             return first, ranking
-        plan, cut_ranking = first, ranking
-        for _ in range(2):  # the second knows how many of the heads stay whose attention is read
+        rest, watching = tokens.rest(vlm, ranking, first, budget, inputs)
+        plan, cut_ranking = self._solve(vlm, ranking, rest, trial)
+        if watching:  # by how many heads stay whose attention is read, which is known now
             rest, _ = tokens.rest(vlm, ranking, first, budget, inputs, plan)
             plan, cut_ranking = self._solve(vlm, ranking, rest, trial)
-        _, watching = tokens.rest(vlm, ranking, first, budget, inputs, plan)
+            _, watching = tokens.rest(vlm, ranking, first, budget, inputs, plan)
         return replace(plan, tokens=first.tokens, achieved=plan.achieved + watching), cut_ranking
 
     def _solve(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial) -> tuple[Plan, Ranking]:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from harness import stats
 from harness.progress import Progress, silent
-from harness.records.comparison import BudgetTerms, Terms, differing, regime, terms
+from harness.records.comparison import BudgetTerms, Terms, common, differing, regime, terms
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
@@ -203,9 +203,10 @@ def _verdict(studied: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
         floors = [contestant for contestant in recovered if contestant.floor]
         states = [f"{floor.name} is of regime {floor.regime}" for floor in floors]
         notes += states or [f"no floor, such as random pruning, with recovery {tuning}"]
-    budgets = sorted(studied.seeds, reverse=True)
-    if others := sorted({budget for contestant in alike for budget in contestant.seeds} - set(budgets), reverse=True):
-        notes.append(f"not run at {', '.join(f'{at:g}' for at in others)}, where others were")
+    shared = common((name, budget) for name, one in enumerate((studied, *alike)) for budget in one.seeds)
+    budgets = sorted({*studied.seeds, *shared}, reverse=True)
+    if missing := [at for at in budgets if at not in studied.seeds]:
+        notes.append(f"not run at {', '.join(f'{at:g}' for at in missing)}, where others were")
     for rival in (*rivals, *floors):
         for at in (at for at in budgets if differs(studied.kept(at), rival.kept(at))):
             notes.append(

@@ -186,14 +186,23 @@ def test_without_a_rival_it_is_compared_with_none_and_says_so(call: Call, result
     assert done.code == 1 and "compared with none" in done.out
 
 
-def test_budgets_of_others_alone_are_not_judged_and_named(results: Path) -> None:
+def test_a_budget_of_one_rival_alone_is_not_judged(results: Path) -> None:
     floor(results)
     run(results, "mine", 0.05)
     run(results, "taylor", 0.2)
     put(results, DENSE, method="taylor", budget=1.0)
     bar = only(results)
     assert bar.holds and [at.budget for at in bar.budgets] == list(BUDGETS)
-    assert "not run at 1, where others were" in bar.notes
+
+
+def test_a_budget_that_the_studied_method_left_out_counts_against_it(results: Path) -> None:
+    floor(results)
+    run(results, "taylor", 0.2)
+    for budget in BUDGETS[:3]:
+        put(results, flipped(DENSE, 0.05, 0.01), method="mine", budget=budget)
+    bar = only(results)
+    assert not bar.holds and [at.budget for at in bar.budgets] == list(BUDGETS)
+    assert "not run at 0.3125, 0.2, 0.1, where others were" in bar.notes
 
 
 def test_random_choices_of_any_kind_are_the_floor(results: Path) -> None:
