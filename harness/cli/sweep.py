@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,7 +146,8 @@ def sweep(
 
 def _dry_run(board: Any, results: Path, device: str | None, against: str | None, jobs: int, json_: bool) -> None:
     """What a sweep would run and fetch, and how long it would take."""
-    from harness.trials.preflight import check, estimate, fetched
+    from harness.trials.forecast import estimate
+    from harness.trials.preflight import check, fetched
     from harness.trials.sweep import plan
 
     todo, needed = plan(board, results, against), fetched(board)
@@ -222,26 +224,29 @@ def _profile(rows: list[Any], jobs: int) -> None:
 def _sweep(board: Any, results: Path, device: str, against: str | None = None, **how: Any) -> Any:
     """Run a board under a progress bar, failures printed as they are known."""
     from harness.progress import progress_bar
-    from harness.trials.preflight import check, estimate
     from harness.trials.sweep import plan
     from harness.trials.sweep import sweep as run
 
-    here = device if how.get("cluster") is None else None  # the devices of a cluster are not this machine's
-    if here is not None:
-        check_device(here)
+    if how.get("cluster") is None:
+        check_device(device)
     todo = plan(board, results, against)
-    notes = check(board, todo.trials, here)
-    note(f"{board.name}: {_counts(todo)}; {duration(estimate(board, todo, here, how.get('jobs', 1)))}")
-    for line in notes:
-        note(f"{board.model}: {line}")
-    with progress_bar(err) as bar:
-        task = bar.add_task("starting", total=len(todo.trials))
+
+    with ExitStack() as stack:
+        bars: list[Any] = []
+
+        def begin(notes: tuple[str, ...], seconds: float | None) -> None:
+            note(f"{board.name}: {_counts(todo)}; {duration(seconds)}")
+            for line in notes:
+                note(f"{board.model}: {line}")
+            bars.append(stack.enter_context(progress_bar(err)))
+            bars[0].add_task("starting", total=len(todo.trials))
 
         def progress(text: str = "", *, done: int | None = None, total: int | None = None) -> None:
-            bar.update(task, completed=done, description=escape(text))
+            for bar in bars:
+                bar.update(bar.task_ids[0], completed=done, description=escape(text))
             log.info("%s of %d trials; %s", done or 0, len(todo.trials), text or "a trial is done")
 
-        outcome = run(board, results, device=device, todo=todo, progress=progress, **how)
+        outcome = run(board, results, device=device, todo=todo, progress=progress, begin=begin, **how)
     for line in outcome.failed:
         err.print(f"[yellow]failed:[/yellow] {escape(line)}", soft_wrap=True)
     return outcome

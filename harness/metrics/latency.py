@@ -51,7 +51,8 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> di
     """The `figures` per stage and batch size; `speedup` is the ratio of the scope's stage at the largest batch.
 
     `answer` is the time of an answer of 16 tokens: in each round, prefill plus 15 decode steps. `more` has the same
-    figures for every other image size and mode of the trial.
+    figures for every other image size and mode of the trial; with a compiler also `graphs`, the number of pieces made
+    of the dense and the pruned stage: 1 is the whole, and each further piece starts where Python must look at data.
     """
     import torch
 
@@ -67,10 +68,11 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> di
             times = {}
             for name in calls[0]:
                 context.progress(f"latency: {name}{'' if mode == 'eager' else ' ' + mode}, batch {batch}")
-                first, second = (_compiled(stages[name], mode) for stages in calls)
                 with torch.no_grad():
+                    (first, second), graphs = _compiled([stages[name] for stages in calls], mode)
                     times[name] = interleave(first, second, repeats, wait(device))
-                result["stages"].setdefault(name, {})[str(batch)] = figures(times[name])
+                pieces = {"graphs": graphs} if graphs else {}
+                result["stages"].setdefault(name, {})[str(batch)] = figures(times[name]) | pieces
             result["answer"][str(batch)] = figures(times["all"] + (ANSWER - 1) * times["decode"])
         return result
 
@@ -86,11 +88,18 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> di
     return {**speedup, **reference, **({"more": others} if others else {})}
 
 
-def _compiled(call: Callable[[], Any], mode: str) -> Callable[[], Any]:
-    """The call in this mode: unchanged, with torch.compile, or with CUDA graphs too. The first use compiles it."""
+def _compiled(calls: list[Callable[[], Any]], mode: str) -> tuple[list[Callable[[], Any]], list[int]]:
+    """The calls in this mode: unchanged, with torch.compile, or with CUDA graphs too; and the graphs of each."""
     if mode == "eager":
-        return call
+        return calls, []
     import torch
+    from torch._dynamo.utils import counters
 
     torch._dynamo.reset()  # with a full cache, torch would silently fall back to eager
-    return torch.compile(call, dynamic=False, mode="reduce-overhead" if mode == "graphs" else "default")
+    compiled, graphs = [], []
+    for call in calls:
+        counters.clear()
+        compiled.append(torch.compile(call, dynamic=False, mode="reduce-overhead" if mode == "graphs" else "default"))
+        compiled[-1]()
+        graphs.append(counters["stats"]["unique_graphs"])
+    return compiled, graphs

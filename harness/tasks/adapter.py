@@ -30,7 +30,7 @@ from harness.types import VLM, InputError
 
 GREY = (128, 128, 128)
 Shown = Literal["own", "blank", "shuffled"]  # the image shown with a question
-PLAIN = {"last_hidden_state", "pooler_output"}  # image features that can be shared
+PLAIN = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}  # no others are read
 AHEAD = 2  # batches to encode while a GPU answers
 ROOM = 1 << 30  # bytes of encoded inputs to cache for the next trial
 Places = tuple[tuple[str, int], ...]  # task and document of each question of a batch
@@ -40,8 +40,8 @@ Places = tuple[tuple[str, int], ...]  # task and document of each question of a 
 class Batch:
     """Model inputs of a batch of questions.
 
-    With shared images, `distinct` holds each image once, and `order` gives the image of each question. Otherwise the
-    inputs hold the images.
+    With shared images, `distinct` holds each image once, and `order` gives the image of each question, or its rows
+    where an image has several. Otherwise the inputs hold the images.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -211,8 +211,7 @@ class Adapter(lmms):
             inputs: dict[str, Any] = place(batch.inputs, model)
             if batch.order:
                 seen = model.get_image_features(**place(batch.distinct, model))
-                seen.pooler_output = tuple(seen.pooler_output[i] for i in batch.order)
-                inputs["mm_encoder_outputs"] = {"image": seen}
+                inputs["mm_encoder_outputs"] = {"image": repeated(seen, batch.order)}
             how = {"generation_config": decoding.greedy(self.vlm), "logits_processor": LogitsProcessorList(watching)}
             tokens = model.generate(**inputs, **how)
             finite.check()
@@ -262,9 +261,13 @@ class Adapter(lmms):
         pixels = [(image.mode, image.size, image.tobytes()) for image in flat]
         first = dict(zip(pixels, flat, strict=True))
         places = {content: i for i, content in enumerate(first)}
-        distinct = pictures(self.vlm, [[image] for image in first.values()])
         inputs.pop("pixel_values")
-        return Batch(inputs, distinct, tuple(places[content] for content in pixels))
+        order = [places[content] for content in pixels]
+        if self.shares == "list":
+            return Batch(inputs, pictures(self.vlm, [[image] for image in first.values()]), tuple(order))
+        tiles = [pictures(self.vlm, [[image]])["pixel_values"] for image in first.values()]
+        rows = torch.arange(sum(map(len, tiles))).split([len(own) for own in tiles])
+        return Batch(inputs, {"pixel_values": torch.cat(tiles)}, tuple(torch.cat([rows[i] for i in order]).tolist()))
 
 
 def _places(requests: Sequence[Instance]) -> Places:
@@ -325,22 +328,36 @@ def pictures(vlm: VLM, images: list[list[Image.Image]]) -> dict[str, torch.Tenso
     return {name: inputs[name] for name in inspect.signature(model.get_image_features).parameters if name in inputs}
 
 
-def shares(vlm: VLM) -> bool:
-    """Whether several questions can share the features of one image; tested on two images.
+def shares(vlm: VLM) -> Literal["", "list", "rows"]:
+    """Whether several questions can share the features of one image, and how these come: tested on two images.
 
-    This needs a newer transformers, and a model whose features are just one tensor per image. A choice of visual tokens
-    that reads the tower's attention needs the pixels.
+    This needs a newer transformers, and a model that reads just one tensor per image, in a list, or one per row of
+    pixels (a tile), as rows of one tensor. A choice of visual tokens that reads the tower's attention needs the pixels.
     """
     model: Any = vlm.model
     if getattr(getattr(model, "token_cut", None), "attention", "") == "vision":
-        return False
+        return ""
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        return False
+        return ""
     inputs = pictures(vlm, [[Image.new("RGB", (64, 64), GREY)]] * 2)
+    if "pixel_values" not in inputs:
+        return ""
     with torch.no_grad():
         seen = model.get_image_features(**place(inputs, model))
+    if not set(seen) <= PLAIN:
+        return ""
     features = seen.pooler_output
-    return "pixel_values" in inputs and isinstance(features, tuple | list) and len(features) == 2 and set(seen) <= PLAIN
+    if isinstance(features, torch.Tensor):
+        return "rows" if set(inputs) == {"pixel_values"} and len(features) == len(inputs["pixel_values"]) else ""
+    return "list" if len(features) == 2 else ""
+
+
+def repeated(seen: Any, order: Sequence[int]) -> Any:
+    """The output of an image encoder with the features of these images, in this order."""
+    features = seen.pooler_output
+    listed = not isinstance(features, torch.Tensor)
+    seen.pooler_output = tuple(features[i] for i in order) if listed else features[list(order)]
+    return seen
 
 
 def place(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

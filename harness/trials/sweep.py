@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.files import check_writable
 from harness.progress import Progress, silent
@@ -18,12 +18,15 @@ from harness.records import record
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
-from harness.trials import preflight, spec, staleness
+from harness.trials import forecast, preflight, spec, staleness
 from harness.trials.executors import Make, local, ray, real
 from harness.trials.executors.local import UNLIMITED, TrialLimits
 from harness.trials.journal import Journal
 from harness.trials.locks import Claims
 from harness.types import InputError, Trial
+
+if TYPE_CHECKING:
+    from harness.trials.result import Result
 
 
 @dataclass(frozen=True)
@@ -127,20 +130,51 @@ def sweep(
     todo: Todo | None = None,
     progress: Progress = silent,
     mirror: Callable[[Record], None] | None = None,
+    begin: Callable[[tuple[str, ...], float | None], None] | None = None,
 ) -> Outcome:
     """Run the missing trials of a board. Each gets a record under `results/<board>/`. `todo` is its `plan`, if known.
 
     Trials run in worker processes (`jobs`, `limits`), in this process (`inline`), or on a Ray cluster (`cluster`, and
     only the time limit). Several sweeps may share a folder; each trial runs in one of them. `mirror` gets each record
-    after it is written. Raises InputError before any work for what `preflight.check` refuses and if the folder is not
-    writable, and later if the folder becomes unwritable; finished records stay.
+    after it is written. `begin` gets the notes of `preflight.check` and the estimated seconds before the first trial;
+    the workers load meanwhile. Raises InputError before any work for what `preflight.check` refuses and if the folder
+    is not writable, and later if the folder becomes unwritable; finished records stay.
     """
     todo = todo or plan(board, results)
-    for line in preflight.check(board, todo.trials, device if cluster is None else None):
-        progress(f"{board.model}: {line}")
-    folder, failed = results / board.name, []
+    start = time.perf_counter()
+    local_jobs = 0 if inline or cluster else min(jobs, len(todo.trials))
+    with local.workers(device, local_jobs, make) as workers:
+        here = device if cluster is None else None  # the devices of a cluster are not this machine's
+        notes = preflight.check(board, todo.trials, here)
+        if begin is not None:
+            begin(notes, forecast.estimate(board, todo, here, jobs))
+        else:
+            for line in notes:
+                progress(f"{board.model}: {line}")
+
+        def runs(**common: Any) -> Iterator[Result]:
+            if cluster is not None:
+                settings = {"needs": cluster.needs, "shards": cluster.shards, "seconds": limits.seconds}
+                return ray.run(todo.trials, device=device, make=make, address=cluster.address, **settings, **common)
+            if inline:
+                return local.inline(todo.trials, device=device, make=make, **common)
+            return local.run(todo.trials, workers, limits=limits, **common)
+
+        outcome = _collected(todo, results / board.name, runs, progress, mirror)
+    return replace(outcome, seconds=time.perf_counter() - start)
+
+
+def _collected(
+    todo: Todo,
+    folder: Path,
+    runs: Callable[..., Iterator[Result]],
+    progress: Progress,
+    mirror: Callable[[Record], None] | None,
+) -> Outcome:
+    """Write each record that `runs` yields, and give each trial to one sweep of the folder only."""
+    failed: list[str] = []
     check_writable(folder)
-    finished, elsewhere, ids, start = 0, 0, [], time.perf_counter()
+    finished, elsewhere, ids = 0, 0, []
     journal = Journal(folder)
     with Claims(folder) as claims:
 
@@ -158,13 +192,7 @@ def sweep(
 
         claims.tidy()
         journal.note("sweep", trials=len(todo.trials), done=todo.done, stale=todo.stale)
-        common: dict[str, Any] = {"device": device, "make": make, "claim": claim, "progress": say}
-        if cluster is None:
-            runs = local.run(todo.trials, inline=inline, jobs=jobs, limits=limits, **common)
-        else:
-            ray_settings = {"needs": cluster.needs, "shards": cluster.shards, "seconds": limits.seconds}
-            runs = ray.run(todo.trials, address=cluster.address, **ray_settings, **common)
-        for unwritten, samples in runs:
+        for unwritten, samples in runs(claim=claim, progress=say):
             claims.check()
             written = record.write(folder, unwritten, samples)
             claims.give_up(written.id)
@@ -178,7 +206,7 @@ def sweep(
             if mirror is not None:
                 mirror(written)
         journal.note("close", ran=finished, failed=len(failed))
-    return Outcome(folder, finished, todo.done, tuple(failed), elsewhere, tuple(ids), time.perf_counter() - start)
+    return Outcome(folder, finished, todo.done, tuple(failed), elsewhere, tuple(ids))
 
 
 def _done(path: Path, trial: Trial) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness import registry, tasks
-from harness.trials import preflight, spec, sweep
+from harness.trials import forecast, spec, sweep
 from tests.support.commands import Call, Done, put, refused
 from tests.support.paths import ROOT
 
@@ -116,7 +116,7 @@ def test_list(call: Call, thing: str) -> None:
 
 
 def test_shipped_boards_are_sound(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "probe", lambda board, todo, device: None)
+    monkeypatch.setattr(forecast, "probe", lambda board, todo, device: None)
     for name in registry.boards():
         done = call("sweep", name, "--dry-run")
         assert (done.code, done.err) == (0, ""), name
@@ -137,7 +137,7 @@ def test_against_a_baseline_only_what_the_gate_needs_runs(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shipped demo's records of one method as the baseline: dense and the others are left out."""
-    monkeypatch.setattr(preflight, "probe", lambda board, todo, device: None)
+    monkeypatch.setattr(forecast, "probe", lambda board, todo, device: None)
     shipped = ROOT / "results" / "demo"
     for path in shipped.glob("*.json"):
         if json.loads(path.read_text())["trial"]["method"] == "magnitude":
@@ -216,14 +216,19 @@ def test_sweep_and_dry_run_say_the_same_time(
     file = put(tmp_path / "board.yaml", {**board, "metrics": ["flops"]})
     results = tmp_path / "results"
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "sweep", lambda *given, **settings: sweep.Outcome(results, 0, 0, ()))
+
+        def begun(board: Any, results: Path, *, todo: Any, jobs: int, begin: Any, **settings: Any) -> Any:
+            begin((), forecast.estimate(board, todo, jobs=jobs))
+            return sweep.Outcome(results, 0, 0, ())
+
+        patch.setattr(sweep, "sweep", begun)
         for seconds, jobs, line in ((7200.0, 1, "about 2.0 h"), (7200.0, 2, "about 60 min"), (None, 1, "time unknown")):
-            patch.setattr(preflight, "probe", lambda board, todo, device, seconds=seconds: seconds)
+            patch.setattr(forecast, "probe", lambda board, todo, device, seconds=seconds: seconds)
             dry, run = (call("sweep", file, "--jobs", jobs, *flag) for flag in (["--dry-run"], []))
             assert f"3 trials to run, 0 done; {line}" in dry.out and f"3 trials to run, 0 done; {line}" in run.err
     assert call("sweep", file, "--results", results, "--inline").code == 0
     more = put(tmp_path / "more.yaml", {**board, "metrics": ["flops"], "methods": ["random", "magnitude", "taylor"]})
-    monkeypatch.setattr(preflight, "probe", None)  # records are enough
+    monkeypatch.setattr(forecast, "probe", None)  # records are enough
     dry, run = (call("sweep", more, "--results", results, flag) for flag in ("--dry-run", "--inline"))
     line = "1 trials to run, 3 done; about 0 min"
     assert line in dry.out and line in run.err
@@ -236,7 +241,7 @@ def test_an_estimate_that_fails_ends_no_sweep(
     def broken(*given: Any) -> None:
         raise RuntimeError("out of something")
 
-    monkeypatch.setattr(preflight, "probe", broken)
+    monkeypatch.setattr(forecast, "probe", broken)
     done = call("sweep", put(tmp_path / "board.yaml", {**board, "metrics": ["flops"]}), flag)
     assert done.code == 0 and "3 trials to run, 0 done; time unknown" in done.out + done.err
 

@@ -119,7 +119,7 @@ def test_answers_do_not_depend_on_the_batch(sets: Path, talker: VLM, monkeypatch
     assert answers_of(talker, batch_size=5) == one
     assert answers_of(talker, batch_size=64) == one
     assert answers_of(talker, batch_size=64) == one  # from kept inputs
-    monkeypatch.setattr(adapter, "shares", lambda vlm: False)
+    monkeypatch.setattr(adapter, "shares", lambda vlm: "")
     assert answers_of(talker, batch_size=64) == one  # each question with its own image features
 
 

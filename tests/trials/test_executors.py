@@ -78,7 +78,8 @@ def test_trials_that_hang_die_or_swell() -> None:
     """Each leaves a record, its worker is replaced, and what runs beside it goes on: seed 0 is not waited for."""
     trials = stubs.board(97, 98, 99, 0, 1, budgets=(0.5,)).trials()
     limits = TrialLimits(seconds=6, memory=450 * 10**6)
-    found = [made for made, _ in local.run(trials, jobs=2, limits=limits, make=stubs.make)]
+    with local.workers(jobs=2, make=stubs.make) as begun:
+        found = [made for made, _ in local.run(trials, begun, limits=limits)]
     by_seed = {made.trial.seed: made for made in found}
     assert set(by_seed) == {97, 98, 99, 0, 1} and len(found) == 5
     errors = {seed: made.error and made.error.type for seed, made in by_seed.items()}
@@ -96,14 +97,26 @@ def never(device: str, jobs: int, progress: Any) -> Any:
 def test_a_worker_that_never_starts_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "START", 2.0)
     trials = stubs.board(0, 1, budgets=(0.5,)).trials()
-    found = [made.error for made, _ in local.run(trials, limits=TrialLimits(seconds=1), make=never)]
+    with local.workers(make=never) as begun:
+        found = [made.error for made, _ in local.run(trials, begun, limits=TrialLimits(seconds=1))]
     assert [error and error.message for error in found] == ["its worker did not start within 2 s"] * 2
+
+
+def test_workers_load_before_their_first_trial_and_end_without_one() -> None:
+    with local.workers(jobs=2, make=stubs.make) as begun:
+        processes = [worker.process for worker in begun]
+        assert all(process.is_alive() for process in processes)
+    assert not any(process.is_alive() for process in processes)
+    start = time.monotonic()
+    with pytest.raises(InputError), local.workers(make=never):
+        raise InputError("the board is refused while the worker still loads")
+    assert time.monotonic() - start < 5
 
 
 def test_limits_that_cannot_be_watched_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pathlib.Path.is_file", lambda path: False)
     with pytest.raises(InputError, match="--memory-limit: needs /proc"):
-        next(local.run(stubs.board(0).trials(), limits=TrialLimits(memory=1)))
+        next(local.run(stubs.board(0).trials(), [], limits=TrialLimits(memory=1)))
 
 
 @pytest.mark.parametrize("option", [("--jobs", 2), ("--time-limit", 9), ("--memory-limit", 1)])

@@ -193,12 +193,13 @@ def test_worker_that_died_idle_is_replaced(
 ) -> None:
     board = read_board(tmp_path, tiny_folder, data, ["random", "magnitude"], metrics=["flops"])
     found, before = [], set(multiprocessing.active_children())
-    for made, _ in local.run(board.trials()):
-        found.append(made)
-        if len(found) == 1:
-            (worker,) = set(multiprocessing.active_children()) - before
-            worker.kill()
-            worker.join()
+    with local.workers() as begun:
+        for made, _ in local.run(board.trials(), begun):
+            found.append(made)
+            if len(found) == 1:
+                (worker,) = set(multiprocessing.active_children()) - before
+                worker.kill()
+                worker.join()
     assert [made.status for made in found] == ["ok", "failed", "ok"]
     assert found[1].error and "killed by signal 9" in found[1].error.message
 

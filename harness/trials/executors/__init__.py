@@ -35,7 +35,8 @@ Make = Callable[[str, int, Progress], Worker]  # arguments: device, number of wo
 
 
 def real(device: str, jobs: int, progress: Progress) -> Worker:
-    """The worker for real models. The import is local because it loads torch."""
+    """The worker for real models. The imports are local because they load torch and lmms-eval."""
+    from harness.tasks import suite  # noqa: F401 (the first trial would load it)
     from harness.trials import worker
 
     if jobs > 1:

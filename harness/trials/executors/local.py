@@ -1,8 +1,9 @@
 """Run trials in worker processes of this machine. Processes are reused, and replaced after they die or are killed.
 
-    for record, samples in run(trials, jobs=2, limits=TrialLimits(seconds=600), progress=print): ...
+    with workers("cpu", jobs=2) as begun:
+        for record, samples in run(trials, begun, limits=TrialLimits(seconds=600), progress=print): ...
 
-The workers send finished records back; the caller writes them. With `inline`, trials run in this process.
+The workers send finished records back; the caller writes them. `inline` runs trials in this process.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -46,45 +47,58 @@ class TrialLimits:
 UNLIMITED = TrialLimits()
 
 
+@contextmanager
+def workers(device: str = "cpu", jobs: int = 1, make: Make = real) -> Iterator[list[Process]]:
+    """So many worker processes, stopped at the end. They load their libraries while the caller still checks the board.
+
+    device: `cuda` spreads the workers over all GPUs, in turns.
+    """
+    begun = [Process(make, place, jobs) for place in _places(device, jobs)]
+    try:
+        for worker in begun:
+            worker.start()
+        yield begun
+    finally:
+        for worker in begun:
+            worker.stop()
+
+
 def run(
     trials: Iterable[Trial],
+    begun: Sequence[Process],
     *,
-    device: str = "cpu",
-    inline: bool = False,
-    jobs: int = 1,
     limits: TrialLimits = UNLIMITED,
-    make: Make = real,
     claim: Callable[[Trial], bool] = lambda trial: True,
     progress: Progress = silent,
 ) -> Iterator[Result]:
     """Yield the record and samples of each trial as it ends. With one worker, trials keep their order.
 
-    device: `cuda` spreads the workers over all GPUs, in turns. claim: called right before a trial starts; a trial that
-    it refuses is skipped. A worker that dies, or is killed at a limit, gives a failure record. Raises InputError for a
-    limit that this system cannot measure.
+    claim: called right before a trial starts; a trial that it refuses is skipped. A worker that dies, or is killed at a
+    limit, gives a failure record. Raises InputError for a limit that this system cannot measure.
     """
-    feed = Feed(trials, claim)
-    if inline:
-        yield from _inline(feed, make, device, progress)
-        return
     limits.check()
-    workers = [_Process(make, place, jobs) for place in _places(device, jobs)]
-    try:
-        for worker in workers:
-            worker.give(feed.take())
-        while busy := [worker for worker in workers if worker.trial]:
-            wait([worker.pipe for worker in busy], timeout=_patience(busy, limits))
-            for worker in busy:
-                result = worker.look(limits, progress)
-                if result is not None:
-                    yield result
-                    worker.give(feed.take(near=worker.last))
-    finally:
-        for worker in workers:
-            worker.stop()
+    feed = Feed(trials, claim)
+    for worker in begun:
+        worker.give(feed.take())
+    while busy := [worker for worker in begun if worker.trial]:
+        wait([worker.pipe for worker in busy], timeout=_patience(busy, limits))
+        for worker in busy:
+            result = worker.look(limits, progress)
+            if result is not None:
+                yield result
+                worker.give(feed.take(near=worker.last))
 
 
-def _inline(feed: Feed, make: Make, device: str, progress: Progress) -> Iterator[Result]:
+def inline(
+    trials: Iterable[Trial],
+    *,
+    device: str = "cpu",
+    make: Make = real,
+    claim: Callable[[Trial], bool] = lambda trial: True,
+    progress: Progress = silent,
+) -> Iterator[Result]:
+    """The same in this process, without limits."""
+    feed = Feed(trials, claim)
     trial = feed.take()
     worker = make(device, 1, lambda text="", **counts: progress(f"{trial}: {text}"))
     while trial is not None:
@@ -101,7 +115,7 @@ def _places(device: str, jobs: int) -> list[str]:
     return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
 
 
-def _patience(busy: list[_Process], limits: TrialLimits) -> float | None:
+def _patience(busy: list[Process], limits: TrialLimits) -> float | None:
     """Seconds until the next check of a silent worker; None: no check is needed."""
     due = [LOOK] if limits.memory is not None else []
     if limits.seconds is not None:
@@ -109,8 +123,8 @@ def _patience(busy: list[_Process], limits: TrialLimits) -> float | None:
     return min(due, default=None)
 
 
-class _Process:
-    """A worker process, started with its first trial."""
+class Process:
+    """A worker process. One that died is started again with the next trial."""
 
     def __init__(self, make: Make, device: str, jobs: int) -> None:
         self.make, self.device, self.jobs = make, device, jobs
@@ -127,11 +141,12 @@ class _Process:
             return
         self.last = trial
         if self.process is None:
-            self._start()
+            self.start()
         with suppress(OSError):  # if it died while idle, the next `look` notices
             self.pipe.send(trial)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process, which loads what it needs and waits for a trial."""
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.make, self.device, self.jobs), daemon=True)
@@ -187,10 +202,10 @@ class _Process:
         self.process = self.pipe = None
 
     def stop(self) -> None:
-        """End the process. An idle one exits when the pipe closes; a busy one is killed."""
+        """End the process. An idle one exits when the pipe closes; one that is busy or never had a trial is killed."""
         if self.process is None:
             return
-        if self.trial is None:
+        if self.trial is None and self.last is not None:
             self.pipe.close()
             self.process.join(5)
         self._kill()

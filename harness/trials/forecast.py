@@ -1,0 +1,177 @@
+"""How long a sweep takes, before it runs: from the board's records, or from a few steps of its model on this machine.
+
+    seconds = estimate(board, todo, "cpu")
+
+`sweep` and `sweep --dry-run` both say it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import families, registry, tasks
+from harness.machine import devices
+from harness.trials.preflight import fetched
+from harness.trials.tokens import methods, per_budget
+from harness.types import VLM, InputError, Questions, Trial
+
+if TYPE_CHECKING:
+    from harness.trials.spec import Board
+    from harness.trials.sweep import Todo
+
+log = logging.getLogger(__name__)
+
+LIGHT = 2e9  # bytes of weights up to which a model is loaded for an estimate
+FEW = 16  # questions of each task that are asked for it, and of a training batch
+WARM = 2  # rounds before those that are timed
+RECOVERY = 4  # passes over the calibration questions of a recovery that trains nothing
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of the dense model on this machine, measured."""
+
+    answer: float  # a question of the board, with its share of scoring
+    forward: float  # a calibration question, without gradients
+    learn: float  # a calibration question, forward and back
+    timed: float  # one call of each timed stage, at every batch size
+    count: float  # counting the multiply-adds once
+
+
+def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1) -> float | None:
+    """The seconds until all is done: from the board's records, or else from a few answers of the model here.
+
+    None if neither is to be had: without records, for a model or questions that must be fetched first, for random or
+    more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None). Call
+    `preflight.check` before: what it refuses has no estimate.
+    """
+    seconds = todo.seconds
+    if seconds is None and todo.trials and device is not None and not fetched(board):
+        devices.check_device(device, "--device")
+        try:
+            seconds = probe(board, todo, device)
+        except InputError:
+            raise
+        except Exception as error:  # the record of the trial will hold the error
+            log.info("no estimate: %s: %s", type(error).__name__, error)
+    return None if seconds is None else seconds / jobs
+
+
+def probe(board: Board, todo: Todo, device: str) -> float | None:
+    """The seconds of these trials, from a few steps of the model; None if that would itself take long."""
+    weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
+    if board.random_weights or weights > LIGHT:
+        return None
+    rates = measured(board, todo.trials, device)
+    rankings = {(trial.ranking, trial.budget if per_budget(trial) else None): trial for trial in todo.trials}
+    return sum(_trial(board, trial, rates) for trial in todo.trials) + sum(
+        _ranking(trial, rates) for trial in rankings.values()
+    )
+
+
+def _trial(board: Board, trial: Trial, rates: Rates) -> float:
+    """The seconds of a trial without its ranking. A pruned model is between its share of the dense one's time and all."""
+    pruned = trial.method != "none"
+    slower = (1 + trial.budget) / 2
+    asked = tasks.count(board.questions) * bool({"accuracy", "fidelity"} & set(trial.metrics))
+    blind = 2 * tasks.count(board.questions) * ("floors" in trial.metrics)  # blank and shuffled images
+    seconds = rates.answer * slower * (asked + blind) + rates.count * pruned
+    if "latency" in trial.metrics:
+        settings = len(trial.latency.modes) * (1 + len(trial.latency.images))
+        seconds += settings * (WARM + trial.latency.repeats) * rates.timed * (1 + slower)
+    for stage in trial.tuning.stages:
+        if stage.trains:  # the steps of a method's own training are taken off these
+            teacher = rates.forward if stage.loss != "answers" else 0.0
+            seconds += stage.steps * stage.batch * (rates.learn + teacher)
+        else:
+            seconds += RECOVERY * trial.calibration.samples * rates.forward
+    return seconds
+
+
+def _ranking(trial: Trial, rates: Rates) -> float:
+    """The seconds of a method's statistics: a pass with gradients, and its own training unless a recovery pays it."""
+    if trial.method == "none":
+        return 0.0
+    own = sum(method.steps(options) for method, options in methods(trial))
+    paid = any(stage.trains for stage in trial.tuning.stages)
+    return rates.learn * (trial.calibration.samples + FEW * own * (not paid))
+
+
+# --- on this machine ------------------------------------------------------------------------------------------
+
+
+def measured(board: Board, trials: Iterable[Trial], device: str) -> Rates:
+    """The rates of the board's model on this device, from a few steps each."""
+    import torch
+
+    from harness.machine.memory import release
+    from harness.machine.timing import seconds
+    from harness.metrics import _counting
+    from harness.trials.context import Context
+
+    trials = tuple(trials)
+    asked: set[str] = {metric for trial in trials for metric in trial.metrics}
+    vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **vars(board.loading))
+    context, place = Context(board.reference_input), torch.device(device)
+
+    def fastest(call: Callable[[], Any]) -> float:
+        with torch.no_grad():
+            return seconds(call, place, min)
+
+    timed = 0.0
+    if "latency" in asked:
+        timed = sum(fastest(call) for batch in board.latency.batches for call in context.stages(vlm, batch).values())
+    answer = _answer(vlm, board.questions) if asked & {"accuracy", "floors", "fidelity"} else 0.0
+    count = _second(lambda: _counting.count(vlm.model, context.stages(vlm)["all"]), place)
+    forward, learn = _calibration(vlm, trials, place)
+    del vlm
+    release()  # the trials need the memory
+    return Rates(answer, forward, learn, timed, count)
+
+
+def _answer(vlm: VLM, questions: Questions) -> float:
+    """The seconds that this model takes for a question, whose image may be smaller than the reference input."""
+    few = replace(questions, limit=min(questions.limit or FEW, FEW))
+    return _second(lambda: tasks.answer(vlm, few), vlm.model.device) / tasks.count(few)
+
+
+def _calibration(vlm: VLM, trials: tuple[Trial, ...], device: Any) -> tuple[float, float]:
+    """The seconds of a calibration question, forward only, and forward and back through the weights."""
+    import torch
+
+    from harness.statistics.calibration import Calibration
+
+    trial = next((trial for trial in trials if trial.method != "none"), None)
+    if trial is None:
+        return 0.0, 0.0
+    number = max(len(trial.calibration_questions.tasks), min(FEW, trial.calibration.samples))
+    samples = tasks.samples(trial.calibration_questions, number, trial.seed)
+    (batch,) = Calibration(vlm, samples, len(samples)).batches()
+    model: Any = vlm.model.requires_grad_(True)
+
+    def learned() -> None:
+        model(**batch, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    def read() -> None:
+        with torch.no_grad():
+            model(**batch, use_cache=False)
+
+    return _second(read, device) / number, _second(learned, device) / number
+
+
+def _second(call: Callable[[], Any], device: Any) -> float:
+    """The seconds of the second of two calls; the first warms up."""
+    from harness.machine.timing import wait
+
+    call()
+    wait(device)()
+    start = time.perf_counter()
+    call()
+    wait(device)()
+    return time.perf_counter() - start
