@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +75,11 @@ def probe(board: Board, todo: Todo, device: str) -> float | None:
 
 
 def _trial(board: Board, trial: Trial, rates: Rates) -> float:
-    """The seconds of a trial without its ranking. A pruned model is between its share of the dense one's time and all."""
-    pruned = trial.method != "none"
+    """The seconds of a trial without its ranking. Half of a pruned model's saving counts as time saved."""
     slower = (1 + trial.budget) / 2
     asked = tasks.count(board.questions) * bool({"accuracy", "fidelity"} & set(trial.metrics))
     blind = 2 * tasks.count(board.questions) * ("floors" in trial.metrics)  # blank and shuffled images
-    seconds = rates.answer * slower * (asked + blind) + rates.count * pruned
+    seconds = rates.answer * slower * (asked + blind) + rates.count * (trial.method != "none")
     if "latency" in trial.metrics:
         settings = len(trial.latency.modes) * (1 + len(trial.latency.images))
         seconds += settings * (WARM + trial.latency.repeats) * rates.timed * (1 + slower)
@@ -105,16 +104,22 @@ def _ranking(trial: Trial, rates: Rates) -> float:
 # --- on this machine ------------------------------------------------------------------------------------------
 
 
-def measured(board: Board, trials: Iterable[Trial], device: str) -> Rates:
+def measured(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     """The rates of the board's model on this device, from a few steps each."""
+    from harness.machine.memory import release
+
+    rates = _rates(board, trials, device)
+    release()  # the trials need the memory
+    return rates
+
+
+def _rates(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     import torch
 
-    from harness.machine.memory import release
     from harness.machine.timing import seconds
     from harness.metrics import _counting
     from harness.trials.context import Context
 
-    trials = tuple(trials)
     asked: set[str] = {metric for trial in trials for metric in trial.metrics}
     vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device, **vars(board.loading))
     context, place = Context(board.reference_input), torch.device(device)
@@ -128,10 +133,7 @@ def measured(board: Board, trials: Iterable[Trial], device: str) -> Rates:
         timed = sum(fastest(call) for batch in board.latency.batches for call in context.stages(vlm, batch).values())
     answer = _answer(vlm, board.questions) if asked & {"accuracy", "floors", "fidelity"} else 0.0
     count = _second(lambda: _counting.count(vlm.model, context.stages(vlm)["all"]), place)
-    forward, learn = _calibration(vlm, trials, place)
-    del vlm
-    release()  # the trials need the memory
-    return Rates(answer, forward, learn, timed, count)
+    return Rates(answer, *_calibration(vlm, trials, place), timed, count)
 
 
 def _answer(vlm: VLM, questions: Questions) -> float:
@@ -140,7 +142,7 @@ def _answer(vlm: VLM, questions: Questions) -> float:
     return _second(lambda: tasks.answer(vlm, few), vlm.model.device) / tasks.count(few)
 
 
-def _calibration(vlm: VLM, trials: tuple[Trial, ...], device: Any) -> tuple[float, float]:
+def _calibration(vlm: VLM, trials: Sequence[Trial], device: Any) -> tuple[float, float]:
     """The seconds of a calibration question, forward only, and forward and back through the weights."""
     import torch
 
