@@ -34,12 +34,13 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
     measure = CURRENCIES[trial.currency] + (", as predicted" if trial.currency == "latency" else "")
     plan = record.plan
     kept = f"{plan.achieved:.3f}" if plan is not None and plan.coarse else f"{trial.budget:g}"
+    scope = "" if trial.scope == "all" else f"{trial.scope} "
     part = {"heads": "heads' ", "ffn": "FFNs' "}.get(trial.units, "")
     return f"""---
 {front}
 ---
 
-# {escape(trial.model)}, pruned by {method} to {kept} of its {trial.scope} {part}{measure}
+# {escape(trial.model)}, pruned by {method} to {kept} of its {scope}{part}{measure}
 
 {_removed(record)} It {form}.
 

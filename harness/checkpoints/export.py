@@ -97,20 +97,24 @@ def trial(
     dtype: str = "float32",
     revision: str | None = None,
     seed: int = 0,
+    **contestant: Any,
 ) -> Trial:
     """A trial that prunes one model, validated as on a board; for `prune`, or for a worker.
 
     units: by default what the method cuts. scope: by default vision, or all where visual tokens go. tasks: where the
     calibration questions come from; by default the embedded sets. image: width and height of the one whose FLOPs are
-    budgeted. Raises InputError for what cannot be used.
+    budgeted. contestant: further keys of a board's contestant (`tuning`, `shares`, `tokens`, `sequential`). Raises
+    InputError for what cannot be used.
     """
     if method == "none":
         raise InputError("method none: is the model as it is; there is nothing to prune")
     asked = units or registry.method(method).units
+    if isinstance(contestant.get("tuning"), list):
+        raise InputError("tuning: is a list; one model is recovered in one way")
     content = {
         "name": "prune",
         "model": model,
-        "methods": [{"method": method, "options": dict(options or {})}],
+        "methods": [{"method": method, "options": dict(options or {}), **contestant}],
         "budgets": [budget],
         "currency": currency,
         "scopes": [scope or ("all" if "tokens" in asked else "vision")],

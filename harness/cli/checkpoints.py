@@ -45,6 +45,16 @@ def prune(
         typer.Option(help="What is removed: both, or kinds such as ffn+layers; by default all it ranks."),
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value of the method; may be given again.")] = None,
+    tuning: Annotated[
+        str | None, typer.Option(help="Recovery after the cut: bias, refit, or settings such as '{method: lora}'.")
+    ] = None,
+    share: Annotated[
+        list[str] | None, typer.Option(help="kind=share of the saving, such as layers=0.5; may be given again.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="A method that chooses visual tokens beside this one.")] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Rank each block after those before it are cut.")
+    ] = False,
     data: Annotated[
         list[str] | None, typer.Option(help="Calibration task, parquet file or folder; may be given again.")
     ] = None,
@@ -61,14 +71,16 @@ def prune(
     from harness.checkpoints import export
 
     check_device(device)
-    currency, share = _budget(budget)
+    currency, keep = _budget(budget)
     width, _, height = image.partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise InputError(f"--image {image}: use WIDTHxHEIGHT, such as 448x448")
+    recovery = pairs([f"tuning={tuning}"] if tuning else [], "--tuning")
+    contestant = {**recovery, "shares": pairs(share, "--share"), "tokens": tokens, "sequential": sequential}
     trial = export.trial(
         model,
         method,
-        share,
+        keep,
         currency=currency,
         scope=scope,
         units=units,
@@ -79,6 +91,7 @@ def prune(
         dtype=dtype,
         revision=revision,
         seed=seed,
+        **contestant,
     )
     if data is None and model not in registry.MODELS:
         note(f"no --data: the calibration questions are the embedded sets' ({', '.join(tasks.names())})")

@@ -345,3 +345,46 @@ def test_a_plan_with_widths_comes_back(once: Path) -> None:
     assert plan.widths["vision.0", "ffn"] == 64 and plan.widths.keys() == plan.parts.keys()
     assert json.loads(json.dumps(plan.to_json())) == content["plan"] and Plan.of(plan.to_json()) == plan
     assert Trial.of(content["trial"]).id == content["id"]
+
+
+# --- settings of a contestant ---------------------------------------------------------------------------------
+
+
+def test_prune_takes_what_a_contestant_on_a_board_takes(
+    call: Call, tiny_folder: Path, questions: Path, tmp_path: Path
+) -> None:
+    """The same model as from Python: weights refitted, and units of several kinds with visual tokens."""
+    words = ("prune", tiny_folder, "--method", "magnitude", "--scope", "all", "--data", questions, "--samples", 2)
+    size = ("--image", "64x64", "--budget", "0.6")
+    refit = call(*words, *size, "--tuning", "refit", "--out", tmp_path / "refit")
+    assert refit.code == 0, refit.err
+    again = prune(tiny_folder, tmp_path / "again", questions, tuning="refit")
+    assert same_weights(tmp_path / "refit", again)
+    assert not same_weights(again, prune(tiny_folder, tmp_path / "bare", questions))
+    mixed = (*size[:3], "0.7", "--units", "ffn+tokens", "--share", "tokens=0.5", "--share", "ffn=0.5")
+    done = call(*words, *mixed, "--tokens", "pool", "--out", tmp_path / "mixed")
+    assert done.code == 0, done.err
+    plan = Plan.of(json.loads((tmp_path / "mixed" / "plan.json").read_text())["plan"])
+    assert plan.tokens is not None and {kind for _, kind in plan.parts} == {"ffn"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--tuning", "refitt"], "unknown value 'refitt'; did you mean 'refit'"),
+        (["--tuning", "[bias, refit]"], "tuning: is a list; one model is recovered in one way"),
+        (["--tuning", "{method: lora, rank: 0}"], "rank"),
+        (["--tuning", "{weights: int8}"], "a checkpoint here has whole weights"),
+        (["--share", "ffn"], "--share ffn: use name=value"),
+        (["--share", "ffn=2"], "heads is cut, but has no share"),
+        (["--share", "rows=1"], "rows"),
+        (["--tokens", "pool"], "add tokens to units"),
+        (["--tokens", "nobody", "--units", "ffn+tokens"], "nobody"),
+    ],
+)
+def test_settings_of_a_contestant_that_do_not_fit(
+    call: Call, tiny_folder: Path, questions: Path, tmp_path: Path, words: list[str], says: str
+) -> None:
+    common = ("--method", "magnitude", "--budget", "0.6", "--image", "64x64", "--data", questions, "--samples", 2)
+    refused(call("prune", tiny_folder, *common, *words, "--out", tmp_path / "out"), says)
+    assert not (tmp_path / "out").exists()
