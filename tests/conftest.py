@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import hypothesis
 import pytest
 
+from harness import registry
 from harness.types import VLM
 from tests.support.commands import Call, Done
 from tests.support.question_files import question_rows, write_parquet
@@ -60,6 +61,26 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return Done(code, shown.out, shown.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model of the family of those that `infoprune reference build` makes; its FFNs are wide as theirs."""
+    from tests.support.family_configs import build
+
+    def wide(config: Any) -> Any:
+        for part in (config.vision_config, config.text_config):
+            part.intermediate_size = 16 * part.hidden_size
+        return config
+
+    return build("internvl", tmp_path_factory.mktemp("built") / "model", change=wide)
+
+
+@pytest.fixture
+def every_model(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is built on a machine, shipped boards can be read: `stand_in` is there instead."""
+    for name in registry.BUILT:
+        monkeypatch.setitem(registry.MODELS, name, stand_in)
 
 
 @pytest.fixture

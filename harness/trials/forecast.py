@@ -132,14 +132,14 @@ def _rates(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     if "latency" in asked:
         timed = sum(fastest(call) for batch in board.latency.batches for call in context.stages(vlm, batch).values())
     answer = _answer(vlm, board.questions) if asked & {"accuracy", "floors", "fidelity"} else 0.0
-    count = _second(lambda: _counting.count(vlm.model, context.stages(vlm)["all"]), place)
+    count = _seconds(lambda: _counting.count(vlm.model, context.stages(vlm)["all"]), place)
     return Rates(answer, *_calibration(vlm, trials, place), timed, count)
 
 
 def _answer(vlm: VLM, questions: Questions) -> float:
     """The seconds that this model takes for a question, whose image may be smaller than the reference input."""
     few = replace(questions, limit=min(questions.limit or FEW, FEW))
-    return _second(lambda: tasks.answer(vlm, few), vlm.model.device) / tasks.count(few)
+    return _seconds(lambda: tasks.answer(vlm, few), vlm.model.device) / tasks.count(few)
 
 
 def _calibration(vlm: VLM, trials: Sequence[Trial], device: Any) -> tuple[float, float]:
@@ -164,16 +164,17 @@ def _calibration(vlm: VLM, trials: Sequence[Trial], device: Any) -> tuple[float,
         with torch.no_grad():
             model(**batch, use_cache=False)
 
-    return _second(read, device) / number, _second(learned, device) / number
+    return _seconds(read, device) / number, _seconds(learned, device) / number
 
 
-def _second(call: Callable[[], Any], device: Any) -> float:
-    """The seconds of the second of two calls; the first warms up."""
+def _seconds(call: Callable[[], Any], device: Any) -> float:
+    """The seconds of a call: the better of two, because other work may disturb one, after one that warms up."""
     from harness.machine.timing import wait
 
-    call()
-    wait(device)()
-    start = time.perf_counter()
-    call()
-    wait(device)()
-    return time.perf_counter() - start
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        wait(device)()
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])

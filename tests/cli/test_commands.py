@@ -115,7 +115,7 @@ def test_list(call: Call, thing: str) -> None:
     assert shown.code == 0 and all(name in shown.out for name in names)
 
 
-def test_shipped_boards_are_sound(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_boards_are_sound(call: Call, every_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "probe", lambda board, todo, device: None)
     for name in registry.boards():
         done = call("sweep", name, "--dry-run")

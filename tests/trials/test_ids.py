@@ -14,7 +14,7 @@ IDS = {
     "ablation": (103, "a89a3db427fee49f", "f0b11813dd824dcf", "b8b73181fe5aa6a3"),
     "ablation-ffn": (67, "cec6a5de26ec9404", "0b40520c8429afef", "0dac23f13a9101ab"),
     "ablation-heads": (103, "be4abab5a152ef0f", "e290963cb1410125", "9dce8ccaae61adc7"),
-    "demo": (13, "4e7a194b237a6de3", "ff5319fff4f5a0e9", "0aac57860846c979"),
+    "demo": (13, "b8f308cb9a6549a9", "4bd81c2bb3e593bf", "c95d9e3977c0bf99"),
     "ffn": (265, "9c3a095ffa6f9117", "d1f017e7184aace1", "95a9a78acebca75b"),
     "geometry-llava-1.5-7b": (55, "b6404c500563d38d", "0231b5134339a55d", "3db45084c01dc92d"),
     "geometry-mini": (19, "86675ec0fc9f69df", "e4a2d904619e7183", "af6b483add12dc22"),
@@ -26,11 +26,13 @@ IDS = {
     "options-choices": (89, "16bbca43b3ca9691", "57b6f871ac061478", "5fa95da2ef4dc8c5"),
     "options-layers": (37, "2c0a0f77f37d201e", "4971797e28ecd06c", "6fbb68c35f236c91"),
     "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
+    "pretrained": (1063, "fe5f3a9952f06bee", "60c56df5dbef198f", "c41dad0cf842e53b"),
+    "pretrained-orders": (43, "d3f854b6978033a0", "603aa0923aa7b851", "83ee6cf110e57493"),
     "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "d21d8a1fae145264"),
     "reference": (1675, "f87da4345c0718ad", "2e53298db37dd074", "5eb921bb3aeb7677"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
-    "tokens": (63, "e014fa4c1e810dc8", "7b81f28cc488677f", "74a3e4509427f9c5"),
+    "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "3a9f0fc0e358b34e"),
     "tuned": (145, "0931be2119463c01", "b1c7bf339845c72e", "267ce6f0c4757f9f"),
     "tuned-rates": (19, "c1be0900c05d6568", "2bf6300236ada395", "d5ce6818a9b9c8c0"),
 }
@@ -41,6 +43,6 @@ def test_every_shipped_board_is_listed() -> None:
 
 
 @pytest.mark.parametrize("board", IDS)
-def test_trials_keep_their_ids(board: str) -> None:
+def test_trials_keep_their_ids(board: str, every_model: None) -> None:
     ids = [trial.id for trial in spec.read(board).trials()]
     assert (len(ids), ids[0], ids[-1], sha256("\n".join(ids).encode()).hexdigest()[:16]) == IDS[board]

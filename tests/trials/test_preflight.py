@@ -87,7 +87,7 @@ def test_prune_finds_a_budget_out_of_reach_before_it_ranks(
 
 
 @pytest.mark.parametrize("name", registry.boards())
-def test_shipped_boards_have_budgets_within_reach(name: str) -> None:
+def test_shipped_boards_have_budgets_within_reach(name: str, every_model: None) -> None:
     board = spec.read(name)
     assert preflight.check(board, board.trials(), fetch=False) == ()
 

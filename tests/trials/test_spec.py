@@ -174,9 +174,9 @@ def test_overrides_replace_top_level_keys(read: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", registry.boards())
-def test_shipped_boards(name: str) -> None:
+def test_shipped_boards(name: str, every_model: None) -> None:
     board = spec.read(name)
-    shipped = {*registry.MODELS, *registry.geometries()}
+    shipped = {*registry.MODELS, *registry.BUILT, *registry.geometries()}
     assert board.name == name and (board.model in shipped or board.revision)
     trials = board.trials()
     assert len({trial.id for trial in trials}) == len(trials)
