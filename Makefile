@@ -4,7 +4,7 @@ BIN := .venv/bin
 # files in their order, which has the long ones in the middle.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test slow lint audit clean
+.PHONY: demo test slow gpu lint audit clean
 
 demo: .venv/installed ## install and run the quick board on the embedded model
 	$(BIN)/infoprune demo
@@ -14,6 +14,12 @@ test: .venv/installed ## install and run the tests
 
 slow: .venv/installed ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu and not network"
+
+gpu: .venv/installed ## what only a GPU can show, within 15 minutes: tests, a published size, training, and the table of bars
+	-timeout 150 $(BIN)/python -m pytest -q -m gpu
+	-timeout 150 $(BIN)/infoprune sweep geometry-qwen2-vl-7b --device cuda --results runs/gpu --set budgets=[0.3125] --set methods=[random]
+	-timeout 120 $(BIN)/infoprune reference train --device cuda --out runs/gpu/mini --images 20000
+	timeout 460 $(BIN)/infoprune bench --device cuda --out runs/gpu/bars.json
 
 lint: .venv/installed ## formatting, lint, types, what is known to be unsafe, packages that do not go together
 	$(BIN)/ruff format --check .

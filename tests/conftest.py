@@ -65,7 +65,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model of the family of those that `infoprune reference build` makes; its FFNs are wide as theirs."""
+    """A small random model of the family of those that `infoprune reference build` makes, with wide FFNs as theirs."""
     from tests.support.family_configs import build
 
     def wide(config: Any) -> Any:

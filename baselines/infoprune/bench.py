@@ -29,11 +29,15 @@ DECAY = 0.5  # row i is scaled by i^-DECAY: trained weights decay more slowly, a
 ITERATIONS = 8  # with fewer, the energy error at this slow decay is above ERROR
 
 
-def bars(quick: bool = False, device: str = "cpu", progress: Progress = silent) -> Iterator[Bar]:
-    """The bars of `infoprune bench`: the deterministic SVD routes (`quick`: only the smaller size), and compression."""
+def routes(quick: bool = False, device: str = "cpu", progress: Progress = silent) -> Iterator[Bar]:
+    """The bars `svd` of `infoprune bench`: the deterministic SVD routes (`quick`: only the smaller size)."""
     progress("singular values")
-    route_bars = svd_routes(SIZES[:1] if quick else SIZES, device=device)
-    yield from (bar for bar in route_bars if "randomised" not in bar.name)
+    measured = svd_routes(SIZES[:1] if quick else SIZES, device=device)
+    yield from (bar for bar in measured if "randomised" not in bar.name)
+
+
+def compressed(quick: bool = False, device: str = "cpu", progress: Progress = silent) -> Iterator[Bar]:
+    """The bars `compression`: the cost of the method's ranks and surgery; see `harness.bench.compression`."""
     yield from compression.bars("infoprune_free", {}, device=device, progress=progress)
 
 
@@ -56,7 +60,7 @@ def svd_routes(
     for rows, columns in sizes:
         matrix = _decaying_matrix(rows, columns, seed).to(device)
         kept_rank = rank or max(1, min(rows, columns) // 8)
-        routes: dict[str, Callable[[], Tensor]] = {
+        calls: dict[str, Callable[[], Tensor]] = {
             "torch.linalg.svd": lambda m=matrix: torch.linalg.svd(m, full_matrices=False)[1].double().square(),
             "gram": lambda m=matrix: decompose(m).energy,
             "truncated": lambda m=matrix, r=kept_rank: truncated_svd(m, r).singular.double().square(),
@@ -64,18 +68,18 @@ def svd_routes(
                 randomized_svd(m, r, iterations=ITERATIONS).singular.double().square()
             ),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in routes}
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
         energies: dict[str, Tensor] = {}
         _warm(device)
         for _ in range(repeats):
-            for name, route in routes.items():
+            for name, route in calls.items():
                 finish()
                 start = time.perf_counter()
                 energies[name] = route()
                 finish()
                 seconds[name].append(time.perf_counter() - start)
         exact = energies["torch.linalg.svd"]
-        for name in list(routes)[1:]:
+        for name in list(calls)[1:]:
             ratios = [plain / other for plain, other in zip(seconds["torch.linalg.svd"], seconds[name], strict=True)]
             error = energy_error(exact, energies[name])
             known = len(energies[name])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from harness import families, registry, tasks
+from harness.bench import estimates
 from harness.bench.bar import Bar
 from harness.machine import phases
 from harness.machine.facts import facts
@@ -44,17 +45,30 @@ BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, CUT, 0.25)
 ALIGNED = 32  # widths are also timed in this multiple
 STAGES = {"vision": "vision encode", "all": "prefill"}
 GOALS = {"return": 0.85, "amortised": 1.2, "overhead": 0.1, "throughput": {"cpu": 3.0, "cuda": 8.0}}
+Part = Callable[..., Iterable[Bar]]
 SPEEDUPS = {"vision": 2.7, "all": 2.6}  # of a 7B model at 1/3.2 of the scope, batch 8
 
 
-def bars(*, quick: bool = False, device: str = "cpu", progress: Progress = silent) -> Iterator[Bar]:
-    """Every bar, as it is measured; `quick` asks fewer questions and times smaller inputs, `device` is cpu or cuda."""
-    yield throughput(40 if quick else 200, ROUNDS, device, progress)
-    yield from sweep_bars(40 if quick else 200, ROUNDS, device, progress)
-    yield from speed(quick, device, progress)
-    for extra_bars in registry.benches().values():
-        yield from extra_bars(quick=quick, device=device, progress=progress)
-    if not device.startswith("cuda"):
+def parts() -> dict[str, Part]:
+    """The parts of a run by name, each `(quick, device, progress)` to bars; those of other packages come last."""
+    return {"answers": answers, "sweeps": sweeps, "estimates": estimates.bars, "speed": speed, **registry.benches()}
+
+
+def bars(
+    *, quick: bool = False, device: str = "cpu", progress: Progress = silent, only: Sequence[str] = ()
+) -> Iterator[Bar]:
+    """Every bar, as it is measured; `quick` asks fewer questions and times smaller inputs, `device` is cpu or cuda.
+
+    only: these parts, in their order. Raises InputError for a name that no part has.
+    """
+    known = parts()
+    for name in only:
+        if name not in known:
+            raise InputError.unknown("part of bench", name, known)
+    for name, part in known.items():
+        if not only or name in only:
+            yield from part(quick=quick, device=device, progress=progress)
+    if not device.startswith("cuda") and not only:
         yield Bar(
             "evaluation throughput on a GPU", GOALS["throughput"]["cuda"], command="infoprune bench --device cuda"
         )
@@ -107,57 +121,54 @@ def _worse(bar: Bar, earlier: dict[str, Any]) -> str:
 # --- the harness ------------------------------------------------------------------------------------------
 
 
-def throughput(limit: int, rounds: int, device: str, progress: Progress) -> Bar:
+def answers(quick: bool, device: str, progress: Progress) -> Iterator[Bar]:
     """Questions per second relative to lmms-eval's own batch-1 loop; nothing is cached between rounds.
 
     The bar is sound only if all answers are the same.
     """
+    limit = 40 if quick else 200
     board = spec.read(BOARD)
     progress("evaluation throughput")
     vlm = families.load(registry.model(board.model), dtype=board.dtype, device=device)
     tasks.time_against_stock(vlm, replace(board.questions, limit=4), 1)  # warm-up: loading at first use must not count
-    seconds, answers = tasks.time_against_stock(vlm, replace(board.questions, limit=limit), rounds)
+    seconds, pairs = tasks.time_against_stock(vlm, replace(board.questions, limit=limit), ROUNDS)
     middle, low, high = ratio(seconds)
-    same = sum(ours == stock for ours, stock in answers)
-    return Bar(
+    same = sum(ours == stock for ours, stock in pairs)
+    yield Bar(
         "evaluation throughput against lmms-eval's stock batch-1 path",
         goal=GOALS["throughput"]["cuda" if device.startswith("cuda") else "cpu"],
         ratio=middle,
         lo=low,
         hi=high,
-        sound=same == len(answers),
-        detail={"questions": len(answers), "same_answers": same, "seconds": np.median(seconds, axis=0).tolist()},
+        sound=same == len(pairs),
+        detail={"questions": len(pairs), "same_answers": same, "seconds": np.median(seconds, axis=0).tolist()},
     )
 
 
-def sweep_bars(limit: int, rounds: int, device: str, progress: Progress) -> list[Bar]:
+def sweeps(quick: bool, device: str, progress: Progress) -> Iterator[Bar]:
     """Sweeps of ten budgets of the studied method on the shipped board: amortisation, and the harness's overhead."""
+    limit = 40 if quick else 200
     demo = spec.read(BOARD)
     studied = [entry.method for entry in demo.methods if registry.method(entry.method).role == "studied"]
     method = (studied or [entry.method for entry in demo.methods])[0]
     board = spec.read(BOARD, methods=[method], budgets=list(BUDGETS), limit=limit, floors=False)
     scoring, shares, accounts = [], [], []
-    for turn in range(1, rounds + 1):
+    for turn in range(1, ROUNDS + 1):
         records, seconds = _swept(board, device, turn, progress)
         rows = phases.account([record.cost for record in records], seconds)
         scoring.append(amortised(records))
         shares.append(phases.overhead(rows))
         accounts.append({"wall_s": seconds, "seconds": {row.phase: row.seconds for row in rows}})
-    return [
-        Bar.of(
-            f"{len(BUDGETS)} budgets of {method} against the scoring of one",
-            GOALS["amortised"],
-            scoring,
-            at_most=True,
-        ),
-        Bar.of(
-            "share of a sweep that is neither generating, timing nor tuning",
-            GOALS["overhead"],
-            shares,
-            at_most=True,
-            detail={"questions": limit * len(board.tasks), "rounds": accounts},
-        ),
-    ]
+    yield Bar.of(
+        f"{len(BUDGETS)} budgets of {method} against the scoring of one", GOALS["amortised"], scoring, at_most=True
+    )
+    yield Bar.of(
+        "share of a sweep that is neither generating, timing nor tuning",
+        GOALS["overhead"],
+        shares,
+        at_most=True,
+        detail={"questions": limit * len(board.tasks), "rounds": accounts},
+    )
 
 
 def _swept(board: spec.Board, device: str, turn: int, progress: Progress) -> tuple[list[Record], float]:

@@ -16,6 +16,10 @@ from harness.cli.shared import Device, Json, check_device
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions, smaller inputs.")] = False,
     device: Device = "cpu",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A part: answers, sweeps, estimates, speed, compression, svd; may be given again."),
+    ] = None,
     json_: Json = False,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the bars there as JSON.")] = None,
     against: Annotated[
@@ -33,7 +37,7 @@ def bench(
     if against is not None:
         worse([], against, facts(device), quick)  # said before the minutes that it takes
     with status("bench") as line:
-        results = list(bars(quick=quick, device=device, progress=shown_on(line)))
+        results = list(bars(quick=quick, device=device, progress=shown_on(line), only=only or ()))
     report = measured(results, device, quick)
     if out_file is not None:
         save(out_file, json.dumps(report, indent=1) + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness import families, registry, tasks
-from harness.bench import compression, performance
+from harness.bench import compression, estimates, performance
 from harness.bench.bar import Bar
 from harness.records.record import Cost, Record
 from harness.types import VLM, Budget
@@ -35,7 +35,7 @@ def test_rounds_give_a_bar_its_interval() -> None:
 
 
 def some(*bars: Bar) -> Any:
-    def made(*, quick: bool, device: str, progress: Any) -> Iterator[Bar]:
+    def made(*, quick: bool, device: str, progress: Any, only: Any = ()) -> Iterator[Bar]:
         progress("some [bar]")
         yield from bars
 
@@ -137,7 +137,25 @@ def test_what_is_timed_is_smaller(tiny: VLM) -> None:
 
 def test_contestants_add_bars_of_their_own() -> None:
     own = registry.benches()
-    assert "svd" in own and all(callable(made) for made in own.values())
+    assert {"svd", "compression"} <= set(own) and all(callable(made) for made in own.values())
+
+
+def test_one_part_runs_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performance, "parts", lambda: {"a": some(Bar("a", 1, 2.0)), "b": some(Bar("b", 1, 2.0))})
+    done = call("bench", "--only", "b", "--json")
+    assert [bar["name"] for bar in json.loads(done.out)["bars"]] == ["b"]
+    refused(call("bench", "--only", "c"), "unknown part of bench 'c'", "a, b")
+
+
+def test_an_estimate_is_held_against_the_time_that_it_took(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: dict[str, Any]
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(json.dumps(board))
+    monkeypatch.setattr(estimates, "BOARDS", {str(file): {}})
+    (bar,) = estimates.bars()
+    longer, shorter = sorted((bar.detail["estimate_s"], bar.detail["seconds"]), reverse=True)
+    assert bar.ratio == pytest.approx(longer / shorter) and bar.at_most
 
 
 @pytest.mark.parametrize("method", ["infoprune_free", "svd_llm"])

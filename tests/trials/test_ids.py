@@ -23,7 +23,7 @@ IDS = {
     "heads": (172, "bea45821b465d62a", "38e744f533e4c17a", "e014475297e2b3b0"),
     "layers": (67, "46995d9e504f6419", "e928cac718a1554c", "d0d8c4cbb564e8dc"),
     "options": (184, "9d5e873511c553c8", "6e4d19c063706c57", "ebaf6b2c969e35be"),
-    "options-choices": (89, "16bbca43b3ca9691", "57b6f871ac061478", "5fa95da2ef4dc8c5"),
+    "options-choices": (89, "16bbca43b3ca9691", "38a5dd229a284b91", "bd99f735dd24dd7c"),
     "options-layers": (37, "2c0a0f77f37d201e", "4971797e28ecd06c", "6fbb68c35f236c91"),
     "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
     "pretrained": (1063, "fe5f3a9952f06bee", "60c56df5dbef198f", "c41dad0cf842e53b"),
