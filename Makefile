@@ -16,10 +16,13 @@ slow: .venv/installed ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu and not network"
 
 gpu: .venv/installed ## what only a GPU can show, within 15 minutes: tests, a published size, training, and the table of bars
-	-timeout 150 $(BIN)/python -m pytest -q -m gpu
-	-timeout 150 $(BIN)/infoprune sweep geometry-qwen2-vl-7b --device cuda --results runs/gpu --set budgets=[0.3125] --set methods=[random]
-	-timeout 120 $(BIN)/infoprune reference train --device cuda --out runs/gpu/mini --images 20000
-	timeout 460 $(BIN)/infoprune bench --device cuda --out runs/gpu/bars.json
+	failed=0; \
+	timeout 100 $(BIN)/python -m pytest -q -m gpu || failed=1; \
+	timeout 150 $(BIN)/infoprune sweep geometry-qwen2-vl-7b --device cuda --results runs/gpu --set budgets=[0.3125] --set methods=[random] || failed=1; \
+	timeout 120 $(BIN)/infoprune reference train --device cuda --out runs/gpu/mini --images 20000 || failed=1; \
+	timeout 200 $(BIN)/infoprune bench --device cuda --only compression --out runs/gpu/compression.json || failed=1; \
+	timeout 330 $(BIN)/infoprune bench --device cuda --only answers --only speed --only svd --out runs/gpu/bars.json || failed=1; \
+	exit $$failed
 
 lint: .venv/installed ## formatting, lint, types, what is known to be unsafe, packages that do not go together
 	$(BIN)/ruff format --check .

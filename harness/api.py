@@ -86,8 +86,11 @@ def prune(
     dtype: str = "float32",
     revision: str | None = None,
     seed: int = 0,
+    tuning: str | Mapping[str, Any] = "none",
+    shares: Mapping[str, float] | None = None,
+    tokens: str | Mapping[str, Any] | None = None,
+    sequential: bool = False,
     device: str = "cpu",
-    **contestant: Any,
 ) -> Pruned:
     """Prune one model as `infoprune prune` does, in memory: nothing is written.
 
@@ -95,9 +98,9 @@ def prune(
     scope's FLOPs (or parameters, or time: `currency`) that stays. scope: None: vision, or all where visual tokens go.
     units: as on a board; None: what the method cuts. options: the method's. tasks, samples: where the calibration
     questions come from (tasks, parquet files or folders; by default the embedded sets) and how many there are. image:
-    width and height of the image whose FLOPs are budgeted. contestant: further keys of a contestant on a board:
-    `tuning="refit"`, `shares={"layers": 0.5, "ffn": 0.5}`, `tokens="pool"`, `sequential=True`. Raises InputError for
-    what cannot be used, and for a budget that cannot be met.
+    width and height of the image whose FLOPs are budgeted. tuning, shares, tokens, sequential: as of a contestant on a
+    board: `tuning="refit"`, `shares={"layers": 0.5, "ffn": 0.5}`, `tokens="pool"`. Raises InputError for what cannot be
+    used, and for a budget that cannot be met.
     """
     from harness.checkpoints import export
     from harness.machine.devices import check_device
@@ -118,7 +121,10 @@ def prune(
         dtype=dtype,
         revision=revision,
         seed=seed,
-        **contestant,
+        tuning=tuning,
+        shares=shares,
+        tokens=tokens,
+        sequential=sequential,
     )
     pruned = Worker(device, _logged).prune(trial)
     return Pruned(pruned.vlm, pruned.plan)

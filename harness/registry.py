@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.abc import MetaPathFinder
@@ -306,7 +306,7 @@ def commands() -> dict[str, Callable[..., Any] | str]:
     return {point.name: _tried(point.load) for point in points}
 
 
-def benches() -> dict[str, Callable[..., list[Bar]]]:
+def benches() -> dict[str, Callable[..., Iterable[Bar]]]:
     """What others add to `infoprune bench`: entry points `infoprune.benches`, each `bars(quick, device, progress)`."""
     return {point.name: point.load() for point in sorted(entry_points(group=BENCHES), key=lambda point: point.name)}
 

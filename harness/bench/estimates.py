@@ -31,8 +31,8 @@ def bars(*, quick: bool = False, device: str = "cpu", progress: Progress = silen
         progress(f"estimate of {name}")
         with tempfile.TemporaryDirectory() as folder:
             todo = plan(board, Path(folder))
-            expected = forecast.estimate(board, todo, device)
-            assert expected is not None
+            expected = forecast.probe(board, todo, device)
+            assert expected is not None, "the embedded model has weights and few of them"
             seconds = sweep(board, Path(folder), device=device, inline=True, todo=todo).seconds
         yield Bar(
             f"estimate of the board {name} ({len(todo.trials)} trials) against its time, the longer over the shorter",

@@ -45,8 +45,8 @@ BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, CUT, 0.25)
 ALIGNED = 32  # widths are also timed in this multiple
 STAGES = {"vision": "vision encode", "all": "prefill"}
 GOALS = {"return": 0.85, "amortised": 1.2, "overhead": 0.1, "throughput": {"cpu": 3.0, "cuda": 8.0}}
-Part = Callable[..., Iterable[Bar]]
 SPEEDUPS = {"vision": 2.7, "all": 2.6}  # of a 7B model at 1/3.2 of the scope, batch 8
+Part = Callable[..., Iterable[Bar]]
 
 
 def parts() -> dict[str, Part]:

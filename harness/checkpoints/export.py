@@ -97,20 +97,24 @@ def trial(
     dtype: str = "float32",
     revision: str | None = None,
     seed: int = 0,
-    **contestant: Any,
+    tuning: str | Mapping[str, Any] = "none",
+    shares: Mapping[str, float] | None = None,
+    tokens: str | Mapping[str, Any] | None = None,
+    sequential: bool = False,
 ) -> Trial:
     """A trial that prunes one model, validated as on a board; for `prune`, or for a worker.
 
     units: by default what the method cuts. scope: by default vision, or all where visual tokens go. tasks: where the
     calibration questions come from; by default the embedded sets. image: width and height of the one whose FLOPs are
-    budgeted. contestant: further keys of a board's contestant (`tuning`, `shares`, `tokens`, `sequential`). Raises
-    InputError for what cannot be used.
+    budgeted. tuning, shares, tokens, sequential: as of a contestant on a board. Raises InputError for what cannot be
+    used.
     """
     if method == "none":
         raise InputError("method none: is the model as it is; there is nothing to prune")
     asked = units or registry.method(method).units
-    if isinstance(contestant.get("tuning"), list):
-        raise InputError("tuning: is a list; one model is recovered in one way")
+    if not isinstance(tuning, str | Mapping):
+        raise InputError(f"tuning: {tuning}: one model is recovered in one way; use a name or its settings")
+    contestant = {"tuning": tuning, "shares": dict(shares or {}), "tokens": tokens, "sequential": sequential}
     content = {
         "name": "prune",
         "model": model,

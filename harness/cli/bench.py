@@ -18,7 +18,7 @@ def bench(
     device: Device = "cpu",
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A part: answers, sweeps, estimates, speed, compression, svd; may be given again."),
+        typer.Option(help="A part, such as speed or compression; an unknown one shows all. May be given again."),
     ] = None,
     json_: Json = False,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the bars there as JSON.")] = None,

@@ -18,6 +18,7 @@ from harness.cli.shared import (
     method_names,
     model_names,
     pairs,
+    yaml_value,
 )
 from harness.types import Currency, InputError, Scope
 
@@ -75,8 +76,6 @@ def prune(
     width, _, height = image.partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise InputError(f"--image {image}: use WIDTHxHEIGHT, such as 448x448")
-    recovery = pairs([f"tuning={tuning}"] if tuning else [], "--tuning")
-    contestant = {**recovery, "shares": pairs(share, "--share"), "tokens": tokens, "sequential": sequential}
     trial = export.trial(
         model,
         method,
@@ -91,7 +90,10 @@ def prune(
         dtype=dtype,
         revision=revision,
         seed=seed,
-        **contestant,
+        tuning="none" if tuning is None else yaml_value(tuning, "--tuning "),
+        shares=pairs(share, "--share"),
+        tokens=tokens,
+        sequential=sequential,
     )
     if data is None and model not in registry.MODELS:
         note(f"no --data: the calibration questions are the embedded sets' ({', '.join(tasks.names())})")

@@ -88,11 +88,18 @@ def pairs(texts: Iterable[str] | None, option: str) -> dict[str, Any]:
         name, sign, value = text.partition("=")
         if not sign:
             raise InputError(f"{option} {text}: use name=value")
-        try:
-            values[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"{option} {text}: the value is not YAML") from error
+        if name in values:
+            raise InputError(f"{option} {text}: {name} is given twice; give it once")
+        values[name] = yaml_value(value, f"{option} {name}=")
     return values
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """The value of a text in YAML."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}{text}: the value is not YAML") from error
 
 
 def duration(seconds: float | None) -> str:

@@ -89,17 +89,20 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> di
 
 
 def _compiled(calls: list[Callable[[], Any]], mode: str) -> tuple[list[Callable[[], Any]], list[int]]:
-    """The calls in this mode: unchanged, with torch.compile, or with CUDA graphs too; and the graphs of each."""
+    """The calls in this mode: unchanged, with torch.compile, or with CUDA graphs too; and how many graphs each is."""
     if mode == "eager":
         return calls, []
     import torch
     from torch._dynamo.utils import counters
 
-    torch._dynamo.reset()  # with a full cache, torch would silently fall back to eager
-    compiled, graphs = [], []
-    for call in calls:
+    def compiled(call: Callable[[], Any]) -> Callable[[], Any]:
+        return torch.compile(call, dynamic=False, mode="reduce-overhead" if mode == "graphs" else "default")
+
+    graphs = []
+    for call in calls:  # each alone, because the second call would use graphs of the first
+        torch._dynamo.reset()  # with a full cache, torch would silently fall back to eager
         counters.clear()
-        compiled.append(torch.compile(call, dynamic=False, mode="reduce-overhead" if mode == "graphs" else "default"))
-        compiled[-1]()
+        compiled(call)()
         graphs.append(counters["stats"]["unique_graphs"])
-    return compiled, graphs
+    torch._dynamo.reset()
+    return [compiled(call) for call in calls], graphs

@@ -64,8 +64,12 @@ def nats(vlm: VLM) -> np.ndarray:
     from torch.nn.functional import cross_entropy
 
     model: Any = vlm.model
-    words = vlm.processor.tokenizer(TEXT.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)
-    tokens = torch.tensor(words["input_ids"][: WINDOW * WINDOWS]).view(-1, WINDOW).to(model.device)
+    tokenizer = vlm.processor.tokenizer
+    words = tokenizer(TEXT.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    begin = tokenizer("")["input_ids"][:1]  # what the tokenizer puts before a text, if anything
+    size = WINDOW - len(begin)
+    windows = [begin + words[place : place + size] for place in range(0, size * WINDOWS, size)]
+    tokens = torch.tensor(windows).to(model.device)
     found = []
     with torch.no_grad():
         for rows in tokens.split(BATCH):

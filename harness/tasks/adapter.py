@@ -30,7 +30,9 @@ from harness.types import VLM, InputError
 
 GREY = (128, 128, 128)
 Shown = Literal["own", "blank", "shuffled"]  # the image shown with a question
-PLAIN = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}  # no others are read
+# What an image encoder may give beside the features that the language model reads. With anything else, say features of
+# deeper layers, the features alone are not enough.
+UNREAD = {"last_hidden_state", "hidden_states", "attentions"}
 AHEAD = 2  # batches to encode while a GPU answers
 ROOM = 1 << 30  # bytes of encoded inputs to cache for the next trial
 Places = tuple[tuple[str, int], ...]  # task and document of each question of a batch
@@ -255,7 +257,7 @@ class Adapter(lmms):
             texts.append(text)
         inputs = encode(self.vlm.processor, images, texts, places=names)
         flat = [image for shown in images for image in shown]
-        if not (self.shares and flat):
+        if not self.shares or any(len(shown) != 1 for shown in images):  # some processors cut one of several otherwise
             return Batch(inputs)
         # Equal pixels decide which images are shared; ids only sort questions of one image together.
         pixels = [(image.mode, image.size, image.tobytes()) for image in flat]
@@ -344,7 +346,7 @@ def shares(vlm: VLM) -> Literal["", "list", "rows"]:
         return ""
     with torch.no_grad():
         seen = model.get_image_features(**place(inputs, model))
-    if not set(seen) <= PLAIN:
+    if not set(seen) <= {"pooler_output", *UNREAD}:
         return ""
     features = seen.pooler_output
     if isinstance(features, torch.Tensor):

@@ -41,10 +41,11 @@ class Rates:
     learn: float  # a calibration question, forward and back
     timed: float  # one call of each timed stage, at every batch size
     count: float  # counting the multiply-adds once
+    gpu: bool = False  # what is timed with CUDA graphs is left out elsewhere
 
 
 def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1) -> float | None:
-    """The seconds until all is done: from the board's records, or else from a few answers of the model here.
+    """The seconds until all is done: from the board's records, or else from a few steps of the model here.
 
     None if neither is to be had: without records, for a model or questions that must be fetched first, for random or
     more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None). Call
@@ -52,6 +53,8 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
     """
     seconds = todo.seconds
     if seconds is None and todo.trials and device is not None and not fetched(board):
+        from harness.machine.memory import release
+
         devices.check_device(device, "--device")
         try:
             seconds = probe(board, todo, device)
@@ -59,7 +62,8 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
             raise
         except Exception as error:  # the record of the trial will hold the error
             log.info("no estimate: %s: %s", type(error).__name__, error)
-    return None if seconds is None else seconds / jobs
+        release()  # the trials need the memory
+    return None if seconds is None else seconds / min(jobs, len(todo.trials) or 1)
 
 
 def probe(board: Board, todo: Todo, device: str) -> float | None:
@@ -81,7 +85,8 @@ def _trial(board: Board, trial: Trial, rates: Rates) -> float:
     blind = 2 * tasks.count(board.questions) * ("floors" in trial.metrics)  # blank and shuffled images
     seconds = rates.answer * slower * (asked + blind) + rates.count * (trial.method != "none")
     if "latency" in trial.metrics:
-        settings = len(trial.latency.modes) * (1 + len(trial.latency.images))
+        modes = [mode for mode in trial.latency.modes if mode != "graphs" or rates.gpu]
+        settings = len(modes) * (1 + len(trial.latency.images))
         seconds += settings * (WARM + trial.latency.repeats) * rates.timed * (1 + slower)
     for stage in trial.tuning.stages:
         if stage.trains:  # the steps of a method's own training are taken off these
@@ -106,14 +111,6 @@ def _ranking(trial: Trial, rates: Rates) -> float:
 
 def measured(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     """The rates of the board's model on this device, from a few steps each."""
-    from harness.machine.memory import release
-
-    rates = _rates(board, trials, device)
-    release()  # the trials need the memory
-    return rates
-
-
-def _rates(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     import torch
 
     from harness.machine.timing import seconds
@@ -133,7 +130,7 @@ def _rates(board: Board, trials: Sequence[Trial], device: str) -> Rates:
         timed = sum(fastest(call) for batch in board.latency.batches for call in context.stages(vlm, batch).values())
     answer = _answer(vlm, board.questions) if asked & {"accuracy", "floors", "fidelity"} else 0.0
     count = _seconds(lambda: _counting.count(vlm.model, context.stages(vlm)["all"]), place)
-    return Rates(answer, *_calibration(vlm, trials, place), timed, count)
+    return Rates(answer, *_calibration(vlm, trials, place), timed, count, gpu=place.type == "cuda")
 
 
 def _answer(vlm: VLM, questions: Questions) -> float:

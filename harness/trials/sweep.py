@@ -61,7 +61,7 @@ class Outcome:
     failed: tuple[str, ...]  # one line per failed trial
     elsewhere: int = 0
     ids: tuple[str, ...] = ()  # of the finished trials
-    seconds: float = 0.0  # wall-clock, from the first worker's start to the last record
+    seconds: float = 0.0  # wall-clock, from the checks and the start of the workers to the last record
 
 
 def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
@@ -144,10 +144,12 @@ def sweep(
     start = time.perf_counter()
     local_jobs = 0 if inline or cluster else min(jobs, len(todo.trials))
     with local.workers(device, local_jobs, make) as workers:
-        here = device if cluster is None else None  # the devices of a cluster are not this machine's
-        notes = preflight.check(board, todo.trials, here)
+        local_device = device if cluster is None else None  # the devices of a cluster are not this machine's
+        notes = preflight.check(board, todo.trials, local_device)
         if begin is not None:
-            begin(notes, forecast.estimate(board, todo, here, jobs))
+            if todo.seconds is None:
+                local.loaded(workers)
+            begin(notes, forecast.estimate(board, todo, local_device, jobs))
         else:
             for line in notes:
                 progress(f"{board.model}: {line}")

@@ -372,9 +372,12 @@ def test_prune_takes_what_a_contestant_on_a_board_takes(
     ("words", "says"),
     [
         (["--tuning", "refitt"], "unknown value 'refitt'; did you mean 'refit'"),
-        (["--tuning", "[bias, refit]"], "tuning: is a list; one model is recovered in one way"),
+        (["--tuning", "[bias, refit]"], "one model is recovered in one way"),
         (["--tuning", "{method: lora, rank: 0}"], "rank"),
         (["--tuning", "{weights: int8}"], "a checkpoint here has whole weights"),
+        (["--tuning", "{method: lora"], "--tuning {method: lora: the value is not YAML"),
+        (["--tuning", ""], "one model is recovered in one way"),
+        (["--share", "ffn=0.5", "--share", "ffn=0.7"], "ffn is given twice"),
         (["--share", "ffn"], "--share ffn: use name=value"),
         (["--share", "ffn=2"], "heads is cut, but has no share"),
         (["--share", "rows=1"], "rows"),

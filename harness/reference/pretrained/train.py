@@ -15,7 +15,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ class Run:
         flat = load_file(path, device=device)
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()["run"])
+        recipe = replace(recipe, before=about["recipe"].get("before", 0))  # whatever it is told to begin from now
         parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for name, value in flat.items():
             part, _, own = name.partition("/")
@@ -201,7 +202,8 @@ def train(
             report({"images": 0, "tokens_right": round(share, 3)})
         run = Run(learned, recipe)
         run.save(out)
-    seed = f"{recipe.seed}, after {recipe.before}" if recipe.before else recipe.seed
+    before = run.recipe.before
+    seed = f"{recipe.seed}, after {before}" if before else recipe.seed
     stream = SceneBatches(packer, painter, recipe.batch, seed, recipe.questions)
     clock, losses, lessons, last = time.perf_counter(), [], [], run.done
     while run.done < recipe.images:

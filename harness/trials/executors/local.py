@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -63,6 +64,14 @@ def workers(device: str = "cpu", jobs: int = 1, make: Make = real) -> Iterator[l
             worker.stop()
 
 
+def loaded(begun: Sequence[Process]) -> None:
+    """Wait until these workers have loaded their libraries, or died; what is timed before would be slowed by them."""
+    for worker in begun:
+        with suppress(EOFError, ConnectionError):
+            if worker.pipe.poll(START):
+                worker.pipe.recv()
+
+
 def run(
     trials: Iterable[Trial],
     begun: Sequence[Process],
@@ -112,7 +121,7 @@ def _places(device: str, jobs: int) -> list[str]:
         return [device] * jobs
     import torch
 
-    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
+    return [f"cuda:{number % max(1, torch.cuda.device_count())}" for number in range(jobs)]
 
 
 def _patience(busy: list[Process], limits: TrialLimits) -> float | None:
@@ -150,7 +159,8 @@ class Process:
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.make, self.device, self.jobs), daemon=True)
-        process.start()
+        with _interrupts_ignored():
+            process.start()
         theirs.close()
         self.process, self.pipe = process, pipe
 
@@ -211,6 +221,19 @@ class Process:
         self._kill()
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process that begins inside never hears Ctrl-C, which reaches the whole group: its parent ends it."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may ask for this
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def resident(pid: int | str = "self") -> int:
     """Bytes of resident memory of a process, by default this one; 0 if it has ended."""
     try:
@@ -222,9 +245,9 @@ def resident(pid: int | str = "self") -> int:
 
 def _serve(pipe: Connection, make: Make, device: str, jobs: int) -> None:
     """The main loop of a worker process: receive trials and send records until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     worker = make(device, jobs, lambda text="", **counts: pipe.send(("progress", text)))
     with suppress(EOFError, BrokenPipeError):  # the parent is gone
+        pipe.send(("progress", "loaded"))
         while True:
             trial = pipe.recv()
             pipe.send(("progress", "start"))
