@@ -392,7 +392,9 @@ def code() -> dict[str, Any]:
     if (root / ".git").exists():
 
         def git(*words: str) -> str:
-            return subprocess.check_output(["git", "-C", str(root), *words], text=True).strip()
+            # No lock on the repository: another git may work there, and a lock outlives a process that is killed.
+            call = ["git", "--no-optional-locks", "-C", str(root), *words]
+            return subprocess.check_output(call, text=True).strip()
 
         facts["revision"] = git("rev-parse", "HEAD")
         facts["dirty"] = bool(git("status", "--porcelain", "--", "harness", BUILT_IN))

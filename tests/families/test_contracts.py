@@ -37,7 +37,7 @@ from harness.types import (
 from tests.support.family_configs import TINY
 from tests.support.outputs import Inputs, generate, logits
 from tests.support.pictures import noise_picture
-from tests.support.question_files import asked
+from tests.support.question_files import asked, question_rows, write_parquet
 from tests.support.trials import latency_trial
 
 NOTHING = Ranking({})
@@ -323,12 +323,13 @@ def test_shared_images_answer_as_their_own(
 
 
 def test_a_question_with_two_images_has_them_to_itself(
-    vlm: VLM, questions: Path, monkeypatch: pytest.MonkeyPatch
+    vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some processors cut an image of several in another way than one that stands alone."""
     two = lambda messages, task, real=adapter.read: (2 * real(messages, task)[0], real(messages, task)[1])  # noqa: E731
     monkeypatch.setattr(adapter, "read", two)
-    assert tasks.evaluate(vlm, asked([str(questions)], "validation", 4))[1].num_rows == 4
+    rows = write_parquet(tmp_path / "two.parquet", question_rows("mini_vqav2", 10))
+    assert tasks.evaluate(vlm, asked([str(rows)], "validation", 4))[1].num_rows == 4
 
 
 def test_official_answers_are_the_same_in_any_batch(vlm: VLM, questions: Path) -> None:
