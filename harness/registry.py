@@ -392,8 +392,7 @@ def code() -> dict[str, Any]:
     if (root / ".git").exists():
 
         def git(*words: str) -> str:
-            # No lock on the repository: another git may work there, and a lock outlives a process that is killed.
-            call = ["git", "--no-optional-locks", "-C", str(root), *words]
+            call = ["git", "--no-optional-locks", "-C", str(root), *words]  # a lock would outlive a killed process
             return subprocess.check_output(call, text=True).strip()
 
         facts["revision"] = git("rev-parse", "HEAD")
