@@ -33,7 +33,7 @@ IDS = {
     "reference": (1675, "f87da4345c0718ad", "2e53298db37dd074", "5eb921bb3aeb7677"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
-    "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "3a9f0fc0e358b34e"),
+    "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "cb6b5ccabb98d9dd"),
     "tuned": (145, "0931be2119463c01", "b1c7bf339845c72e", "267ce6f0c4757f9f"),
     "tuned-rates": (19, "c1be0900c05d6568", "2bf6300236ada395", "d5ce6818a9b9c8c0"),
 }
