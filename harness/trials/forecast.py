@@ -45,7 +45,7 @@ class Rates:
 
 
 def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1) -> float | None:
-    """The seconds until all is done: from the board's records, or else from a few steps of the model here.
+    """The seconds until all is done: from the board's records of each recovery, or from a few steps of the model here.
 
     None if neither is to be had: without records, for a model or questions that must be fetched first, for random or
     more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None). Call

@@ -95,14 +95,13 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
 
 
 def _expected(todo: Sequence[Trial], finished: Sequence[Record]) -> float | None:
-    """The seconds of these trials: for each the median of finished ones with its recovery, else of all."""
+    """The seconds of these trials: for each the median of finished ones with its recovery; None if one has none."""
     by_tuning: dict[Any, list[float]] = {}
     for stored in finished:
         by_tuning.setdefault(stored.trial.tuning, []).append(stored.cost.total_s or 0.0)
-    if not by_tuning:
+    if not all(trial.tuning in by_tuning for trial in todo):
         return None
-    every = [seconds for several in by_tuning.values() for seconds in several]
-    return sum(statistics.median(by_tuning.get(trial.tuning, every)) for trial in todo)
+    return sum(statistics.median(by_tuning[trial.tuning]) for trial in todo)
 
 
 def against(trials: Iterable[Trial], baseline: Sequence[Stored]) -> list[Trial]:

@@ -260,7 +260,10 @@ def test_an_estimate_from_records_is_that_of_each_recovery(tmp_path: Path, board
     ]
     todo = [trial for trial in trials if trial.budget == 0.25]
     assert [trial.tuning.method for trial in todo] == ["none", "bias", "refit"] * 2
-    assert sweep._expected(todo, finished) == 2 * (2.0 + 30.0 + 2.0) and sweep._expected(todo, []) is None
+    known = [trial for trial in todo if trial.tuning.method in taken]
+    assert sweep._expected(known, finished) == 2 * (2.0 + 30.0)
+    assert sweep._expected(todo, finished) is None  # no refit has finished: training may take a hundred times as long
+    assert sweep._expected(todo, []) is None
 
 
 @pytest.mark.parametrize(

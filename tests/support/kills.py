@@ -124,7 +124,7 @@ def main(root: Path, number: int, file: str = "") -> None:
         make, look = executors.real, timeless
     else:
         board, look, make = stubs.board(0, 1), stubs.contents, stubs.make
-        stubs.Stub().run(board.trials()[0])  # what is imported or hashed once, is so here
+    sweep(board, root / "first", inline=True, make=make)  # what is imported or hashed once, is so before the forks
     steps = run(board, make, root / "whole")
     whole, kills, differ, cuts = look(root / "whole" / board.name), Counter[str](), [], 0
     for turn in range(number):
