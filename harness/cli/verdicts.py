@@ -102,10 +102,10 @@ def verdict(
 
 def _bar(bar: Any) -> None:
     out.print(f"[bold]{escape(bar.name)}[/bold]  scope {bar.scope}, regime {escape(bar.regime)}")
-    shown = table("budget", "accuracy", "against the best rival", "against the floor", "holds")
+    shown = table("budget", "accuracy", "lost (at most)", "against the best rival", "against the floor", "holds")
     for at in bar.budgets:
         accuracy = "–" if at.accuracy is None else f"{100 * at.accuracy:.1f}"
-        cells = [_against(at.rival, at.rival and at.rival.name), _against(at.floor, at.floor and at.floor.name)]
+        cells = [_lost(at.loss), *(_against(other, other and other.name) for other in (at.rival, at.floor))]
         shown.add_row(f"{at.budget:g}", accuracy, *cells, "[green]yes[/]" if at.holds else "[red]no[/]")
     out.print(shown)
     others = [
@@ -122,12 +122,21 @@ def _bar(bar: Any) -> None:
     if bar.overall:
         margin = _against(bar.overall, f"against {bar.overall.name} over all budgets")
         out.print(f"[bold]{bar.standing}[/]: {margin}", soft_wrap=True)
+    if any(at.loss for at in bar.budgets):
+        down = "at no budget" if bar.harmless is None else f"down to {bar.harmless:g}"
+        out.print(f"a loss of a point is ruled out {down}", soft_wrap=True)
     for remark in bar.notes:
         out.print(f"[yellow]note:[/] {escape(remark)}", soft_wrap=True)
     held = sum(at.holds for at in bar.budgets)
     highest = "its mean is the highest" if bar.highest else "its mean is not the highest"
     summary = f"{held} of {len(bar.budgets)} budgets hold, {bar.goal} needed; {highest}"
     out.print(f"{'[green]holds[/]' if bar.holds else '[red]does not hold[/]'}: {summary}\n")
+
+
+def _lost(loss: Any) -> str:
+    if loss is None:
+        return "–"
+    return f"{100 * loss.estimate:.1f} ({100 * loss.bound:.1f})" if math.isfinite(loss.bound) else f"({TOO_FEW})"
 
 
 def _against(other: Any, name: str | None) -> str:

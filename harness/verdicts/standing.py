@@ -8,6 +8,9 @@ method is not significantly below its rival and significantly above the floor (H
 0 never holds.
 The bar holds if two thirds of the budgets hold and no rival's mean over the budgets is as high.
 
+A budget is harmless if a loss of a point against the dense model is ruled out there and at all larger budgets (a fixed
+sequence of one-sided tests, which needs no correction).
+
 Over all budgets together the studied method is ahead, level or behind. The rival against which it does worst decides,
 on the budgets that both have (Holm over the verdicts of the board). Intervals are those of the questions; a note says
 if there was only one draw of calibration samples.
@@ -16,6 +19,7 @@ if there was only one draw of calibration samples.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,16 +30,17 @@ from typing import Any, Literal
 
 from harness import stats
 from harness.progress import Progress, silent
-from harness.records.comparison import BudgetTerms, Terms, common, differing, regime, terms
-from harness.records.record import Record
+from harness.records.comparison import BudgetTerms, Setting, Terms, common, differing, terms
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
-from harness.types import CalibrationSpec, InputError, differs
+from harness.types import InputError, differs
+from harness.verdicts.contestants import Contestant, gathered
+from harness.verdicts.matching import DENSE
 
-DENSE = "none"
 ALPHA = 0.05
 ONE_DRAW = "one draw of calibration samples: intervals do not include how draws differ"
 SHARE = 2 / 3  # of the budgets must hold
+MARGIN = 0.01  # a loss of accuracy, as a fraction, below which nothing counts as lost
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,18 @@ class Against:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """Accuracy of the dense model minus the studied method's, a fraction, and its one-sided 95 % upper bound."""
+
+    estimate: float
+    bound: float
+
+    @property
+    def ruled_out(self) -> bool:
+        return self.bound < MARGIN
+
+
+@dataclass(frozen=True)
 class AtBudget:
     """The studied method at one budget: its accuracy, and its differences; None without a measurement."""
 
@@ -66,6 +83,7 @@ class AtBudget:
     accuracy: float | None
     rival: Against | None
     floor: Against | None
+    loss: Loss | None = None
 
     @property
     def holds(self) -> bool:
@@ -109,6 +127,12 @@ class Verdict:
         return "ahead" if self.overall.above else "behind" if self.overall.below else "level"
 
     @property
+    def harmless(self) -> float | None:
+        """The smallest budget where, as at all larger ones, a loss of a point is ruled out; None if there is none."""
+        passed = itertools.takewhile(lambda at: at.loss is not None and at.loss.ruled_out, self.budgets)
+        return min((at.budget for at in passed), default=None)
+
+    @property
     def goal(self) -> int:
         """The number of budgets that must hold."""
         return math.ceil(SHARE * len(self.budgets))
@@ -129,10 +153,13 @@ class Verdict:
         differences = [row[key] for row in values["budgets"] for key in ("rival", "floor")]
         for difference in filter(None, [values["overall"], *differences]):
             difference |= {key: None for key in ("lo", "hi") if not math.isfinite(difference[key])}
+        for loss in filter(None, (row["loss"] for row in values["budgets"])):
+            loss["bound"] = _known(loss["bound"])
         held = sum(at.holds for at in self.budgets)
         return values | {
             "mean": self.mean,
             "standing": self.standing,
+            "harmless": self.harmless,
             "highest": self.highest,
             "held": held,
             "goal": self.goal,
@@ -152,10 +179,13 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
             plain(f"{folder}: records of {len(names)} boards ({', '.join(names)}); name the folder of one board")
         )
     panels: dict[Terms, list[Stored]] = defaultdict(list)
+    dense: dict[Setting, Stored] = {}
     for entry in stored:
         if entry.record.trial.method != DENSE:
             panels[terms(entry.record.trial)].append(entry)
-    contestants = [_contestants(panel) for panel in panels.values()]
+        elif "accuracy" in entry.record.metrics:
+            dense[terms(entry.record.trial).setting] = entry
+    contestants = [gathered(panel) for panel in panels.values()]
     studied = [
         (contestant, panel)
         for panel in contestants
@@ -168,7 +198,7 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
         )
     verdicts = []
     for contestant, panel in studied:
-        verdicts.append(_verdict(contestant, panel))
+        verdicts.append(_verdict(contestant, panel, dense.get(terms(contestant.record.trial).setting)))
         progress(done=len(verdicts), total=len(studied))
     adjusted = iter(stats.holm([entry.overall.p for entry in verdicts if entry.overall]))
     verdicts = [
@@ -180,7 +210,7 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
     return sorted(verdicts, key=lambda entry: (entry.scope, entry.units, entry.regime, entry.name))
 
 
-def _verdict(studied: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
+def _verdict(studied: Contestant, panel: Sequence[Contestant], dense: Stored | None) -> Verdict:
     references = [contestant for contestant in panel if not contestant.studied]
     alike = [
         contestant
@@ -213,99 +243,27 @@ def _verdict(studied: _Contestant, panel: Sequence[_Contestant]) -> Verdict:
                 f"{rival.name} at {at:g}: keeps {rival.kept(at):.3f}, not {studied.kept(at):.3f}, so it is not compared"
             )
     above, beside = (_compare(studied, _best(studied, others, budgets)) for others in (floors, rivals))
+    if dense is None:
+        notes.append("no dense model with an accuracy: losses are not known")
+    losses = {at: _loss(dense, seeds) for at, seeds in studied.seeds.items() if dense and seeds}
     return Verdict(
         studied.name,
         studied.record.trial.scope,
         studied.record.trial.units,
         studied.regime,
-        tuple(AtBudget(at, _known(studied.mean(at)), beside.get(at), above.get(at)) for at in budgets),
+        tuple(AtBudget(at, _known(studied.mean(at)), beside.get(at), above.get(at), losses.get(at)) for at in budgets),
         tuple(rival for contestant in (*rivals, *floors) if (rival := _means(studied, contestant, budgets))),
         _overall(studied, rivals, budgets),
         tuple(notes),
     )
 
 
-# --- contestants --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Contestant:
-    """A method with its options: the trials that differ only in budget and seed."""
-
-    name: str
-    record: Record  # record of one of its trials
-    seeds: dict[float, list[Stored]]  # budget -> records with an accuracy
-    failures: list[str]
-
-    @property
-    def regime(self) -> str:
-        return regime(self.record)
-
-    @property
-    def studied(self) -> bool:
-        return self.record.contestant.role == "studied"
-
-    @property
-    def floor(self) -> bool:
-        return self.record.contestant.role == "floor"
-
-    def kept(self, budget: float) -> float:
-        """The share that its plans keep at this budget: the budget, unless whole layers leave them below it."""
-        plans = [seed.record.plan for seed in self.seeds.get(budget, ())]
-        coarse = any(plan is not None and plan.coarse for plan in plans)
-        return fmean(plan.achieved for plan in plans if plan is not None) if coarse else budget
-
-    def meets(self, other: _Contestant | None, budget: float) -> bool:
-        """Whether both have an accuracy at this budget, from plans that keep the same share."""
-        if other is None or not self.seeds.get(budget) or not other.seeds.get(budget):
-            return False
-        return not differs(self.kept(budget), other.kept(budget))
-
-    def mean(self, budget: float) -> float:
-        """Mean accuracy over seeds; minus infinity without a measurement."""
-        means = [seed.record.metrics["accuracy"]["mean"] for seed in self.seeds.get(budget, ())]
-        return fmean(means) if means else -math.inf
-
-
-def _contestant(record: Record) -> tuple[Any, ...]:
-    """Key of a contestant: equal for trials that differ only in budget, seed and what is measured."""
-    trial, about = record.trial, record.contestant
-    same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=())
-    if about.role == "floor":  # random choices use no samples
-        same = dataclasses.replace(same, calibration=CalibrationSpec())
-    return (same.id, about.role, about.regime)
-
-
-def _contestants(panel: Sequence[Stored]) -> list[_Contestant]:
-    groups: dict[tuple[Any, ...], list[Stored]] = defaultdict(list)
-    for stored in panel:
-        groups[_contestant(stored.record)].append(stored)
-    firsts = [group[0].record for group in groups.values()]
-    names = [(r.trial.method, r.contestant.variant, r.contestant.regime, r.trial.tuning) for r in firsts]
-    contestants = []
-    for group, record, name in zip(groups.values(), firsts, names, strict=True):
-        several = f" ({record.trial.calibration.samples} samples)" if names.count(name) > 1 else ""
-        seeds: dict[float, list[Stored]] = {stored.record.trial.budget: [] for stored in group}
-        failures = []
-        for stored in group:
-            trial, error = stored.record.trial, stored.record.error
-            if error is None and "accuracy" in stored.record.metrics:
-                seeds[trial.budget].append(stored)
-            else:
-                why = f"{error.type}: {error.message}" if error else "no accuracy"
-                variant = stored.record.contestant.variant
-                failures.append(plain(f"{trial.method} {variant} at {trial.budget:g}, seed {trial.seed}: {why}"))
-        label = plain(f"{record.trial.method} {record.contestant.variant}{several}")
-        contestants.append(_Contestant(label, record, seeds, failures))
-    return contestants
-
-
 # --- comparisons --------------------------------------------------------------------------------------------
 
 
 def _best(
-    studied: _Contestant, others: Sequence[_Contestant], budgets: Sequence[float]
-) -> dict[float, _Contestant | None]:
+    studied: Contestant, others: Sequence[Contestant], budgets: Sequence[float]
+) -> dict[float, Contestant | None]:
     """The most accurate of the others at each budget, of those that keep the same share."""
     return {
         budget: max((r for r in others if studied.meets(r, budget)), key=lambda r: r.mean(budget), default=None)
@@ -313,7 +271,7 @@ def _best(
     }
 
 
-def _compare(studied: _Contestant, others: Mapping[float, _Contestant | None]) -> dict[float, Against]:
+def _compare(studied: Contestant, others: Mapping[float, Contestant | None]) -> dict[float, Against]:
     """Studied minus other at each budget where both have an accuracy, with Holm's correction over the budgets."""
     differences = {
         budget: (other.name, stats.difference(_pairs(other.seeds[budget], studied.seeds[budget])))
@@ -327,7 +285,12 @@ def _compare(studied: _Contestant, others: Mapping[float, _Contestant | None]) -
     }
 
 
-def _overall(studied: _Contestant, rivals: Sequence[_Contestant], budgets: Sequence[float]) -> Against | None:
+def _loss(dense: Stored, seeds: Sequence[Stored]) -> Loss:
+    tested = stats.equivalence(stats.difference(_pairs([dense], seeds)), MARGIN, alpha=ALPHA)
+    return Loss(tested.loss, tested.loss_bound)
+
+
+def _overall(studied: Contestant, rivals: Sequence[Contestant], budgets: Sequence[float]) -> Against | None:
     """Studied minus the rival with the lowest difference, per question averaged over the budgets that both have."""
     means = {rival.name: (rival, means) for rival in rivals if (means := _means(studied, rival, budgets))}
     if not means:
@@ -353,7 +316,7 @@ def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:
         raise InputError(plain(f"{first} and {second}: {error}")) from error
 
 
-def _means(studied: _Contestant, other: _Contestant, budgets: Sequence[float]) -> Rival | None:
+def _means(studied: Contestant, other: Contestant, budgets: Sequence[float]) -> Rival | None:
     shared = [at for at in budgets if studied.meets(other, at)]
     if not shared:
         return None

@@ -63,6 +63,30 @@ def test_a_method_that_is_best_everywhere_holds(call: Call, results: Path) -> No
     assert "holds: 6 of 6 budgets hold, 4 needed; its mean is the highest" in call("verdict", results / "made").out
 
 
+def test_a_loss_of_a_point_is_ruled_out_down_to_a_budget(call: Call, results: Path) -> None:
+    """The larger budgets come first: a smaller one that loses nothing says nothing while a larger one loses."""
+    put(results, DENSE, method="none", scope="all", budget=1.0)
+    floor(results)
+    for place, (budget, lost) in enumerate(zip(BUDGETS, [0.0, 0.0, 0.1, 0.0, 0.1, 0.1], strict=True)):
+        put(results, flipped(DENSE, lost, 0.0, seed=place), method="mine", budget=budget)
+    done = call("verdict", results / "made", "--json")
+    (bar,) = json.loads(done.out)["bars"]
+    losses = [at["loss"] for at in bar["budgets"]]
+    assert [loss["estimate"] for loss in losses] == pytest.approx([0, 0, 0.1, 0, 0.1, 0.1], abs=0.003)
+    assert [loss["bound"] < 0.01 for loss in losses] == [True, True, False, True, False, False]
+    assert bar["harmless"] == 0.75
+    assert "a loss of a point is ruled out down to 0.75" in call("verdict", results / "made").out
+
+
+def test_without_a_dense_model_no_loss_is_known(call: Call, results: Path) -> None:
+    floor(results)
+    run(results, "mine", 0.0)
+    bar = only(results)
+    assert bar.harmless is None and all(at.loss is None for at in bar.budgets)
+    assert "no dense model with an accuracy: losses are not known" in bar.notes
+    assert "ruled out" not in call("verdict", results / "made").out
+
+
 @pytest.mark.parametrize(("behind", "holds"), [(2, True), (3, False)])
 def test_two_thirds_of_the_budgets_have_to_hold(call: Call, results: Path, behind: int, holds: bool) -> None:
     floor(results)
@@ -160,6 +184,7 @@ def test_a_control_with_the_same_tuning_is_a_rival(results: Path) -> None:
 
 def test_budgets_of_other_terms_are_no_seeds(results: Path) -> None:
     """Half of the parameters, or widths of another multiple, are another board than half of the FLOPs."""
+    put(results, DENSE, method="none", scope="all", budget=1.0)
     several: dict[float, dict[str, Any]] = {0.05: {}, 0.25: {"currency": "params"}, 0.3: {"align": 8}}
     for loss, terms in several.items():
         floor(results, loss + 0.2, **terms)
@@ -175,6 +200,7 @@ def test_budgets_of_other_terms_are_no_seeds(results: Path) -> None:
 
 
 def test_without_a_rival_it_is_compared_with_none_and_says_so(call: Call, results: Path) -> None:
+    put(results, DENSE, method="none", scope="all", budget=1.0)
     floor(results)
     run(results, "taylor", 0.2)
     run(results, "mine", 0.05, regime="trained")

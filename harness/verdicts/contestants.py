@@ -1,0 +1,90 @@
+"""Who competes on a panel: the trials of one method with its options, over budgets and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from harness.records.comparison import regime
+from harness.records.record import Record
+from harness.records.store import Stored
+from harness.text import plain
+from harness.types import CalibrationSpec, differs
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method with its options: the trials that differ only in budget and seed."""
+
+    name: str
+    record: Record  # record of one of its trials
+    seeds: dict[float, list[Stored]]  # budget -> records with an accuracy
+    failures: list[str]
+
+    @property
+    def regime(self) -> str:
+        return regime(self.record)
+
+    @property
+    def studied(self) -> bool:
+        return self.record.contestant.role == "studied"
+
+    @property
+    def floor(self) -> bool:
+        return self.record.contestant.role == "floor"
+
+    def kept(self, budget: float) -> float:
+        """The share that its plans keep at this budget: the budget, unless whole layers leave them below it."""
+        plans = [seed.record.plan for seed in self.seeds.get(budget, ())]
+        coarse = any(plan is not None and plan.coarse for plan in plans)
+        return fmean(plan.achieved for plan in plans if plan is not None) if coarse else budget
+
+    def meets(self, other: Contestant | None, budget: float) -> bool:
+        """Whether both have an accuracy at this budget, from plans that keep the same share."""
+        if other is None or not self.seeds.get(budget) or not other.seeds.get(budget):
+            return False
+        return not differs(self.kept(budget), other.kept(budget))
+
+    def mean(self, budget: float) -> float:
+        """Mean accuracy over seeds; minus infinity without a measurement."""
+        means = [seed.record.metrics["accuracy"]["mean"] for seed in self.seeds.get(budget, ())]
+        return fmean(means) if means else -math.inf
+
+
+def _key(record: Record) -> tuple[Any, ...]:
+    """Key of a contestant: equal for trials that differ only in budget, seed and what is measured."""
+    trial, about = record.trial, record.contestant
+    same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=())
+    if about.role == "floor":  # random choices use no samples
+        same = dataclasses.replace(same, calibration=CalibrationSpec())
+    return (same.id, about.role, about.regime)
+
+
+def gathered(panel: Sequence[Stored]) -> list[Contestant]:
+    """The contestants of a panel, in the order of their first records."""
+    groups: dict[tuple[Any, ...], list[Stored]] = defaultdict(list)
+    for stored in panel:
+        groups[_key(stored.record)].append(stored)
+    firsts = [group[0].record for group in groups.values()]
+    names = [(r.trial.method, r.contestant.variant, r.contestant.regime, r.trial.tuning) for r in firsts]
+    found = []
+    for group, record, name in zip(groups.values(), firsts, names, strict=True):
+        several = f" ({record.trial.calibration.samples} samples)" if names.count(name) > 1 else ""
+        seeds: dict[float, list[Stored]] = {stored.record.trial.budget: [] for stored in group}
+        failures = []
+        for stored in group:
+            trial, error = stored.record.trial, stored.record.error
+            if error is None and "accuracy" in stored.record.metrics:
+                seeds[trial.budget].append(stored)
+            else:
+                why = f"{error.type}: {error.message}" if error else "no accuracy"
+                variant = stored.record.contestant.variant
+                failures.append(plain(f"{trial.method} {variant} at {trial.budget:g}, seed {trial.seed}: {why}"))
+        label = plain(f"{record.trial.method} {record.contestant.variant}{several}")
+        found.append(Contestant(label, record, seeds, failures))
+    return found
