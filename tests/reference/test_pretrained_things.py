@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.reference.pretrained.questions import FORMS, ask, propose
 from harness.reference.pretrained.scenes import SIDE, Item, Scene, draw
 from harness.reference.pretrained.sets import SIZES_SHIPPED, items, template
-from harness.reference.pretrained.things import NAMES, RESERVED, THINGS, together
+from harness.reference.pretrained.things import ASKED_KINDS, NAMES, RESERVED, THINGS, may_meet
 from harness.tasks import answers, catalogue, data
 from harness.types import Questions
 from tests.support.painters import Plain
@@ -23,6 +23,9 @@ from tests.support.painters import Plain
 def test_the_catalogue_is_large_and_a_fifth_is_reserved() -> None:
     assert len(NAMES) >= 150 and len({thing.emoji for thing in THINGS.values()}) == len(NAMES)
     assert len(RESERVED) == len(NAMES) // 5
+    assert {thing.kind for thing in THINGS.values()} >= set(ASKED_KINDS) and all(thing.kind for thing in THINGS.values())
+    assert {THINGS[name].kind for name in ("dog", "dolphin", "whale", "zebra", "mosquito")} == {"animal"}
+    assert all(thing.kind == "animal" for thing in THINGS.values() if thing.legs)
     assert THINGS["cow"].gives == "milk" and THINGS["bat"].fly and not THINGS["horse"].fly
     assert THINGS["mouse"].several == "mice" and THINGS["butterfly"].several == "butterflies"
     assert THINGS["apple"].phrase == "an apple" and THINGS["scissors"].phrase == "scissors"
@@ -37,8 +40,8 @@ def test_reserved_things_never_meet_the_same_company_in_training_and_validation(
         if item.name in RESERVED:
             company = {other.name for other in scene.items if other.thing and other.name != item.name}
             company |= {item.colour, scene.ground} - {""}
-            assert all(together(item.name, name, training=training) for name in company)
-            assert not any(together(item.name, name, training=not training) for name in company)
+            assert all(may_meet(item.name, name, training=training) for name in company)
+            assert not any(may_meet(item.name, name, training=not training) for name in company)
 
 
 def _item(name: str, x: float, y: float, colour: str = "") -> Item:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from harness.reference.pretrained.things import NAMES, THINGS, Thing, together
+from harness.reference.pretrained.things import NAMES, THINGS, Thing, may_meet
 
 SIDE = 168  # pixels
 COLOURS = {
@@ -88,7 +88,7 @@ def _spot(rng: random.Random, items: list[Item], wide: float, high: float) -> tu
 
 def _fits(name: str, colour: str, items: list[Item], ground: str, training: bool) -> bool:
     others = [i.name for i in items if i.kind == "thing" and i.name != name]
-    return all(together(name, other, training=training) for other in (*others, *filter(None, (colour, ground))))
+    return all(may_meet(name, other, training=training) for other in (*others, *filter(None, (colour, ground))))
 
 
 def _thing(

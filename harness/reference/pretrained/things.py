@@ -2,8 +2,9 @@
 
     THINGS["cow"].gives, [t.name for t in THINGS.values() if t.fly]
 
-A line of the table: emoji, name, size (1 fits a hand, 2 an arm, 3 as large as a person, 4 as a car, 5 as a house), then
-facts. A fact that is arguable (does a chicken fly?) is left out with `fly?`, and no question asks about it.
+A word alone on a line is the kind of what follows. An entry: emoji, name, size (1 fits a hand, 2 an arm, 3 as large as a
+person, 4 as a car, 5 as a house), then facts. A fact that is arguable (does a chicken fly?) is left out with `fly?`, and
+no question asks about it.
 """
 
 from __future__ import annotations
@@ -14,62 +15,46 @@ from hashlib import sha256
 TABLE = """
 animal
 🐕 dog 2 legs=4 | 🐈 cat 2 legs=4 | 🐁 mouse 1 legs=4 | 🐇 rabbit 2 legs=4 | 🦊 fox 2 legs=4 home=forest
-🐻 bear 3 legs=4 home=forest | 🐼 panda 3 legs=4 home=forest
-🐨 koala 2 legs=4 home=forest | 🐅 tiger 3 legs=4
-🦁 lion 3 legs=4 | 🐄 cow 4 legs=4 gives=milk home=farm
-🐖 pig 3 legs=4 home=farm | 🐸 frog 1 legs=4 home=pond
+🐻 bear 3 legs=4 home=forest | 🐼 panda 3 legs=4 home=forest | 🐨 koala 2 legs=4 home=forest | 🐅 tiger 3 legs=4
+🦁 lion 3 legs=4 | 🐄 cow 4 legs=4 gives=milk home=farm | 🐖 pig 3 legs=4 home=farm | 🐸 frog 1 legs=4 home=pond
 🐒 monkey 2 home=jungle | 🐔 chicken 2 legs=2 gives=eggs home=farm fly? | 🐧 penguin 2 legs=2 home=ice
 🦆 duck 2 legs=2 fly home=pond | 🦅 eagle 2 legs=2 fly | 🦉 owl 2 legs=2 fly home=forest | 🦇 bat 1 fly
 🐺 wolf 3 legs=4 home=forest | 🐎 horse 4 legs=4 home=farm | 🐝 bee 1 legs=6 fly gives=honey
-🦋 butterfly 1 legs=6 fly | 🐌 snail 1
-🐞 ladybug 1 legs=6 fly | 🐜 ant 1 legs=6 fly? | 🕷 spider 1 legs=8
+🦋 butterfly 1 legs=6 fly | 🐌 snail 1 | 🐞 ladybug 1 legs=6 fly | 🐜 ant 1 legs=6 fly? | 🕷 spider 1 legs=8
 🦂 scorpion 1 legs=8 home=desert | 🐢 turtle 2 legs=4 | 🐍 snake 2 legs=0 | 🦎 lizard 1 legs=4
-🐙 octopus 2 home=sea | 🦐 shrimp 1 home=sea
-🦀 crab 1 home=sea | 🐟 fish 1 legs=0 fly? | 🐬 dolphin 3 legs=0 home=sea
-
-🐳 whale 5 legs=0 home=sea | 🦈 shark 4 legs=0 home=sea
-🐊 crocodile 4 legs=4 | 🦓 zebra 4 legs=4 home=savanna
-🦍 gorilla 3 home=jungle | 🐘 elephant 4 legs=4 home=savanna | 🦏 rhino 4 legs=4 home=savanna
-
-🐪 camel 4 legs=4 home=desert | 🦒 giraffe 4 legs=4 home=savanna
-🦘 kangaroo 3 | 🐑 sheep 3 legs=4 gives=wool home=farm
-🐐 goat 3 legs=4 gives=milk home=farm
-🦌 deer 3 legs=4 home=forest | 🦃 turkey 2 legs=2 home=farm fly?
-🦚 peacock 2 legs=2 fly? | 🦜 parrot 2 legs=2 fly home=jungle | 🦢 swan 2 legs=2 fly home=pond
-🦩 flamingo 3 legs=2 fly | 🐿 squirrel 1 legs=4 home=forest
-🦔 hedgehog 1 legs=4 | 🦥 sloth 2 home=jungle
-🦭 seal 3 home=ice | 🦟 mosquito 1 legs=6 fly
+🐙 octopus 2 home=sea | 🦐 shrimp 1 home=sea | 🦀 crab 1 home=sea | 🐟 fish 1 legs=0 fly?
+🐬 dolphin 3 legs=0 home=sea | 🐳 whale 5 legs=0 home=sea | 🦈 shark 4 legs=0 home=sea | 🐊 crocodile 4 legs=4
+🦓 zebra 4 legs=4 home=savanna | 🦍 gorilla 3 home=jungle | 🐘 elephant 4 legs=4 home=savanna
+🦏 rhino 4 legs=4 home=savanna | 🐪 camel 4 legs=4 home=desert | 🦒 giraffe 4 legs=4 home=savanna
+🦘 kangaroo 3 | 🐑 sheep 3 legs=4 gives=wool home=farm | 🐐 goat 3 legs=4 gives=milk home=farm
+🦌 deer 3 legs=4 home=forest | 🦃 turkey 2 legs=2 home=farm fly? | 🦚 peacock 2 legs=2 fly?
+🦜 parrot 2 legs=2 fly home=jungle | 🦢 swan 2 legs=2 fly home=pond | 🦩 flamingo 3 legs=2 fly
+🐿 squirrel 1 legs=4 home=forest | 🦔 hedgehog 1 legs=4 | 🦥 sloth 2 home=jungle | 🦭 seal 3 home=ice
+🦟 mosquito 1 legs=6 fly
 fruit
-🍎 apple 1 | 🍐 pear 1 | 🍋 lemon 1 | 🍌 banana 1
-🍉 melon 2 | 🍇 grapes 1 | 🍓 strawberry 1 | 🍒 cherries 1
+🍎 apple 1 | 🍐 pear 1 | 🍋 lemon 1 | 🍌 banana 1 | 🍉 melon 2 | 🍇 grapes 1 | 🍓 strawberry 1 | 🍒 cherries 1
 🍑 peach 1 | 🥭 mango 1 | 🍍 pineapple 2 | 🥥 coconut 1 | 🥝 kiwi 1
 vegetable
-🍆 eggplant 1 | 🥦 broccoli 1 | 🥒 cucumber 1 | 🌽 corn 1
-🥕 carrot 1 | 🧅 onion 1 | 🥔 potato 1 | 🧄 garlic 1
+🍆 eggplant 1 | 🥦 broccoli 1 | 🥒 cucumber 1 | 🌽 corn 1 | 🥕 carrot 1 | 🧅 onion 1 | 🥔 potato 1 | 🧄 garlic 1
 food
-🍞 bread 1 | 🥐 croissant 1 | 🥨 pretzel 1 | 🧀 cheese 1
-🥚 egg 1 | 🥞 pancakes 1 | 🍔 burger 1 | 🍟 fries 1
+🍞 bread 1 | 🥐 croissant 1 | 🥨 pretzel 1 | 🧀 cheese 1 | 🥚 egg 1 | 🥞 pancakes 1 | 🍔 burger 1 | 🍟 fries 1
 🍕 pizza 1 | 🥪 sandwich 1 | 🌮 taco 1 | 🍣 sushi 1 | 🍩 donut 1 | 🍪 cookie 1 | 🎂 cake 2 | 🍫 chocolate 1
 🍬 candy 1 | 🍿 popcorn 1 | 🥗 salad 1 | 🍜 noodles 1
 drink
 ☕ coffee 1 | 🍷 wine 1 | 🍺 beer 1 | 🧃 juice 1
 vehicle
 🚗 car 4 wheels | 🚕 taxi 4 wheels | 🚌 bus 5 wheels | 🚑 ambulance 4 wheels | 🚜 tractor 4 wheels
-🚲 bicycle 3 wheels | 🛵 scooter 3 wheels
-🏍 motorcycle 3 wheels | 🚂 train 5 wheels | ✈ plane 5 fly wheels?
+🚲 bicycle 3 wheels | 🛵 scooter 3 wheels | 🏍 motorcycle 3 wheels | 🚂 train 5 wheels | ✈ plane 5 fly wheels?
 🚁 helicopter 4 fly wheels? | 🚀 rocket 5 fly | ⛵ sailboat 4 | 🚢 ship 5 | 🚚 truck 5 wheels | 🛶 canoe 3
 instrument
-🎸 guitar 2 | 🎹 piano 3 | 🎺 trumpet 2 | 🎻 violin 2
-🥁 drum 2 | 🎷 saxophone 2 | 🪗 accordion 2 | 🪕 banjo 2
+🎸 guitar 2 | 🎹 piano 3 | 🎺 trumpet 2 | 🎻 violin 2 | 🥁 drum 2 | 🎷 saxophone 2 | 🪗 accordion 2 | 🪕 banjo 2
 tool
-🔨 hammer 1 | 🪓 axe 2 | 🪛 screwdriver 1 | 🔧 wrench 1
-✂ scissors 1 | 🪚 saw 1 | 🪜 ladder 3 | 🧹 broom 2
+🔨 hammer 1 | 🪓 axe 2 | 🪛 screwdriver 1 | 🔧 wrench 1 | ✂ scissors 1 | 🪚 saw 1 | 🪜 ladder 3 | 🧹 broom 2
 clothing
-👖 jeans 2 | 👗 dress 2 | 🧦 socks 1 | 🧤 gloves 1 | 🧣 scarf 2
-👟 shoe 1 | 👢 boot 1 | 👒 hat 1 | 👔 tie 2 | 🧥 coat 2
+👖 jeans 2 | 👗 dress 2 | 🧦 socks 1 | 🧤 gloves 1 | 🧣 scarf 2 | 👟 shoe 1 | 👢 boot 1 | 👒 hat 1 | 👔 tie 2
+🧥 coat 2
 plant
-🌵 cactus 2 home=desert | 🌲 tree 5 gives=wood home=forest | 🌴 palm 5
-🌹 rose 1 | 🌻 sunflower 2 | 🌷 tulip 1
+🌵 cactus 2 home=desert | 🌲 tree 5 gives=wood home=forest | 🌴 palm 5 | 🌹 rose 1 | 🌻 sunflower 2 | 🌷 tulip 1
 building
 🏠 house 5 | 🏰 castle 5 | ⛪ church 5 | 🏭 factory 5 | ⛺ tent 4
 furniture
@@ -77,11 +62,9 @@ furniture
 device
 📱 phone 1 | 💻 laptop 2 | 📷 camera 1 | 📺 television 2 | ⌚ watch 1 | ⏰ clock 1 | 💡 bulb 1
 thing
-☂ umbrella 2 | 🎁 gift 1 | 📖 book 1 | ✏ pencil 1
-🔔 bell 1 | 🎈 balloon 1 fly? | 🪁 kite 2 fly | 🧸 teddy 2
-🔑 key 1 | 🧲 magnet 1 | 🪣 bucket 1 | 👑 crown 1
-👓 glasses 1 | 💍 ring 1 | ⚓ anchor 3 | 🏆 trophy 1 | 🕯 candle 1
-🏀 basketball 1 | ⚾ baseball 1 | 💎 diamond 1
+☂ umbrella 2 | 🎁 gift 1 | 📖 book 1 | ✏ pencil 1 | 🔔 bell 1 | 🎈 balloon 1 fly? | 🪁 kite 2 fly | 🧸 teddy 2
+🔑 key 1 | 🧲 magnet 1 | 🪣 bucket 1 | 👑 crown 1 | 👓 glasses 1 | 💍 ring 1 | ⚓ anchor 3 | 🏆 trophy 1
+🕯 candle 1 | 🏀 basketball 1 | ⚾ baseball 1 | 💎 diamond 1
 sky
 ⭐ star 0 | ☀ sun 0 | 🌙 moon 0 | ☁ cloud 0 | 🌈 rainbow 0 | ❄ snowflake 0
 """
@@ -131,8 +114,8 @@ class Thing:
         """The plural."""
         if self.plural:
             return self.name
-        odd = {"mouse": "mice", "wolf": "wolves", "fish": "fish", "sheep": "sheep", "deer": "deer", "shrimp": "shrimp"}
-        odd |= {"cherry": "cherries", "butterfly": "butterflies", "donkey": "donkeys", "scarf": "scarves"}
+        odd = {"mouse": "mice", "wolf": "wolves", "scarf": "scarves"}
+        odd |= {name: name for name in ("fish", "sheep", "deer", "shrimp")}
         if self.name in odd:
             return odd[self.name]
         if self.name.endswith(("s", "x", "ch", "sh")):
@@ -143,6 +126,7 @@ class Thing:
 
 
 def _parse(table: str) -> dict[str, Thing]:
+    """The things of a table by name. A line without an emoji names the kind of the lines below it."""
     things, kind = {}, ""
     for line in table.strip().splitlines():
         if line.isascii():
@@ -171,7 +155,7 @@ def _digest(text: str) -> int:
 RESERVED = frozenset(sorted(NAMES, key=_digest)[: len(NAMES) // 5])
 
 
-def together(first: str, second: str, *, training: bool) -> bool:
+def may_meet(first: str, second: str, *, training: bool) -> bool:
     """Whether two things (or a thing and the colour under or behind it) may be in one picture of a split."""
     if first not in RESERVED and second not in RESERVED:
         return True
