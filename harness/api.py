@@ -94,13 +94,13 @@ def prune(
 ) -> Pruned:
     """Prune one model as `infoprune prune` does, in memory: nothing is written.
 
-    method: a registered name or a Python file; None: the method under study, `infoprune`. budget: the share of the
-    scope's FLOPs (or parameters, or time: `currency`) that stays. scope: None: vision, or all where visual tokens go.
-    units: as on a board; None: what the method cuts. options: the method's. tasks, samples: where the calibration
-    questions come from (tasks, parquet files or folders; by default the embedded sets) and how many there are. image:
-    width and height of the image whose FLOPs are budgeted. tuning, shares, tokens, sequential: as of a contestant on a
-    board: `tuning="refit"`, `shares={"layers": 0.5, "ffn": 0.5}`, `tokens="pool"`. Raises InputError for what cannot be
-    used, and for a budget that cannot be met.
+    method: a registered name or a Python file; None: `infoprune_free`, the method under study without training. budget:
+    the share of the scope's FLOPs (or parameters, or time: `currency`) that stays. scope: None: vision, or all where
+    visual tokens go. units: as on a board; None: what the method cuts. options: the method's. tasks, samples: where the
+    calibration questions come from (tasks, parquet files or folders; by default the embedded sets) and how many there
+    are. image: width and height of the image whose FLOPs are budgeted. tuning, shares, tokens, sequential: as of a
+    contestant on a board: `tuning="refit"`, `shares={"layers": 0.5, "ffn": 0.5}`, `tokens="pool"`. Raises InputError
+    for what cannot be used, and for a budget that cannot be met.
     """
     from harness.checkpoints import export
     from harness.machine.devices import check_device

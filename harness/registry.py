@@ -18,13 +18,9 @@ import os
 import pkgutil
 import re
 import subprocess
-import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from harness import method_files
 from harness.text import some
 from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, unit_kinds, wanted
 
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 
 BUILT_IN = "baselines"
 GROUP, COMMANDS, BENCHES = "infoprune.methods", "infoprune.commands", "infoprune.benches"
-FILE = "infoprune_file_"  # how the module of a method in a file of the user's is called, before a hash of the path
 HERE = Path(__file__).parent
 MODELS = {"mini-qwen2-vl": HERE / "reference" / "model"}
 # Models that `infoprune reference build` makes on this machine: the module whose `built()` says where one is.
@@ -157,7 +153,7 @@ def _tried(load: Callable[[], T]) -> T | str:
     try:
         return load()
     except (Exception, SystemExit) as error:  # the code of another package: whatever it does
-        return _reason(error)
+        return method_files.reason(error)
 
 
 def method_file(name: str) -> Path | None:
@@ -183,7 +179,7 @@ def default_method() -> str:
 def module_path(name: str) -> str:
     """The name under which Python finds a method's source, which is not imported; see `method` for what is raised."""
     if file := method_file(name):
-        return _files.add(file)
+        return method_files.findable(file)
     if name not in _modules():
         raise InputError.unknown("method", name, _modules())
     return _modules()[name].partition(":")[0]
@@ -219,66 +215,18 @@ def _named(name: str) -> Method:
 @functools.lru_cache(maxsize=32)
 def _in_file(name: str, file: Path, changed: int) -> Method:
     """The method in this file as it was at this time."""
-    module = module_of_file(file, name)
+    module = method_files.load(file, name)
     if not inspect.isfunction(getattr(module, "rank", None)):
         raise InputError(f"method {name}: the file has no function `rank`")
     try:
         return described(Path(name).stem, module)
     except Exception as error:  # say, an annotation with a name that only type checkers import
-        raise InputError(f"method {name}: {_reason(error)}") from error
+        raise InputError(f"method {name}: {method_files.reason(error)}") from error
 
 
 def module(name: str) -> ModuleType:
     """The module of a registered method, imported; raises as `method` does."""
     return importlib.import_module(module_path(name))
-
-
-def module_of_file(path: Path, name: str | None = None) -> ModuleType:
-    """A method's module from a file, run anew at each call.
-
-    It does not stay among the imported modules, so other processes are sent its functions whole, not by name.
-    Raises InputError, which calls the file `name`, for whatever goes wrong in it.
-    """
-    spec = importlib.util.find_spec(_files.add(path))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and annotations look for it
-    try:
-        spec.loader.exec_module(module)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"method {name or path}: {_reason(error)}") from error
-    finally:
-        del sys.modules[spec.name]
-    return module
-
-
-def _reason(error: BaseException) -> str:
-    return f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-class _Files(MetaPathFinder):
-    """Tells Python's import system where methods outside of any package lie, so that their sources are found."""
-
-    def __init__(self) -> None:
-        self.paths: dict[str, Path] = {}  # module name -> file
-
-    def add(self, file: Path) -> str:
-        """The module name of this file."""
-        path = file.resolve()
-        name = f"{FILE}{sha256(os.fsencode(path)).hexdigest()[:16]}"
-        self.paths[name] = path
-        return name
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname not in self.paths:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.paths[fullname])
-
-
-_files = _Files()
-sys.meta_path.append(_files)
 
 
 def described(name: str, module: ModuleType) -> Method:
@@ -293,7 +241,10 @@ def described(name: str, module: ModuleType) -> Method:
         role=getattr(module, "ROLE", "reference"),
         units=unit_kinds(getattr(module, "UNITS", BOTH)),
         options=options,
-        notes={key: " ".join(map(str, getattr(hints.get(key), "__metadata__", ()))) for key in options},
+        notes={
+            key: " ".join(w for w in getattr(hints.get(key), "__metadata__", ()) if isinstance(w, str))
+            for key in options
+        },
     )
 
 

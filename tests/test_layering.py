@@ -65,7 +65,8 @@ def within(name: str, *places: str) -> bool:
 # Who may import whom: a room, and the rooms that it may use. What is OPEN serves all.
 OPEN = {"types", "text", "files", "pictures", "progress"}
 ROOMS: dict[str, set[str]] = {
-    "registry": set(),
+    "method_files": set(),
+    "registry": {"method_files"},
     "stats": set(),
     "machine": set(),
     "families": set(),
@@ -82,7 +83,17 @@ ROOMS: dict[str, set[str]] = {
         *("families", "machine", "metrics", "pruning", "records", "registry", "statistics", "stats", "tasks", "trials"),
     },
     "reference": {"bench", "families", "records", "registry", "tasks", "trials"},
-    "checks": {"families", "metrics", "pruning", "reference", "registry", "statistics", "tasks", "trials"},
+    "checks": {
+        "families",
+        "method_files",
+        "metrics",
+        "pruning",
+        "reference",
+        "registry",
+        "statistics",
+        "tasks",
+        "trials",
+    },
     "api": {
         *("checkpoints", "families", "machine", "records", "registry", "report", "trials"),
     },

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness import families, registry
+from harness import families, method_files, registry
 from harness.checks import token_rules
 from harness.checks.model_state import State
 from harness.checks.pruned_models import factored, narrowed
@@ -81,7 +81,7 @@ def load(name: str) -> tuple[str, ModuleType]:
     Raises InputError for an unknown name, and for a file that is missing or cannot be imported.
     """
     if file := registry.method_file(name):
-        return file.stem, registry.module_of_file(file, name)
+        return file.stem, method_files.load(file, name)
     try:
         return name, registry.module(name)
     except InputError:

@@ -24,6 +24,7 @@ ROOTS = ("harness.trials.worker",)
 PLUMBING = (
     "harness.families._saving",
     "harness.files",
+    "harness.method_files",
     "harness.progress",
     "harness.records.record",
     "harness.records.schema",

@@ -113,6 +113,7 @@ def test_list(call: Call, thing: str) -> None:
     assert all(row["title"].strip() and "\n" not in row["title"] for row in listed)
     shown = call("list", thing)
     assert shown.code == 0 and all(name in shown.out for name in names)
+    assert "annotation=" not in done.out  # a limit of an option, such as Field(ge=0), is no text
 
 
 def test_shipped_boards_are_sound(call: Call, every_model: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from harness.trials import spec
+from harness.types import Tuning
+
 ROOT = Path(__file__).parents[2]
+KEYS = ROOT / "docs" / "guides" / "board-keys.md"
 PAGES = sorted(
     path
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")]
@@ -113,3 +118,14 @@ def test_the_changelog_has_a_section_for_what_is_unreleased_and_for_the_version(
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     heads = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert heads[0] == "Unreleased" and version in heads
+
+
+def test_every_key_of_a_board_is_explained() -> None:
+    """One page has them all: a key that is added to the code without a word there fails here."""
+    told = {
+        key
+        for row in re.findall(r"^\| (`.*?) \|", KEYS.read_text(encoding="utf-8"), re.M)
+        for key in re.findall(r"`(\w+)`", row)
+    }
+    keys = {*spec.Board.model_fields, *spec.Entry.model_fields, *(item.name for item in fields(Tuning))}
+    assert keys - told == set() and told - keys == set()

@@ -23,7 +23,9 @@ from tests.support.painters import Plain
 def test_the_catalogue_is_large_and_a_fifth_is_reserved() -> None:
     assert len(NAMES) >= 150 and len({thing.emoji for thing in THINGS.values()}) == len(NAMES)
     assert len(RESERVED) == len(NAMES) // 5
-    assert {thing.kind for thing in THINGS.values()} >= set(ASKED_KINDS) and all(thing.kind for thing in THINGS.values())
+    assert {thing.kind for thing in THINGS.values()} >= set(ASKED_KINDS) and all(
+        thing.kind for thing in THINGS.values()
+    )
     assert {THINGS[name].kind for name in ("dog", "dolphin", "whale", "zebra", "mosquito")} == {"animal"}
     assert all(thing.kind == "animal" for thing in THINGS.values() if thing.legs)
     assert THINGS["cow"].gives == "milk" and THINGS["bat"].fly and not THINGS["horse"].fly

@@ -14,7 +14,7 @@ import cloudpickle
 import pytest
 
 import harness
-from harness import registry
+from harness import method_files, registry
 from harness.records import record
 from harness.report import details
 from harness.trials import spec, staleness
@@ -67,7 +67,7 @@ def test_a_file_is_a_method_named_by_its_stem(file: Path, monkeypatch: pytest.Mo
         "Largest weights stay (an example)",
         {"power": 2.0},
     )
-    assert not [name for name in sys.modules if name.startswith(registry.FILE)]
+    assert not [name for name in sys.modules if name.startswith(method_files.PREFIX)]
     monkeypatch.chdir(file.parent)
     assert registry.method("power.py").module.__file__ == registry.method("./power.py").module.__file__
     assert "power" not in registry.methods()

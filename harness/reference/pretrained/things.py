@@ -2,9 +2,9 @@
 
     THINGS["cow"].gives, [t.name for t in THINGS.values() if t.fly]
 
-A word alone on a line is the kind of what follows. An entry: emoji, name, size (1 fits a hand, 2 an arm, 3 as large as a
-person, 4 as a car, 5 as a house), then facts. A fact that is arguable (does a chicken fly?) is left out with `fly?`, and
-no question asks about it.
+A word alone on a line is the kind of what follows. An entry: emoji, name, size (1 fits a hand, 2 an arm, 3 as large as
+a person, 4 as a car, 5 as a house), then facts. A fact that is arguable (does a chicken fly?) is left out with `fly?`,
+and no question asks about it.
 """
 
 from __future__ import annotations
