@@ -58,7 +58,7 @@ def theory(
     with _loaded(model, device, out) as (vlm, track):
         record = _record(
             out / "theory.json",
-            _asked(vlm, samples, settings),
+            _settings(vlm, samples, settings),
             lambda: {"points": measure(vlm, _samples(samples), track)},
         )
     points = record["points"]
@@ -96,7 +96,7 @@ def heads(
     with _loaded(model, device, out) as (vlm, track):
         record = _record(
             out / "heads.json",
-            _asked(vlm, samples, {}),
+            _settings(vlm, samples, {}),
             lambda: {"rows": measure(vlm, Calibration(vlm, _samples(samples)), track)},
         )
     _csv(out / "heads.csv", record["rows"])
@@ -124,7 +124,7 @@ def ffn(
             ranking = _rank(vlm, calibration)
             return {"rows": measure(vlm, ranking, _plans(vlm, calibration, ranking, "ffn", budget), track)}
 
-        record = _record(out / "ffn.json", _asked(vlm, samples, {"budget": budget}), make)
+        record = _record(out / "ffn.json", _settings(vlm, samples, {"budget": budget}), make)
     rows = [{key: value for key, value in row.items() if key != "spectrum"} for row in record["rows"]]
     _csv(out / "ffn.csv", rows)
     figures.ffn(record, out / "ffn.png")
@@ -156,7 +156,7 @@ def survivors(
                 plans |= {(task, component): plan for component, plan in by_component.items()}
             return {"rows": measure(vlm, rankings, plans)}
 
-        record = _record(out / "survivors.json", _asked(vlm, samples, {"budget": budget}), make)
+        record = _record(out / "survivors.json", _settings(vlm, samples, {"budget": budget}), make)
     _csv(out / "survivors.csv", record["rows"])
     figures.survivors(record, out / "survivors.png")
     _say(out, "survivors.png", "survivors.csv", "survivors.json")
@@ -194,7 +194,7 @@ def _samples(samples: int, *names: str) -> Sequence[Any]:
     return tasks.samples(Questions(tuple(names or tasks.names()), "calibration"), samples, SEED)
 
 
-def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a measurement, with the method's defaults; a stored one with the same settings is reused."""
     from harness import registry
 
@@ -202,7 +202,7 @@ def _asked(vlm: VLM, samples: int, settings: Mapping[str, Any]) -> dict[str, Any
     return {"model": vlm.name, "weights": vlm.weights_hash, "samples": samples, "seed": SEED, "settings": settings}
 
 
-def _record(path: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def _record(path: Path, settings: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """The stored measurement if its model, samples and settings are the same; otherwise a new one, which is stored.
 
     Raises InputError if the file is not JSON.
@@ -216,10 +216,10 @@ def _record(path: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str
             stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON; delete it to measure anew") from error
-        if isinstance(stored, dict) and all(stored.get(key) == value for key, value in asked.items()):
+        if isinstance(stored, dict) and all(stored.get(key) == value for key, value in settings.items()):
             err.print(f"{path}: measured before; delete it to measure anew", soft_wrap=True, markup=False)
             return stored
-    record = {**asked, **make()}
+    record = {**settings, **make()}
     save(path, json.dumps(record, allow_nan=False) + "\n")
     return record
 

@@ -22,6 +22,7 @@ Layer = Annotated[int, "of the language model that first reads fewer tokens; the
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 0) -> Ranking:
+    """A rule that keeps tokens far from each other, from `layer` on."""
     return Ranking({}, tokens=TokenRule(keep_tokens, layer))
 
 

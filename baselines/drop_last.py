@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.statistics import Calibration, sent
+from harness.statistics import Calibration, output_energy
 from harness.types import VLM, Kind, Ordinal, Ranking, Score
 
 UNITS = ["layers", "heads", "ffn"]
@@ -24,7 +24,7 @@ Spare = Annotated[int, Field(ge=0), "the last layers that go only after all othe
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, spare: Spare = 0) -> Ranking:
     """Order of layers: from the last to the first of each component."""
-    scores: dict[tuple[str, Kind], Score] = {key: Ordinal(values) for key, values in sent(calibration).items()}
+    scores: dict[tuple[str, Kind], Score] = {key: Ordinal(values) for key, values in output_energy(calibration).items()}
     for component in ("vision", "language"):
         blocks = [block for block in vlm.blocks if block.component == component]
         for place, block in enumerate(reversed(blocks)):

@@ -19,6 +19,7 @@ Layer = Annotated[int, "of the language model that first reads fewer tokens, at 
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 2) -> Ranking:
+    """A rule that keeps the tokens with the most attention of the last token, from `layer` on."""
     return Ranking({}, tokens=TokenRule(keep_tokens, layer, "text"))
 
 

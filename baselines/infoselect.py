@@ -84,7 +84,7 @@ def pursuit(covariance: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = float(rest.diagonal().max())
     floor = largest * len(rest) * torch.finfo(rest.dtype).eps
     unpicked = torch.ones(len(rest), dtype=torch.bool, device=rest.device)
-    order: list[Tensor] = []  # on the device: to read a pick would be a wait for it, at every channel
+    order: list[Tensor] = []  # stays on the device: reading each pick would make the CPU wait once per channel
     gains: list[Tensor] = []
     for start in range(0, len(rest), BLOCK):
         size = min(BLOCK, len(rest) - start)

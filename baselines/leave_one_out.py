@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from harness.statistics import Calibration, sent
+from harness.statistics import Calibration, output_energy
 from harness.types import VLM, Block, Budget, Global, Kind, Ordinal, Ranking, Score
 
 UNITS = ["layers", "heads", "ffn"]
@@ -46,7 +46,7 @@ def rank(
         losses.append(before)
     order = gone + sorted(ahead.keys() - set(gone), key=lambda name: (ahead[name], name))
     places = {name: float(place) for place, name in enumerate(order)}
-    scores: dict[tuple[str, Kind], Score] = {key: Ordinal(values) for key, values in sent(calibration).items()}
+    scores: dict[tuple[str, Kind], Score] = {key: Ordinal(values) for key, values in output_energy(calibration).items()}
     for block in vlm.blocks:
         scores[block.name, "layers"] = Global((places.get(block.name, float(len(vlm.blocks))),))
     return Ranking(scores, {"removed": gone, "losses": losses})

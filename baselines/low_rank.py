@@ -79,9 +79,8 @@ def decomposed(linears: Iterable[Factorable], second: Callable[[str], Tensor] | 
             moment = moment.diag() if moment.dim() == 1 else moment
             if linear.weight.shape[0] <= linear.weight.shape[1]:
                 root = stored_root = None
-            elif (
-                root is None or previous is None or not torch.equal(previous, moment)
-            ):  # gate and up read the same input
+            elif root is None or previous is None or not torch.equal(previous, moment):
+                # Gate and up read the same input, so they share a root.
                 root = whitener(moment)
                 stored_root = root.cpu()
         part = decompose(linear.weight, moment, root)
@@ -157,7 +156,7 @@ def _walk(units: Units, linears: Sequence[Factorable], losses: Sequence[Loss], s
 
 
 def thinned(points: Sequence[Option]) -> tuple[Option, ...]:
-    """At most about POINTS of the points, evenly spaced, including the first and the last."""
+    """About POINTS of the points, evenly spaced, including the first and the last."""
     stride = -(-len(points) // POINTS)
     return (*points[:-1:stride], points[-1])
 

@@ -25,6 +25,7 @@ Layer = Annotated[int, "of the language model that first reads fewer tokens; our
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 0) -> Ranking:
+    """A rule that passes on means of neighbouring tokens, from `layer` on."""
     return Ranking({}, tokens=TokenRule(keep_tokens, layer))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from harness.statistics import Calibration, sent
+from harness.statistics import Calibration, output_energy
 from harness.types import VLM, Global, Kind, Ordinal, Ranking, Score
 
 UNITS = ["layers", "heads", "ffn"]
@@ -25,7 +25,7 @@ Allocation = Annotated[
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, allocation: Allocation = "global") -> Ranking:
     """Order of layers: the block influence."""
     influence = calibration.block_influence()
-    scores: dict[tuple[str, Kind], Score] = {key: Ordinal(values) for key, values in sent(calibration).items()}
+    scores: dict[tuple[str, Kind], Score] = {key: Ordinal(values) for key, values in output_energy(calibration).items()}
     for block in vlm.blocks:
         value = (influence[block.name],)
         scores[block.name, "layers"] = Global(value) if allocation == "global" else Ordinal(value)

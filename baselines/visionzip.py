@@ -25,6 +25,10 @@ Share = Annotated[float, "of the tokens that stay, those that others merge into;
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 0, contextual: Share = 0.15625) -> Ranking:
+    """A rule that keeps attended tokens and merges the others into a share `contextual` of them, from `layer` on.
+
+    Raises InputError for a share outside [0, 1).
+    """
     if not 0 <= contextual < 1:
         raise InputError(f"visionzip: contextual: {contextual} should be at least 0 and below 1")
     return Ranking({}, tokens=TokenRule(keep_tokens, layer, "vision", {"contextual": contextual}))

@@ -107,7 +107,7 @@ def prune(
     from harness.trials.worker import Worker
 
     check_device(device)
-    trial = export.trial(
+    trial = export.single_trial(
         model,
         registry.default_method() if method is None else method,
         budget,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,15 @@ class Progress(Protocol):
 
 def silent(text: str = "", *, done: int | None = None, total: int | None = None) -> None:
     """Progress that nobody looks at."""
+
+
+# Yields the items, and shows how far the loop is and what the text says of it.
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def untracked(items: Sequence[Any], text: str) -> Iterable[Any]:
+    """A `Track` that shows nothing."""
+    return items
 
 
 def progress_bar(console: Console | None = None) -> Bar:

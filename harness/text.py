@@ -18,9 +18,9 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def shorten(text: str, limit: int, mark: str = "…") -> str:
-    """At most `limit` characters of the text; the mark ends a text that was cut."""
-    return text if len(text) <= limit else text[: limit - len(mark)] + mark
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters of the text; an ellipsis ends a text that was cut."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def some(names: Sequence[str]) -> str:

@@ -41,9 +41,10 @@ def verdict(rho: float | None) -> str:
     """A rank correlation in words: from 0.8 a claim holds, from 0.4 in part; below -0.2 it is reversed."""
     if rho is None:
         return "cannot be told"
-    return (
-        "holds" if rho >= 0.8 else "holds in part" if rho >= 0.4 else "does not hold" if rho > -0.2 else "is reversed"
-    )
+    for least, words in ((0.8, "holds"), (0.4, "holds in part")):
+        if rho >= least:
+            return words
+    return "does not hold" if rho > -0.2 else "is reversed"
 
 
 def summary(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Rows]:

@@ -75,7 +75,7 @@ class Training:
             place = int(torch.randint(len(batches), (1,), generator=random))
             masks = {name: self._sample(logit, random) for name, logit in self.logits.items()}
             open_ = [self.macs[name] * self._open(logit).sum() for name, logit in self.logits.items()]
-            kept = together(open_).sum() / full
+            kept = stacked(open_).sum() / full
             gates: dict[tuple[str, Kind], Tensor] = {(name, "heads"): mask for name, mask in masks.items()}
             with calibration.frozen(), torch.enable_grad(), calibration.gated(gates):
                 logits, tokens = answer_logits(self.vlm.model, batches[place])
@@ -83,7 +83,7 @@ class Training:
                 task = kl_div(logits.log_softmax(-1), dense[place], log_target=True, reduction="batchmean")
             else:
                 task = cross_entropy(logits, tokens)
-            lost = together([term(mask) for term, mask in zip(information, masks.values(), strict=True)]).mean()
+            lost = stacked([term(mask) for term, mask in zip(information, masks.values(), strict=True)]).mean()
             # The target falls from 1 to the budget over the first half: gates that close early rarely open again.
             target = 1 - (1 - self.share) * min(1.0, 2 * (step + 1) / steps)
             excess = (kept - target).to(task.device)
@@ -126,7 +126,7 @@ class Training:
             return [answer_logits(self.vlm.model, batch)[0].log_softmax(-1) for batch in batches]
 
 
-def together(numbers: Sequence[Tensor]) -> Tensor:
+def stacked(numbers: Sequence[Tensor]) -> Tensor:
     """Numbers of layers that may lie on several devices, on the first one's: (len(numbers),)."""
     return torch.stack([number.to(numbers[0].device) for number in numbers])
 

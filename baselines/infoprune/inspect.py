@@ -17,8 +17,8 @@ from baselines.infoprune.ffn import Ffn
 from baselines.infoprune.heads import Layer, Loss, score
 from baselines.infoprune.moments import regularised_moments
 from baselines.infoprune.spectrum import effective_rank, masked_spectrum
-from baselines.infoprune.theory import Track, silent
 from baselines.linalg import decompose
+from harness.progress import Track, untracked
 from harness.statistics import Calibration
 from harness.types import VLM, Additive, Choice, Keep, Kind, Options, Plan, Ranking
 
@@ -35,7 +35,7 @@ SCORES = {
 }
 
 
-def heads(vlm: VLM, calibration: Calibration, track: Track = silent) -> Rows:
+def heads(vlm: VLM, calibration: Calibration, track: Track = untracked) -> Rows:
     """One row per head (or KV group); the larger a score, the more important the head.
 
     entropy: of s / sum s over the singular values s of the head's contribution A_h W_h, in nats; 0 for a head without
@@ -87,7 +87,7 @@ def agreement(rows: Rows, component: str) -> dict[tuple[str, str], dict[str, Any
     }
 
 
-def ffn(vlm: VLM, ranking: Ranking, plans: Mapping[str, Plan], track: Track = silent) -> Rows:
+def ffn(vlm: VLM, ranking: Ranking, plans: Mapping[str, Plan], track: Track = untracked) -> Rows:
     """One row per matrix of an FFN: its Linears and, without a gate, the product W2 W1.
 
     density: see `row_density` (figure 2); it depends on the scale of the weights. l1: the mean absolute weight, i.e. a

@@ -15,9 +15,11 @@ from harness.statistics import Calibration, Lazy, Moment
 
 
 def regularised_moments(calibration: Calibration, paths: list[str]) -> tuple[Mapping[str, Moment], list[str]]:
-    """Invertible moments by path, and a list of the Linears with too little data, which grows with the look-ups.
+    """Invertible moments by path, each computed when it is looked up, and the paths of Linears with too few rows.
 
-    A moment of n rows and d > n columns is shrunk towards its diagonal by the share 1 - n / d, with a warning.
+    A Linear has too few rows if it has more columns. That list is empty at first and fills with the look-ups: read it
+    after the last one. A moment of n rows and d > n columns is shrunk towards its diagonal by the share 1 - n / d, with
+    a warning.
     """
     moments = calibration.moments(paths)
     scarce: list[str] = []

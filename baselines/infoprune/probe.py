@@ -115,9 +115,8 @@ def _fit(features: np.ndarray, labels: np.ndarray, train: np.ndarray, classes: i
         weight = flat.reshape(inputs.shape[1], classes)
         logs = log_softmax(train_inputs @ weight, axis=1)
         gradient = train_inputs.T @ (np.exp(logs) - target) / len(train_inputs) + RIDGE * weight
-        return -float((logs * target).sum()) / len(train_inputs) + RIDGE / 2 * float(
-            (weight**2).sum()
-        ), gradient.ravel()
+        value = -float((logs * target).sum()) / len(train_inputs) + RIDGE / 2 * float((weight**2).sum())
+        return value, gradient.ravel()
 
     fitted = minimize(loss, np.zeros(inputs.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500})
     logs = log_softmax(inputs[~train] @ fitted.x.reshape(inputs.shape[1], classes), axis=1)

@@ -11,7 +11,7 @@ keeps I(Y; Z_S); theorem 3, that the energy an SVD drops is the error of the FFN
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -24,11 +24,11 @@ from baselines.infoprune.moments import regularised_moments
 from baselines.infoprune.probe import Reading
 from baselines.infoprune.spectrum import effective_rank, masked_spectrum
 from baselines.linalg import decompose
+from harness.progress import Track, untracked
 from harness.statistics import Calibration, Moment
 from harness.types import VLM, Block, Dense, InputError, LowRank, Option, Replacement, Sample
 
 Points = list[dict[str, Any]]
-Track = Callable[[Sequence[Any], str], Iterable[Any]]  # yields the items and shows how far the loop is
 
 MASKS = 32  # head masks per layer
 DECODED = 96  # questions that the model itself answers under each mask
@@ -36,12 +36,7 @@ NOISES = (0.1, 0.01, 0.001)
 RANKS = 12  # ranks per Linear, and points per FFN
 
 
-def silent(items: Sequence[Any], text: str) -> Iterable[Any]:
-    """A Track that shows nothing."""
-    return items
-
-
-def measure(vlm: VLM, samples: Sequence[Sample], track: Track = silent) -> dict[str, Points]:
+def measure(vlm: VLM, samples: Sequence[Sample], track: Track = untracked) -> dict[str, Points]:
     """All points of the three theorems, by theorem, with numbers rounded to 6 digits.
 
     Raises InputError if fewer than two answers occur often enough in the samples to train a probe.
@@ -130,7 +125,7 @@ def theorem2(
     reading: Reading,
     moments: Mapping[str, Moment],
     masks: Mapping[str, Sequence[tuple[int, ...]]],
-    track: Track = silent,
+    track: Track = untracked,
 ) -> Points:
     """One point per mask: the KS distance, and the loss of I(Y; Z) in nats for two readers of the answer Y.
 
@@ -168,7 +163,7 @@ def theorem2(
 # --- theorem 3 --------------------------------------------------------------------------------------------
 
 
-def theorem3(vlm: VLM, calibration: Calibration, track: Track = silent) -> Points:
+def theorem3(vlm: VLM, calibration: Calibration, track: Track = untracked) -> Points:
     """One point per rank: the predicted and the measured loss, as shares of the output's energy.
 
     through: "linear" for W1 alone, predicted by its dropped energy, plain or whitened; otherwise the arm of Algorithm 2

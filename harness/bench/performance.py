@@ -77,7 +77,7 @@ def bars(
             yield Bar(name, goal, command="infoprune bench --device cuda")
 
 
-def measured(results: list[Bar], device: str, quick: bool) -> dict[str, Any]:
+def report(results: list[Bar], device: str, quick: bool) -> dict[str, Any]:
     """The bars as plain values, with the machine and the code of this run, as in a record."""
     return {"bars": [bar.to_json() for bar in results], "quick": quick, "env": facts(device), "code": vars(code())}
 

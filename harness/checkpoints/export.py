@@ -78,11 +78,11 @@ def export(results: Path, name: str, out: Path, *, device: str = "cpu", progress
     record = stored.record
     if record.error is not None:
         raise InputError(f"{stored.name}: this trial failed, so it has no model to export")
-    pruned = _again(Worker(device, progress), record.trial, target, record.plan, record.hashes, stored.name)
+    pruned = _made_again(Worker(device, progress), record.trial, target, record.plan, record.hashes, stored.name)
     return _write(pruned, record.trial, out, target, device, progress, record, _dense(stored, results))
 
 
-def trial(
+def single_trial(
     model: str,
     method: str,
     budget: float,
@@ -164,7 +164,7 @@ def load(path: Path, model: str, out: Path, *, device: str = "cpu", progress: Pr
         return _write(Pruned(dense, vlm, plan), trial, out, target, device, progress)
     # Which visual tokens go is chosen anew for every question, by any weights.
     of_any = _only_cuts(replace(plan, tokens=None), trial)
-    pruned = _again(worker, trial, target, plan, saved["hashes"], str(path), of_any)
+    pruned = _made_again(worker, trial, target, plan, saved["hashes"], str(path), of_any)
     return _write(pruned, trial, out, target, device, progress)
 
 
@@ -214,6 +214,7 @@ def _dense(stored: Stored, results: Path) -> Record | None:
 
 
 def _only_cuts(plan: Plan, trial: Trial) -> bool:
+    """Whether the plan only removes units or layers, without recovery: then it fits other weights too."""
     cuts = all(isinstance(part, Keep) for part in plan.parts.values())
     return cuts and plan.tokens is None and trial.tuning == Tuning()
 
@@ -256,7 +257,7 @@ def _load(worker: Worker, trial: Trial, target: Path) -> VLM:
     return dense
 
 
-def _again(
+def _made_again(
     worker: Worker,
     trial: Trial,
     target: Path,
@@ -310,11 +311,13 @@ def _write(
     measured: Record | None = None,
     dense: Record | None = None,
 ) -> Exported:
-    """Fill a folder, load it again, compare all logits exactly, and move it to `target`, where `out` leads."""
+    """Write the checkpoint to a temporary folder, load that, compare all logits exactly, and move it to `target`.
+
+    out: the path as the user gave it. target: the same with links followed.
+    """
     context = Context(trial.reference_input, progress)
-    record = Record(
-        trial, contestant(trial), plan=pruned.plan, env=facts(device), code=code(), hashes=pruned.hashes
-    )  # of this copy
+    # The record of this copy, not of the one that was measured.
+    record = Record(trial, contestant(trial), plan=pruned.plan, env=facts(device), code=code(), hashes=pruned.hashes)
     progress("count")
     counted = registry.metric("flops")(pruned.vlm, pruned.dense, trial, context)
     sizes = []

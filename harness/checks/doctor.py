@@ -1,6 +1,6 @@
-"""`infoprune doctor`: checks whether this installation works. Each finding is the result of a check that ran.
+"""`infoprune doctor`: checks whether this installation works. Each result is that of a check that ran.
 
-all(finding.ok for finding in examine())
+all(result.ok for result in examine())
 """
 
 from __future__ import annotations

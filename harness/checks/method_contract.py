@@ -221,9 +221,12 @@ def unsolved(method: registry.Method, vlm: VLM, ranking: Ranking, once: bool = F
         return []
 
     def tried(units: str, fine: bool) -> list[str]:
+        if once:
+            return _unsolved(method, vlm, ranking, units, (0.75,), 1.0, scopes=("all",))
+        if fine:
+            return _unsolved(method, vlm, ranking, units, (0.9, 0.5, 0.3125), solver.TOLERANCE, scopes=SCOPES)
         # Without both heads and channels, the tiny model has few units: its steps are coarse.
-        budgets = ((0.75,), 1.0) if once else ((0.9, 0.5, 0.3125), solver.TOLERANCE) if fine else ((0.75, 0.5), 0.03)
-        return _unsolved(method, vlm, ranking, units, *budgets, scopes=("all",) if once else SCOPES)
+        return _unsolved(method, vlm, ranking, units, (0.75, 0.5), 0.03, scopes=SCOPES)
 
     faults = [] if ranking.tokens is None else token_rules.unmet(vlm, ranking, method.name, samples())
     ranked = [kind for kind in kinds(method.units) if kind != "tokens"]

@@ -1,6 +1,7 @@
 """How well a method's scores rank units by their true damage: Kendall's tau with the leave-one-out damage.
 
-    quality = measure(vlm, names, asked, track, stored=None)  # {"truth": {...}, "methods": {"taylor": {...}, ...}}
+    quality = measure(vlm, names, damage_settings(vlm, samples=256, channels=200), track)
+    quality["methods"]["taylor"], quality["truth"]
 
 The damage of a unit is the rise of the answer loss on dev questions when only this unit is gated to 0. It is measured
 for every head (or KV group) and for FFN channels drawn from a seed. Every method that gives scores per unit is
@@ -10,7 +11,7 @@ compared; a method without such scores is listed with the reason.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,12 +19,12 @@ import numpy as np
 import torch
 
 from harness import registry, tasks
+from harness.progress import Track
 from harness.statistics.calibration import Calibration
 from harness.types import VLM, WIDTHS, Additive, Budget, Kind, Options, Ordinal, Questions, Ranking
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-Track = Callable[[Sequence[Any], str], Iterable[Any]]  # a loop with a progress bar
 Over = Literal["within", "across"]
 CALIBRATION = 256  # questions on which the methods rank
 SEED = 0
@@ -56,7 +57,7 @@ def draw(vlm: VLM, channels: int, seed: int = 0) -> list[Unit]:
     return heads + [every[i] for i in sorted(order[:channels])]
 
 
-def asked(vlm: VLM, samples: int, channels: int) -> dict[str, Any]:
+def damage_settings(vlm: VLM, samples: int, channels: int) -> dict[str, Any]:
     """The settings that determine the damages; stored damages are reused only with the same settings."""
     settings = {"split": "dev", "samples": samples, "channels": channels, "seed": SEED}
     data = tasks.data_hash(Questions(tuple(tasks.names()), "dev"))[:16]
@@ -68,8 +69,8 @@ def measure(
 ) -> dict[str, Any]:
     """The damages, and every method's agreement with them.
 
-    `wanted`: from `asked`. The damages in `stored` are reused if their settings are the same. A method that fails is
-    listed with its error.
+    wanted: from `damage_settings`. The damages in `stored` are reused if their settings are the same. A method that
+    fails is listed with its error.
     """
     units = draw(vlm, wanted["channels"])
     reusable = stored is not None and all(stored.get("truth", {}).get(key) == value for key, value in wanted.items())

@@ -1,6 +1,6 @@
 """The contract of a choice of visual tokens, checked on a tiny model beside that of the method.
 
-faults(ranking.tokens)    # ["the choice keeps 3 tokens; 5 are asked for"]
+faults(ranking.tokens)    # ["the choice of tokens does not take the option 'seed'"]
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def unmet(vlm: VLM, ranking: Ranking, method: str, samples: list[Sample]) -> lis
     scopes: tuple[Scope, ...] = ("language", "all")
     for scope in scopes:
         budget = Budget(scope, 1.0, "tokens", extents)
-        within = sorted(tokens.reach(vlm, rule, budget, inputs).values())  # the tiny model has few visual tokens
+        within = sorted(
+            tokens.flops_by_share(vlm, rule, budget, inputs).values()
+        )  # the tiny model has few visual tokens
         for keep in {within[len(within) * part // 4] for part in (1, 2, 3)}:
             try:
                 plan = tokens.solve(vlm, ranking, replace(budget, keep=keep), inputs, method)

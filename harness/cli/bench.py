@@ -27,7 +27,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure every performance bar as a ratio, in one run. Exit 1 if one that was measured does not hold."""
-    from harness.bench.performance import bars, measured, worse
+    from harness.bench.performance import bars, report, worse
     from harness.files import check_file, save
     from harness.machine.facts import facts
 
@@ -35,17 +35,17 @@ def bench(
     if out_file is not None:
         check_file(out_file, "--out")
     if against is not None:
-        worse([], against, facts(device), quick)  # said before the minutes that it takes
+        worse([], against, facts(device), quick)  # an unusable file is refused before the bench runs for minutes
     with status("bench") as line:
         results = list(bars(quick=quick, device=device, progress=shown_on(line), only=only or ()))
-    report = measured(results, device, quick)
+    content = report(results, device, quick)
     if out_file is not None:
-        save(out_file, json.dumps(report, indent=1) + "\n")
+        save(out_file, json.dumps(content, indent=1) + "\n")
     if json_:
-        print(json.dumps(report, indent=1, allow_nan=False))
+        print(json.dumps(content, indent=1, allow_nan=False))
     else:
         _show(results)
-    lines = [] if against is None else worse(results, against, report["env"], quick)
+    lines = [] if against is None else worse(results, against, content["env"], quick)
     for text in lines:
         err.print(f"[red]worse:[/red] {escape(text)}", soft_wrap=True)
     if lines or any(bar.holds is False for bar in results):

@@ -99,14 +99,18 @@ def doctor(json_: Json = False) -> None:
     """Check the installation: versions that must match, the embedded model, a forward pass, the devices."""
     from harness.checks.doctor import examine
 
-    findings = examine()
+    results = examine()
     if json_:
-        print(json.dumps([{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings], indent=1))
+        print(
+            json.dumps(
+                [{"check": result.check, "ok": result.ok, "detail": result.detail} for result in results], indent=1
+            )
+        )
     else:
-        for finding in findings:
-            mark = "[green]ok[/green]" if finding.ok else "[red]no[/red]"
-            out.print(f"{mark}  {escape(finding.check)}: {escape(finding.detail)}", soft_wrap=True)
-    if wrong := [finding.code for finding in findings if not finding.ok]:
+        for result in results:
+            mark = "[green]ok[/green]" if result.ok else "[red]no[/red]"
+            out.print(f"{mark}  {escape(result.check)}: {escape(result.detail)}", soft_wrap=True)
+    if wrong := [result.code for result in results if not result.ok]:
         raise typer.Exit(max(wrong))
 
 

@@ -76,7 +76,7 @@ def prune(
     width, _, height = image.partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise InputError(f"--image {image}: use WIDTHxHEIGHT, such as 448x448")
-    trial = export.trial(
+    trial = export.single_trial(
         model,
         method,
         keep,

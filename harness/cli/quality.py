@@ -16,7 +16,7 @@ from harness.types import InputError
 def quality(
     model: Annotated[
         str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.", autocompletion=model_names)
-    ] = ("mini-qwen2-vl"),
+    ] = "mini-qwen2-vl",
     samples: Annotated[int, typer.Option(min=2, help="Questions of the dev split that damage is measured on.")] = 256,
     channels: Annotated[int, typer.Option(min=0, help="FFN channels to leave out one by one; heads all are.")] = 200,
     methods: Annotated[
@@ -34,7 +34,7 @@ def quality(
 ) -> None:
     """Rank correlation of every method's unit scores with the true damage of leaving units out."""
     from harness import families, registry
-    from harness.checks.score_quality import asked, measure
+    from harness.checks.score_quality import damage_settings, measure
     from harness.files import check_writable
     from harness.progress import progress_bar
     from harness.report.quality import write
@@ -53,7 +53,7 @@ def quality(
     for line in vlm.notes:
         note(line)
     with progress_bar(err) as bar:
-        wanted = asked(vlm, samples, channels)
+        wanted = damage_settings(vlm, samples, channels)
         measured = measure(vlm, names, wanted, lambda items, text: bar.track(items, description=text), stored)
     files = write(measured, out_dir, frozenset(method.name for method in contestants if method.role == "studied"))
     if json_:

@@ -24,7 +24,7 @@ from harness.progress import Progress
 
 WIDE = 10_000  # columns of a pipe or a file: nothing there needs to be cut or wrapped
 READER_GONE, UNWRITABLE = 141, 74  # exit codes: as of a program that SIGPIPE ends, and EX_IOERR
-# Our signs in ASCII, as wide as they are. Any other character that a stream cannot encode is written as its code.
+# Our signs in ASCII, each one character wide. Any other character that a stream cannot encode is written as its code.
 SIGNS = {"✓": "+", "✗": "x", "–": "-", "…": ".", "×": "x", "◆": "*"}
 
 

@@ -75,9 +75,8 @@ def _check_weights(folder: Path) -> None:
         raise InputError(f"model {folder}: {lacking[0]} is missing, which model.safetensors.index.json names; add it")
     for file in files:
         try:
-            with safetensors.safe_open(
-                file, framework="numpy"
-            ):  # reads the header and checks the file's size against it
+            # Opening reads the header and checks the file's size against it.
+            with safetensors.safe_open(file, framework="numpy"):
                 pass
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(f"model {file}: not a complete safetensors file ({error})") from error

@@ -4,8 +4,7 @@
 
 A checkpoint is plain if a config of the stock class can express all widths. Otherwise the folder holds
 `modeling_pruned.py`, which builds the stock class and reshapes it; where visual tokens are dropped, also the mechanism
-and the method's choice. (transformers' `per_layer_config` would not help: no
-class of the families reads it.)
+and the method's choice. (transformers' `per_layer_config` would not help: no class of the families reads it.)
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ COLUMNS = (
 def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> dict[str, Any]:
     """MACs and parameters of both models, and kept shares: in the trial's scope and units, per component, in all."""
     before, after = (_profile(vlm, trial, context) for vlm in (dense, pruned))
-    kept = measured(pruned, dense, trial, context)
+    kept = measured_share(pruned, dense, trial, context)
     sizes = [sum(weight.numel() for weight in vlm.model.parameters()) for vlm in (dense, pruned)]
     return {
         "kept": kept,
@@ -60,7 +60,7 @@ def measure(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> di
     }
 
 
-def measured(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> float:
+def measured_share(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> float:
     """The share of the FLOPs of the trial's scope and units that the pruned model still needs, by both counters.
 
     Raises RuntimeError if the counters disagree.
@@ -72,7 +72,7 @@ def measured(pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> f
 
 def check(stated: float, pruned: VLM, dense: VLM, trial: Trial, context: MetricContext) -> None:
     """Raise InputError if the share of the FLOPs that a plan states is not the measured one, within one percent."""
-    counted = measured(pruned, dense, trial, context)
+    counted = measured_share(pruned, dense, trial, context)
     if differs(stated, counted):
         raise InputError(
             f"method {trial.method}: its plan states {stated:.4f} of the FLOPs of {trial.units} in scope {trial.scope},"

@@ -1,1 +1,1 @@
-"""From a ranking to a smaller model: the solver makes a plan, surgery applies it, recovery trains the pruned model."""
+"""From a ranking to a smaller model: the solver makes a plan, surgery applies it, recovery mends it."""

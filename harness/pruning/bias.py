@@ -3,8 +3,9 @@
     for step in compensate(pruned, calibration, plan): print(step["module"], step["lost"], step["kept"])
 
 Source: An et al. 2023 (FLAP, arXiv 2312.11983), which adds W_j mean(x_j) of the columns j that went. Here every method
-may have it, behind low-rank pairs too. A plain mean can do harm: a few tokens with large activations rule it. So rows
-count by what hangs on them, and a change stays only if it helps held-out answers; both are ours.
+may have it, behind low-rank pairs too. A plain mean can do harm: a few tokens with large activations rule it. So
+each row counts the more, the more the answers depend on it, and a change stays only if it helps held-out answers; both
+are ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.progress import Progress, silent
-from harness.pruning.behind import Behind, behind, other_producers
+from harness.pruning.cut_linears import CutLinear, cut_linears, other_producers
 from harness.pruning.held_out import Change, Part, keep_what_helps, split
 from harness.statistics.calibration import Calibration
 from harness.statistics.sensitivity import weighted_means
@@ -29,9 +30,9 @@ def compensate(vlm: VLM, calibration: Calibration, plan: Plan, progress: Progres
     lost, relative to the norm of the mean dense output, and whether the change was kept.
     """
     fitting, held = split(calibration)
-    cuts = list(behind(fitting.vlm, vlm, plan))
+    cuts = list(cut_linears(fitting.vlm, vlm, plan))
     means = weighted_means(fitting, [cut.path for cut in cuts if cut.kept is not None])
-    losses: list[tuple[Behind, float]] = []
+    losses: list[tuple[CutLinear, float]] = []
     changes: dict[Part, list[Change]] = {}
     for cut in cuts:
         if cut.kept is None:

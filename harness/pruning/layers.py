@@ -1,6 +1,6 @@
 """Which whole layers go: the order in which a method gives them up, and how many meet a budget by themselves.
 
-    order = in_order(layers, held={"language"})    # the first goes first
+    order = removal_order(layers, held={"language"})    # the first goes first
 
 One block of every component stays: the one that the order names last, unless a fixed block stays anyway.
 """
@@ -32,7 +32,7 @@ class Layer:
         return self.score.damage[0] if isinstance(self.score, Additive) else None
 
 
-def in_order(layers: Sequence[Layer], held: Collection[Component]) -> list[Layer]:
+def removal_order(layers: Sequence[Layer], held: Collection[Component]) -> list[Layer]:
     """The layers in the order in which they go, without the last block of a component that holds no fixed one.
 
     By damage: the least per multiply-add first. By a global order: the lowest first. By an order within the component:
@@ -71,7 +71,7 @@ def _shares_lost(order: Sequence[Layer]) -> dict[str, float]:
     return places
 
 
-def alone(order: Sequence[Layer], full: float, target: float, slack: float) -> list[Layer]:
+def layers_for_budget(order: Sequence[Layer], full: float, target: float, slack: float) -> list[Layer]:
     """The layers to remove so that what stays of `full` costs `target`.
 
     The first of the order go. Where these do not land within `slack`, numbers per component that do and differ least

@@ -22,7 +22,10 @@ GROUP = 32  # inputs that share a scale in int4
 
 
 def quantise(vlm: VLM, weights: str) -> VLM:
-    """A copy whose Linears, all but the output embedding, hold `int8` or `int4` weights. Sums keep the model's type."""
+    """A copy whose Linears, all but the output embedding, hold `int8` or `int4` weights.
+
+    Products are computed in the model's dtype.
+    """
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.progress import Progress, silent
-from harness.pruning.behind import Behind, behind, other_producers
+from harness.pruning.cut_linears import CutLinear, cut_linears, other_producers
 from harness.pruning.held_out import Change, Part, keep_what_helps, split
 from harness.statistics.calibration import Calibration
 from harness.statistics.sensitivity import weighted_moments
@@ -28,7 +28,7 @@ DAMPING = 1e-4  # share of the inputs' mean variance
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a Linear gets and should give, over calibration rows: means, and centred second moments, in float64.
+    """The inputs and target outputs of a Linear, over calibration rows: means, and centred second moments, in float64.
 
     inputs (in,) and covariance (in, in) of what it reads; outputs (out,) and cross (out, in) with the target; power:
     the target's mean square.
@@ -58,7 +58,7 @@ def refit(vlm: VLM, calibration: Calibration, plan: Plan, progress: Progress = s
     questions are ours.
     """
     fitting, held = split(calibration)
-    steps: list[tuple[Behind, float, float]] = []
+    steps: list[tuple[CutLinear, float, float]] = []
     changes: dict[Part, list[Change]] = {}
     for cut, wanted in _wanted(vlm, fitting, plan):
         progress(f"refit: {cut.path}")
@@ -72,9 +72,9 @@ def refit(vlm: VLM, calibration: Calibration, plan: Plan, progress: Progress = s
         yield {"module": cut.path, "before": before, "after": after, "kept": cut.part in kept}
 
 
-def _wanted(vlm: VLM, calibration: Calibration, plan: Plan) -> Iterator[tuple[Behind, Wanted]]:
-    """What each Linear behind a cut gets and should give, in the order of the plan."""
-    cuts = list(behind(calibration.vlm, vlm, plan))
+def _wanted(vlm: VLM, calibration: Calibration, plan: Plan) -> Iterator[tuple[CutLinear, Wanted]]:
+    """What each Linear behind a cut reads, and what it should put out, in the order of the plan."""
+    cuts = list(cut_linears(calibration.vlm, vlm, plan))
     moments = weighted_moments(calibration, [cut.path for cut in cuts if cut.kept is not None])
     for cut in cuts:
         if cut.kept is None:

@@ -1,6 +1,6 @@
 """Combine successive cuts of one model into one plan.
 
-plan = together(first, then)
+plan = merged_plan(first, then)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from harness.types import Choice, InputError, Keep, Plan
 
 
-def together(first: Plan, then: Plan) -> Plan:
+def merged_plan(first: Plan, then: Plan) -> Plan:
     """Two cuts as one plan in the unit indices of the original model; `then` cuts the result of `first`.
 
     Raises InputError if a plan replaces Linears, because these cannot be cut again.

@@ -1,6 +1,6 @@
 """Rank the blocks in forward order, each on what the blocks before it let through once they are cut.
 
-    ranking = renewed(vlm, ranking, scope, solve, rank)
+    ranking = ranked_in_forward_order(vlm, ranking, scope, solve, rank)
 
 One pass over the dense model scores every block on inputs that it will not get: the blocks before it are cut too. The
 released code of several methods cuts a block before it scores the next one. Here every method may do so.
@@ -15,7 +15,7 @@ from harness.pruning import surgery
 from harness.types import VLM, InputError, Plan, Ranking, Scope
 
 
-def renewed(
+def ranked_in_forward_order(
     vlm: VLM,
     ranking: Ranking,
     scope: Scope,

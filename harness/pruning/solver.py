@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harness.pruning.layers import Layer, alone, in_order
+from harness.pruning.layers import Layer, layers_for_budget, removal_order
 from harness.pruning.widths import Item, Parts, cost, cut, least, loss
 from harness.types import (
     TOLERANCE,
@@ -61,7 +61,7 @@ def solve(vlm: VLM, ranking: Ranking, budget: Budget, tolerance: float = TOLERAN
         _check(block.name, kind, block.units(kind).count, score)
     task = _Task.of(vlm, ranking, budget)
     if task.order and not task.items:
-        gone = alone(task.order, task.full, task.target, tolerance * budget.keep * task.dense)
+        gone = layers_for_budget(task.order, task.full, task.target, tolerance * budget.keep * task.dense)
         plan = task.plan(gone)
         if plan.achieved > budget.keep * (1 + tolerance):
             raise _unmet(task, plan.achieved)
@@ -122,7 +122,7 @@ class _Task:
         held: set[Component] = {block.component for block in vlm.blocks if block.fixed}
         may_go = vlm.select(budget.scope, budget.units)
         widths: dict[tuple[str, Kind], int] = {(block.name, kind): block.units(kind).count for block, kind in may_go}
-        return cls(budget, items, whole, in_order(layers, held) if layers else [], dense, widths)
+        return cls(budget, items, whole, removal_order(layers, held) if layers else [], dense, widths)
 
     @property
     def full(self) -> float:
@@ -141,7 +141,7 @@ class _Task:
         return bool(self.order) and priced and self.order[0].damage is not None and not self.budget.shares
 
     def prefixes(self, tolerance: float) -> Iterator[Sequence[Layer]]:
-        """Layers to remove beside widths: the first of the order, the most likely number first."""
+        """Sets of layers that may go beside widths: each a beginning of the order, the most promising number first."""
         saved = [0.0, *itertools.accumulate(layer.cost for layer in self.order)]
         saving, slack = self.full - self.target, tolerance * self.budget.keep * self.dense
         numbers = [number for number, cost in enumerate(saved) if cost <= saving + slack]

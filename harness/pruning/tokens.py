@@ -56,7 +56,7 @@ def solve(
         raise InputError(f"model {vlm.name}: it already drops visual tokens; take the model without that")
     if rule is None:
         raise InputError("budget: the method does not choose visual tokens; choose other `units`")
-    flops = reach(vlm, rule, budget, inputs)
+    flops = flops_by_share(vlm, rule, budget, inputs)
     share = min(flops, key=lambda share: abs(flops[share] - budget.keep))
     if abs(flops[share] / budget.keep - 1) > tolerance:
         smallest = min(flops.values())
@@ -73,7 +73,7 @@ def solve(
     return Plan({}, budget.keep, flops[share], tokens=tokens)
 
 
-def reach(vlm: VLM, rule: TokenRule, budget: Budget, inputs: Mapping[str, torch.Tensor]) -> dict[float, float]:
+def flops_by_share(vlm: VLM, rule: TokenRule, budget: Budget, inputs: Mapping[str, torch.Tensor]) -> dict[float, float]:
     """Each share of the visual tokens that can go on, and the share of the scope's FLOPs that then stays.
 
     Raises the errors of `solve` that say why none can be dropped.
@@ -86,19 +86,19 @@ def reach(vlm: VLM, rule: TokenRule, budget: Budget, inputs: Mapping[str, torch.
     return {n / most: _cost(vlm, rule, budget, counts, n / most) / dense for n in range(1, most)}
 
 
-def part(budget: Budget) -> Budget:
+def tokens_budget(budget: Budget) -> Budget:
     """What the tokens alone have to keep of a budget for several kinds."""
     share = budget.shares.get("tokens", 1.0)
     return replace(budget, keep=1 - share * (1 - budget.keep), units="tokens", shares={})
 
 
-def rest(
+def blocks_budget(
     vlm: VLM, ranking: Ranking, first: Plan, budget: Budget, inputs: Mapping[str, torch.Tensor], cut: Plan | None = None
 ) -> tuple[Budget, float]:
     """The budget of the other kinds once the tokens of the plan `first` are gone, and the share that watching costs.
 
-    The blocks behind the cut see fewer tokens, so their units save less. cut: what goes beside the tokens, if it is
-    known, since attention is read of the heads that stay.
+    Watching is reading the attention that the choice needs. The blocks behind the cut see fewer tokens, so their units
+    save less. cut: what goes beside the tokens, if it is known, since attention is read of the heads that stay.
     """
     if first.tokens is None or ranking.tokens is None:
         return replace(budget, shares=_without_tokens(budget)), 0.0

@@ -99,9 +99,8 @@ class Record:
     log: Mapping[str, Any] = field(default_factory=dict)  # the method's log, and the tuning curve
     env: Mapping[str, Any] = field(default_factory=dict)  # facts of the machine
     code: Code = Code()
-    hashes: Mapping[str, str] = field(
-        default_factory=dict
-    )  # keys: code, checkpoint, data, weights, plan, samples, record
+    # Of code, checkpoint, data, calibration, weights, plan, samples and record.
+    hashes: Mapping[str, str] = field(default_factory=dict)
     id: str = ""  # default: the trial's id
 
     def __post_init__(self) -> None:
@@ -291,7 +290,7 @@ _QUOTED = [before + b'": ' for before in (b"\\", b"[", b"{", b",", b":", b" ", b
 
 
 def _as_written(content: bytes, seal: str) -> bool:
-    """Whether these bytes, if in the layout of `write`, are those of the seal. Half as slow as `content_hash`.
+    """Whether these bytes, if in the layout of `write`, are those of the seal. Takes half the time of `content_hash`.
 
     Only white space outside of strings is taken away, so bytes that pass have the content that was sealed.
     """

@@ -1,8 +1,8 @@
 """The schema of a record file, and the migrations of older files.
 
-A record may hold further keys. Version 1 had no hash of its content. Version 2 stored the description of the method
-among the trial's keys. Version 3 stores it as `contestant`. Up to version 3 the regime did not tell how weights were
-recovered: it was training-free, repaired or trained.
+A record may hold further keys. Version 2 added the hash of the content. Version 3 moved the description of the method
+from the trial to `contestant`. Version 4 names the recovery in the regime; before, it was training-free, repaired or
+trained. Version 5 gives methods that choose at random the role `floor`; before, they were references.
 """
 
 from __future__ import annotations
@@ -201,10 +201,10 @@ def problem(content: dict[str, Any]) -> str:
         return f"trial.{_first(error)}"
     if (content["status"] == "failed") != (content["error"] is not None):
         return f"error: contradicts status {content['status']}; only a failed trial has an error"
-    return _costs(content)
+    return _flops_disagreement(content)
 
 
-def _costs(content: dict[str, Any]) -> str:
+def _flops_disagreement(content: dict[str, Any]) -> str:
     """The fault of a plan whose FLOPs are not the measured ones, where both are known."""
     stated = (content.get("plan") or {}).get("achieved")
     measured = ((content.get("metrics") or {}).get("flops") or {}).get("kept")

@@ -117,10 +117,8 @@ def config(vocabulary: PreTrainedTokenizerFast, vision: dict[str, Any], text: di
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "hidden_size": text["hidden_size"],
-            "rope_parameters": {
-                "rope_type": "axial",
-                "rope_theta": 100.0,
-            },  # an image has about a dozen patches per side, not thousands
+            # An image has about a dozen patches per side, not thousands.
+            "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
             **vision,
         },
         text_config={
@@ -170,10 +168,8 @@ def build(
     initialise(model, seed)
     generation = model.generation_config
     if generation is not None:
-        generation.eos_token_id, generation.pad_token_id = (
-            new_processor.tokenizer.eos_token_id,
-            new_processor.tokenizer.pad_token_id,
-        )
+        generation.eos_token_id = new_processor.tokenizer.eos_token_id
+        generation.pad_token_id = new_processor.tokenizer.pad_token_id
     logging.disable_progress_bar()  # no bar over a model's files: it is a single file
     model.save_pretrained(folder)
     new_processor.save_pretrained(folder)

@@ -23,7 +23,7 @@ from harness.reference.questions import ask
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg, objects_scene, render, text_scene
 
 IGNORED = -100
-WRITING = 0.4  # share of batches with signs
+WRITING_SHARE = 0.4  # share of batches with signs
 EASY = 0.3  # share of training batches with only two or three things; the model learns equality there first
 # What the read-outs predict for every merged patch: the thing centred in it, and the patch's place.
 CELL_CLASSES = {
@@ -171,7 +171,7 @@ class SceneBatches(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         difficulty = min(1.0, index * self.size / self.ramp) if self.ramp else 1.0
         rng = random.Random(f"{self.seed}/{index}")
-        writing, suffixed = rng.random() < WRITING, rng.random() < self.suffix
+        writing, suffixed = rng.random() < WRITING_SHARE, rng.random() < self.suffix
         if self.ramp and rng.random() < EASY:
             difficulty = 0.0
         names = [f"{self.seed}/{index}/{i}" for i in range(self.size)]

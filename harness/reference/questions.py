@@ -1,6 +1,6 @@
 """Questions about a scene, computed from its scene graph; each form is a small program with exactly one right answer.
 
-    for q in ask(scene, "mini_gqa", random.Random(0)): print(q.form, q.text, q.answer)
+    for q in ask(scene, "mini_gqa", random.Random(0), 8): print(q.form, q.text, q.answer)
 
 A reference ("the small red star") always fits exactly one thing. A form proposes questions for every answer that is
 possible in the scene; the answer is then drawn first, so that no answer of a form can be guessed without the image.
@@ -27,10 +27,6 @@ class Question:
     form: str
     text: str
     answer: str
-
-
-def _name(thing: Thing) -> str:
-    return "sign" if thing.shape == "sign" else thing.shape
 
 
 def _plural(shape: str) -> str:
@@ -139,10 +135,7 @@ def _logic(scene: Scene, rng: random.Random) -> Proposals:
     options = [(c, s) for c in colours for s in shapes]
     present, absent = [o for o in options if o in pairs], [o for o in options if o not in pairs]
     for word in ("and", "or"):
-        for truth in (
-            True,
-            False,
-        ):  # both answers are equally frequent for both words, so a word does not reveal the answer
+        for truth in (True, False):  # both answers equally often for both words: neither gives the answer away
             mixed = rng.choice([(True, False), (False, True)])
             flags = rng.choice([(True, True), mixed]) if word == "or" else (True, True)
             if not truth:
@@ -211,7 +204,7 @@ def _read(scene: Scene, rng: random.Random) -> Proposals:
     written = [t for t in scene.things if t.text]
     for thing in written:
         kind = "number" if thing.text.isdigit() else "word"
-        yield f"What {kind} is on the {thing.colour} {_name(thing)}?", thing.text
+        yield f"What {kind} is on the {thing.colour} {thing.shape}?", thing.text
         if sum(t.text.isdigit() == thing.text.isdigit() for t in written) == 1:
             yield f"What {kind} is written in the picture?", thing.text
         if sum(t.shape == thing.shape for t in written) == 1 and thing.shape == "sign":

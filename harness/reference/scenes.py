@@ -120,11 +120,8 @@ def text_scene(rng: random.Random, signs: int = 3, distractors: int = 2) -> Scen
         kind = rng.random()
         text = rng.choice(WORDS) if kind < 0.6 else str(rng.randint(10, 99))
         if kind > 0.8:  # a number on a shape; shapes that leave room for it
-            shape, radius, points = (
-                rng.choice(("circle", "square", "diamond")),
-                rng.uniform(13, 16),
-                rng.randint(13, 15),
-            )
+            shape = rng.choice(("circle", "square", "diamond"))
+            radius, points = rng.uniform(13, 16), rng.randint(13, 15)
             radius += 3 if shape == "diamond" else 0
             thing = Thing(shape, colour, "large", 0, 0, radius, text=text, font=rng.choice(FONTS), points=points)
         else:
@@ -145,7 +142,8 @@ def text_scene(rng: random.Random, signs: int = 3, distractors: int = 2) -> Scen
 
 
 @functools.cache
-def _font(name: str, points: int) -> ImageFont.FreeTypeFont:
+def font(name: str, points: int) -> ImageFont.FreeTypeFont:
+    """The font of this file name at a size in points, loaded once."""
     import matplotlib  # its package contains the fonts
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), points)
@@ -246,7 +244,7 @@ def render(scene: Scene) -> Image.Image:
         if thing.text:
             mask = Image.new("L", (120 * k, 40 * k))
             ImageDraw.Draw(mask).text(
-                (60 * k, 20 * k), thing.text, 255, _font(thing.font, thing.points * k), anchor="mm"
+                (60 * k, 20 * k), thing.text, 255, font(thing.font, thing.points * k), anchor="mm"
             )
             mask = mask.rotate(-thing.turn, Image.Resampling.BILINEAR)
             ink = (15, 15, 15) if sum(fill) > 380 else (245, 245, 245)

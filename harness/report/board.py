@@ -69,7 +69,7 @@ class Board:
         )
 
     @cached_property
-    def columns(self) -> list[tables.Column]:
+    def columns(self) -> list[tables.ShownColumn]:
         return tables.columns(self.frame, self.rows)
 
     @property

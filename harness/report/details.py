@@ -31,14 +31,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
 TIMED = ("stages", "answer", "more")  # parts of the latency metric that have every time
 UNUSED = ("board", "model", "split", "flops_reduction")  # columns that neither the table nor the plot uses
-OWN = (
-    "board",
-    "method",
-    "options",
-    "seed",
-    "budget",
-    "scope",
-)  # keys of a trial that differ between the trials of a board
+# Keys of a trial that differ between the trials of a board.
+OWN = ("board", "method", "options", "seed", "budget", "scope")
 SETTINGS = ("method", *(item.name for item in fields(Trial) if item.name not in OWN))
 # Keys of a trial that a board sets per method, by their names there.
 ENTRY = {"tuning": "recovery", "control": "control", "sequential": "sequential", "shares": "shares", "tokens": "tokens"}

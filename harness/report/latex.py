@@ -24,11 +24,10 @@ SPECIAL = {
     "|": r"\textbar{}",
     "±": r"\ensuremath{\pm}",
     "×": r"\ensuremath{\times}",
-    tables.STUDIED: r"\ensuremath{\diamond}",
+    tables.STUDIED_SIGN: r"\ensuremath{\diamond}",
     tables.NOTHING: r"\textendash{}",
-    **{
-        char: f"{{{char}}}" for char in "[*-'`,?!"
-    },  # no argument of the line before, no ligature with the next character
+    # No argument of the line before, no ligature with the next character.
+    **{char: f"{{{char}}}" for char in "[*-'`,?!"},
 }
 
 

@@ -201,7 +201,7 @@ def _legend(board: Board) -> str:
         "marks the best method of a budget; ± is half the range over seeds. Rows are sorted by mean rank."
     )
     if any(described.role == "studied" for described in board.methods):
-        text += f" {tables.STUDIED} marks the method under study."
+        text += f" {tables.STUDIED_SIGN} marks the method under study."
     text += " A difference smaller than the interval of one trial is not evidence."
     if board.totals:
         text += f"\n\n{totals.LEGEND}"

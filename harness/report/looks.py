@@ -23,9 +23,9 @@ from harness import registry
 from harness.report.tables import Panel
 
 # Okabe and Ito's palette for colour-blind readers, without yellow and black, which a white or a dark page hides.
-STUDIED = "#D55E00"
+STUDIED_COLOR = "#D55E00"
 COLORS = {
-    "vermilion": STUDIED,
+    "vermilion": STUDIED_COLOR,
     "blue": "#0072B2",
     "green": "#009E73",
     "purple": "#CC79A7",

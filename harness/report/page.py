@@ -166,7 +166,7 @@ def _table(shown: Board) -> str:
     return f"<thead><tr>{heads}<tbody>{chr(10).join(rows)}"
 
 
-def _cell(column: tables.Column, text: str) -> str:
+def _cell(column: tables.ShownColumn, text: str) -> str:
     if column.key == "method":
         return f"<th scope=row>{_safe(text)}"
     if column.key == "trial":
@@ -178,7 +178,7 @@ def _cell(column: tables.Column, text: str) -> str:
     return f"<td{' class=t' if column.text and text else ''}>{_safe(text)}"  # most cells are numbers and need no class
 
 
-def _reported_row(figure: reported.Figure, columns: Sequence[tables.Column]) -> str:
+def _reported_row(figure: reported.Figure, columns: Sequence[tables.ShownColumn]) -> str:
     known = {
         "method": figure.method,
         "flops_kept": f"{1 / figure.flops_reduction:.4f}",

@@ -32,7 +32,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from PIL import Image
 
 from harness.records.comparison import regime_order
-from harness.report.looks import STUDIED, Look, curve_looks
+from harness.report.looks import STUDIED_COLOR, Look, curve_looks
 from harness.report.tables import TERMS, Panel, panels, values
 
 # Text as outlines and a fixed salt give the same bytes each time and the same look everywhere.
@@ -382,7 +382,7 @@ def _keys(rows: Sequence[Panel], up: Upright) -> list[Any]:
         handles.append(Line2D([], [], color=INK, linestyle=":", linewidth=1.3, label="blind floor (image blanked)"))
     handles.append(Line2D([], [], color="#777777", marker="|", markersize=10, linestyle="", label="95 % interval"))
     if any(panel.studied for panel in rows):
-        handles.append(Line2D([], [], color=STUDIED, linewidth=2.4, label="method under study"))
+        handles.append(Line2D([], [], color=STUDIED_COLOR, linewidth=2.4, label="method under study"))
     return handles
 
 

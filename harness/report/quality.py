@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from harness.files import save
-from harness.report.looks import COLORS, STUDIED
+from harness.report.looks import COLORS, STUDIED_COLOR
 from harness.report.plots import DPI, INK, STYLE
 from harness.report.spreadsheet import rows_text
 from harness.report.tables import NOTHING, escape, markdown
@@ -130,7 +130,7 @@ def _figure(measured: Mapping[str, Any], studied: frozenset[str]) -> Figure:
             )
         for row, name in enumerate(names):
             taus = measured["methods"][name].get(kind, {"reason": "failed"})
-            color = STUDIED if name in studied else PLAIN
+            color = STUDIED_COLOR if name in studied else PLAIN
             if "reason" in taus:
                 axes.text(
                     0.02, row, taus["reason"], va="center", fontsize=8.5, color="#777777", style="italic", bbox=BEHIND
@@ -148,7 +148,7 @@ def _figure(measured: Mapping[str, Any], studied: frozenset[str]) -> Figure:
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(names)), [plain(name) for name in names])
     for label, name in zip(panels[0].get_yticklabels(), names, strict=True):
-        label.set_color(STUDIED if name in studied else INK)
+        label.set_color(STUDIED_COLOR if name in studied else INK)
     for fill, text in ((PLAIN, OVER["within"]), ("white", OVER["across"])):
         panels[1].plot([], [], marker="o", ls="", color=PLAIN, markerfacecolor=fill, label=text)
     figure.legend(loc="outside lower center", ncols=2)

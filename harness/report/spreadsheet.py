@@ -20,14 +20,8 @@ from harness.types import InputError
 # What a spreadsheet would calculate: a sign that begins a formula (Excel takes wide ones too) but no number. It may
 # follow apostrophes, as in a cell of ours.
 FORMULA = re.compile(r"'*(?![+-]?[\d.]+(e[+-]?\d+)?$)[=+\-@\t\r\n＝＋－＠]")
-TEXTS = (
-    *tables.IDENTITY,
-    *tables.CLOSING,
-    "split",
-    "collapse",
-    tables.TERMS,
-    tables.KEEPS,
-)  # columns; others hold numbers
+# Columns of text; others hold numbers.
+TEXTS = (*tables.IDENTITY, *tables.CLOSING, "split", "collapse", tables.TERMS, tables.KEEPS)
 NUMBERS = ("budget", "seed", "ranking_s")  # that are among them
 
 

@@ -21,7 +21,7 @@ from harness.records.record import Record, dig
 from harness.report.coarse import KEEPS, competing, keeps
 from harness.text import TOO_FEW, plain, shorten
 from harness.types import SCOPES
-from harness.types import Column as Figure
+from harness.types import Column as MetricColumn
 from harness.types.kinds import in_words, kinds_order
 
 IDENTITY = ("board", "model", "method", "variant", "role", "regime", "units", "scope", "budget", "seed")
@@ -44,7 +44,7 @@ SHOWN = (
 )
 
 CURRENCIES = {"flops": "FLOPs", "params": "parameters", "latency": "time"}  # the quantity that a budget is a share of
-STUDIED = "◆"
+STUDIED_SIGN = "◆"
 NOTHING = "–"
 Row = Mapping[Any, Any]  # a row of the frame
 
@@ -73,7 +73,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Column:
+class ShownColumn:
     """A column of the table of all trials: its head, its key in the frame, and its cells as text."""
 
     head: str
@@ -82,7 +82,7 @@ class Column:
     cells: list[str]
 
 
-def declared() -> dict[str, tuple[str, Figure]]:
+def declared() -> dict[str, tuple[str, MetricColumn]]:
     """The metric and the column for every column name that a metric declares."""
     return {column.name: (metric, column) for metric, columns in registry.columns().items() for column in columns}
 
@@ -200,7 +200,7 @@ def summary(panel: Panel) -> str:
     return f"{levels}\n\n{markdown(['method', *heads], rows)}"
 
 
-def trials(shown: Sequence[Column]) -> str:
+def trials(shown: Sequence[ShownColumn]) -> str:
     """Every trial as a row of one Markdown table of these columns."""
     if not shown:
         return "No trials."
@@ -208,39 +208,39 @@ def trials(shown: Sequence[Column]) -> str:
     return markdown([escape(column.head) for column in shown], list(zip(*cells, strict=True)))
 
 
-def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
+def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[ShownColumn]:
     """The columns of the table of all trials (`rows` of the frame) that hold more than nothing or a default value."""
     if not rows:
         return []
 
-    def text(head: str, key: str, silent: object = "") -> Column:
+    def text(head: str, key: str, silent: object = "") -> ShownColumn:
         cells = [str(row[key]) for row in rows]
-        return Column(head, key, True, cells if set(cells) != {silent} else [])
+        return ShownColumn(head, key, True, cells if set(cells) != {silent} else [])
 
-    def number(head: str, key: str, form: str, scale: float = 1) -> Column:
-        return Column(head, key, False, [_number(scale * row[key], form) for row in rows])
+    def number(head: str, key: str, form: str, scale: float = 1) -> ShownColumn:
+        return ShownColumn(head, key, False, [_number(scale * row[key], form) for row in rows])
 
-    def interval(head: str, key: str, bounds: tuple[str, str], form: str, scale: float) -> Column:
-        return Column(head, key, False, [_interval(row, key, bounds, form, scale) for row in rows])
+    def interval(head: str, key: str, bounds: tuple[str, str], form: str, scale: float) -> ShownColumn:
+        return ShownColumn(head, key, False, [_interval(row, key, bounds, form, scale) for row in rows])
 
     known = declared()
     rest = [name for name in frame.columns if name in known and name not in ORDER]
     tasks = task_columns(frame)
 
-    def figure(name: str) -> Column | None:
+    def figure(name: str) -> ShownColumn | None:
         column = known[name][1]
         if column.interval:
             return interval(column.title, name, column.interval, column.form, column.scale)
         return number(column.title, name, column.form, column.scale) if column.title else None
 
-    figures: list[Column | None] = []
+    figures: list[ShownColumn | None] = []
     for name in SHOWN:
         if name == TASKS:
             figures += [number(task, task, "{:.1f}", 100) for task in tasks]
         else:
             figures += map(figure, rest if name == REST else [name])
     shown = [
-        Column("method", "method", True, [marked(row["method"], row["role"] == "studied") for row in rows]),
+        ShownColumn("method", "method", True, [marked(row["method"], row["role"] == "studied") for row in rows]),
         text("variant", "variant"),
         text("regime", "regime"),
         text("scope", "scope"),
@@ -253,7 +253,7 @@ def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[Column]:
         number("ranking s", "ranking_s", "{:.3g}"),
         text("setting", "setting", rows[0]["setting"]),
         text("trial", "trial"),
-        Column("status", "status", True, [shorten(row["status"], 120) for row in rows]),
+        ShownColumn("status", "status", True, [shorten(row["status"], 120) for row in rows]),
     ]
     return [column for column in shown if set(column.cells) - {NOTHING}]
 
@@ -271,7 +271,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], others: str 
 
 def marked(name: str, studied: bool) -> str:
     """A method's or curve's name, with the mark of the method under study."""
-    return f"{STUDIED} {name}" if studied else name
+    return f"{STUDIED_SIGN} {name}" if studied else name
 
 
 def escape(text: object) -> str:
@@ -285,7 +285,7 @@ def escape(text: object) -> str:
 
 def _row(
     record: Record,
-    known: Mapping[str, tuple[str, Figure]],
+    known: Mapping[str, tuple[str, MetricColumn]],
     tasks: Mapping[str, str],
     name_calibration: bool,
     name_terms: bool,

@@ -4,6 +4,6 @@ from harness.statistics.calibration import Calibration as Calibration
 from harness.statistics.gradients import answer_logits as answer_logits
 from harness.statistics.moments import Lazy as Lazy
 from harness.statistics.moments import Moment as Moment
-from harness.statistics.sent import sent as sent
+from harness.statistics.output_energy import output_energy as output_energy
 from harness.statistics.unit_weights import linears as linears
 from harness.statistics.unit_weights import unit_sums as unit_sums

@@ -35,7 +35,7 @@ class Tokens:
         return values.flatten(0, -2).index_select(0, self._on[values.device])
 
 
-class Seen(Exception):
+class StopPass(Exception):
     """Ends a forward pass early, once all requested Linears have run."""
 
 
@@ -108,12 +108,12 @@ class ResumedPasses:
             next_inputs.append(args[0])
 
         def stop(*_: Any) -> None:
-            raise Seen
+            raise StopPass
 
         def run(batch: int, forward: Callable[[], Any]) -> None:
             nonlocal number
             number = batch
-            with suppress(Seen):
+            with suppress(StopPass):
                 if resumes:
                     self._language(*calls[batch][0], **calls[batch][1])
                 else:

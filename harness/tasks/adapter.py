@@ -219,7 +219,7 @@ class Adapter(lmms):
             finite.check()
             return tokens
 
-        with inside("generate"), torch.no_grad(), decoding.alone(model):
+        with inside("generate"), torch.no_grad(), decoding.without_own_settings(model):
             try:
                 tokens = generate()
             except FloatingPointError as error:

@@ -145,9 +145,10 @@ def _table(suite: Suite, scored: Mapping[str, Sequence[tuple[int, str, float]]])
 
 
 def samples(questions: Questions, number: int, seed: int) -> list[Sample]:
-    """`number` questions with their most common answers, evenly from all tasks, in turns. Prompts as in evaluation.
+    """`number` questions with their most common answers, evenly from all tasks in turn.
 
-    The draw depends only on ids and seed. Raises InputError if a task has too few questions.
+    Prompts are as in evaluation. The draw depends only on ids and seed. Raises InputError if a task has too few
+    questions.
     """
     suite = loaded_suite(questions)
     turns: list[list[tuple[str, int]]] = []

@@ -1,6 +1,7 @@
 """How answers are decoded: greedily, up to an end-of-turn token of the checkpoint or LONGEST tokens.
 
-    with alone(model): model.generate(**inputs, generation_config=greedy(vlm), logits_processor=added(vlm, mask))
+    with without_own_settings(model):
+        model.generate(**inputs, generation_config=greedy(vlm), logits_processor=added(vlm, mask))
 
 What a board's `generation` adds is added here, and nothing else is: neither the checkpoint's generation_config.json nor
 a model's `generation_config` has a say.
@@ -96,7 +97,7 @@ def added(vlm: VLM, attention_mask: torch.Tensor) -> list[LogitsProcessor]:
 
 
 @contextmanager
-def alone(model: Any) -> Iterator[None]:
+def without_own_settings(model: Any) -> Iterator[None]:
     """The model without settings of its own, which `generate` would take for all that it is not told."""
     before, model.generation_config = model.generation_config, GenerationConfig()
     try:

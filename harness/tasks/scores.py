@@ -1,6 +1,6 @@
 """Accuracies with intervals from a table of scored answers.
 
-summary(evaluate(vlm, ["mini_gqa"])[1])  # {"mean": 0.75, "lo": 0.7, "hi": 0.8, "tasks": {...}}
+summary(evaluate(vlm, Questions(("mini_gqa",)))[1])  # {"mean": 0.75, "lo": 0.7, "hi": 0.8, "tasks": {...}}
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Last(Generic[T]):
+class LatestValue(Generic[T]):
     """A cache of one value. The trials of a board are sorted, so the next trial often needs the last value."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Last(Generic[T]):
         self._key = self._value = None
 
 
-class OfModels:
+class ModelCache:
     """A cache by model and key. Values die with their model. Only for models whose weights no longer change."""
 
     def __init__(self) -> None:

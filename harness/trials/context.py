@@ -14,7 +14,7 @@ from PIL import Image
 from harness import families
 from harness.families import encode
 from harness.progress import Progress, silent
-from harness.trials.caches import OfModels
+from harness.trials.caches import ModelCache
 from harness.types import VLM, Component, Extent, ReferenceInput
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class Context:
         reference: ReferenceInput,
         progress: Progress = silent,
         replies: Mapping[Any, Any] | None = None,
-        values: OfModels | None = None,
+        values: ModelCache | None = None,
     ) -> None:
         self.reference = reference
         self.progress = progress
         self.replies: Mapping[Any, Any] = replies or {}
         self.samples: pyarrow.Table | None = None
-        self._values = values or OfModels()
+        self._values = values or ModelCache()
 
     def inputs(self, vlm: VLM, batch: int = 1, image_size: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
         """The reference input, repeated `batch` times and encoded for this model. `image_size` replaces its size."""

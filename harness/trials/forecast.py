@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness import families, registry, tasks
 from harness.machine import devices
+from harness.trials.methods import methods_of, per_budget
 from harness.trials.preflight import fetched
-from harness.trials.tokens import methods, per_budget
 from harness.types import VLM, InputError, Questions, Trial
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def probe(board: Board, todo: Todo, device: str) -> float | None:
     weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
     if board.random_weights or weights > LIGHT:
         return None
-    rates = measured(board, todo.trials, device)
+    rates = measured_rates(board, todo.trials, device)
     rankings = {(trial.ranking, trial.budget if per_budget(trial) else None): trial for trial in todo.trials}
     return sum(_trial(board, trial, rates) for trial in todo.trials) + sum(
         _ranking(trial, rates) for trial in rankings.values()
@@ -101,7 +101,7 @@ def _ranking(trial: Trial, rates: Rates) -> float:
     """The seconds of a method's statistics: a pass with gradients, and its own training unless a recovery pays it."""
     if trial.method == "none":
         return 0.0
-    own = sum(method.steps(options) for method, options in methods(trial))
+    own = sum(method.steps(options) for method, options in methods_of(trial))
     paid = any(stage.trains for stage in trial.tuning.stages)
     return rates.learn * (trial.calibration.samples + FEW * own * (not paid))
 
@@ -109,7 +109,7 @@ def _ranking(trial: Trial, rates: Rates) -> float:
 # --- on this machine ------------------------------------------------------------------------------------------
 
 
-def measured(board: Board, trials: Sequence[Trial], device: str) -> Rates:
+def measured_rates(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     """The rates of the board's model on this device, from a few steps each."""
     import torch
 

@@ -18,13 +18,13 @@ from harness.metrics import flops
 from harness.progress import Progress, silent
 from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens, training
 from harness.pruning.quantised import quantise
-from harness.pruning.rounds import together
-from harness.pruning.sequential import renewed
+from harness.pruning.rounds import merged_plan
+from harness.pruning.sequential import ranked_in_forward_order
 from harness.statistics.calibration import Calibration
-from harness.trials.caches import Last, OfModels
+from harness.trials.caches import LatestValue, ModelCache
 from harness.trials.context import Context
+from harness.trials.methods import methods_of, per_budget
 from harness.trials.tokens import check as check_tokens
-from harness.trials.tokens import methods, per_budget
 from harness.types import (
     VLM,
     Budget,
@@ -80,15 +80,15 @@ def in_params(flops: Budget) -> Budget:
 class Pruner:
     """Makes the pruned models of trials on one device. `values`: a cache of counts that the metrics use too."""
 
-    def __init__(self, device: str = "cpu", progress: Progress = silent, values: OfModels | None = None) -> None:
+    def __init__(self, device: str = "cpu", progress: Progress = silent, values: ModelCache | None = None) -> None:
         self.device, self.progress = device, progress
-        self._values = values or OfModels()
+        self._values = values or ModelCache()
         self.batch = BATCH
-        self._dense: Last[VLM] = Last()
-        self._calibration: Last[Calibration] = Last()
-        self._tuning_calibration: Last[Calibration] = Last()
-        self._rates: Last[tuple[latency_rates.Rates, float]] = Last()
-        self._ranking: Last[Ranked] = Last()
+        self._dense: LatestValue[VLM] = LatestValue()
+        self._calibration: LatestValue[Calibration] = LatestValue()
+        self._tuning_calibration: LatestValue[Calibration] = LatestValue()
+        self._rates: LatestValue[tuple[latency_rates.Rates, float]] = LatestValue()
+        self._ranking: LatestValue[Ranked] = LatestValue()
 
     def halve(self) -> None:
         """Halve the calibration batch after an out-of-memory error, and drop results of the larger batches."""
@@ -138,10 +138,10 @@ class Pruner:
                 plan, ranking = self._plan(vlm, ranking, budget, trial, context)
                 if trial.control == "random-units":
                     plan, ranking = random_units.redraw(vlm, plan, ranking, trial.seed)
-                full_plan = plan if rounds == 1 else together(full_plan, plan)
+                full_plan = plan if rounds == 1 else merged_plan(full_plan, plan)
             with watch("surgery"):
                 vlm = surgery.apply(vlm, plan, ranking)
-            trained = sum(one.steps(options) for one, options in methods(trial))
+            trained = sum(one.steps(options) for one, options in methods_of(trial))
             for stage in trial.tuning.stages:
                 tuned = self._recover(vlm, full_plan, trial, stage, trained, turn, watch)
                 vlm = tuned.vlm
@@ -203,7 +203,9 @@ class Pruner:
                 def rank(cut: VLM, part: VLM) -> Ranking:
                     return method.rank(part, Calibration(cut, calibration.samples, self.batch), **how)
 
-                ranking = renewed(vlm, ranking, trial.scope, lambda ranks: self._solve(vlm, ranks, budget, trial), rank)
+                ranking = ranked_in_forward_order(
+                    vlm, ranking, trial.scope, lambda ranks: self._solve(vlm, ranks, budget, trial), rank
+                )
             seconds = clock()
         ranked = Ranked(ranking, seconds)
         if vlm is dense:
@@ -241,15 +243,15 @@ class Pruner:
         if "tokens" not in kinds(trial.units):
             return self._solve(vlm, ranking, budget, trial)
         inputs = context.inputs(vlm)
-        first = tokens.solve(vlm, ranking, tokens.part(budget), inputs, (trial.tokens or trial).method)
+        first = tokens.solve(vlm, ranking, tokens.tokens_budget(budget), inputs, (trial.tokens or trial).method)
         if trial.units == "tokens" or first.achieved <= budget.keep:
             return first, ranking
-        rest, watching = tokens.rest(vlm, ranking, first, budget, inputs)
-        plan, cut_ranking = self._solve(vlm, ranking, rest, trial)
+        blocks, watching = tokens.blocks_budget(vlm, ranking, first, budget, inputs)
+        plan, cut_ranking = self._solve(vlm, ranking, blocks, trial)
         if watching:  # by how many heads stay whose attention is read, which is known now
-            rest, _ = tokens.rest(vlm, ranking, first, budget, inputs, plan)
-            plan, cut_ranking = self._solve(vlm, ranking, rest, trial)
-            _, watching = tokens.rest(vlm, ranking, first, budget, inputs, plan)
+            blocks, _ = tokens.blocks_budget(vlm, ranking, first, budget, inputs, plan)
+            plan, cut_ranking = self._solve(vlm, ranking, blocks, trial)
+            _, watching = tokens.blocks_budget(vlm, ranking, first, budget, inputs, plan)
         return replace(plan, tokens=first.tokens, achieved=plan.achieved + watching), cut_ranking
 
     def _solve(self, vlm: VLM, ranking: Ranking, budget: Budget, trial: Trial) -> tuple[Plan, Ranking]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness import registry
 from harness.machine.facts import facts
 from harness.records.record import Code, Contestant, Failure, Record
-from harness.trials.tokens import methods
+from harness.trials.methods import methods_of
 from harness.types import REGIMES, Trial, regime
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Result(NamedTuple):
 
 def contestant(trial: Trial) -> Contestant:
     """What the code says of a trial's method now."""
-    (method, _), *others = used = methods(trial)
+    (method, _), *others = used = methods_of(trial)
     own = max((one.regime(options) for one, options in used), key=REGIMES.index)
     roles = {one.role for one, _ in used}
     role = "studied" if "studied" in roles else "floor" if roles == {"floor"} else "reference"
@@ -42,9 +42,9 @@ def contestant(trial: Trial) -> Contestant:
     )
 
 
-def failure(trial: Trial, device: str, kind: str, message: str, phase: str = "worker") -> Result:
+def failure(trial: Trial, device: str, kind: str, message: str) -> Result:
     """The record of a trial that failed outside its worker, so without measurements."""
-    error = Failure(kind, message[:2000], phase)
+    error = Failure(kind, message[:2000], "worker")
     return Result(Record(trial, contestant(trial), error, env=facts(device), code=code()))
 
 

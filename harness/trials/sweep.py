@@ -19,7 +19,7 @@ from harness.records.record import Record
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
 from harness.trials import forecast, preflight, spec, staleness
-from harness.trials.executors import Make, local, ray, real
+from harness.trials.executors import MakeWorker, local, make_worker, ray
 from harness.trials.executors.local import UNLIMITED, TrialLimits
 from harness.trials.journal import Journal
 from harness.trials.locks import Claims
@@ -125,7 +125,7 @@ def sweep(
     jobs: int = 1,
     limits: TrialLimits = UNLIMITED,
     cluster: Cluster | None = None,
-    make: Make = real,
+    make: MakeWorker = make_worker,
     todo: Todo | None = None,
     progress: Progress = silent,
     mirror: Callable[[Record], None] | None = None,

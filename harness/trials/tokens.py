@@ -5,23 +5,10 @@ check(trial)    # raises InputError: "scopes: vision: visual tokens are cut in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from harness import registry
 from harness.types import Chooser, InputError, Trial, kinds
-
-
-def methods(trial: Trial) -> list[tuple[registry.Method, Mapping[str, Any]]]:
-    """The trial's method with its options, and who chooses visual tokens for it, if another does."""
-    own = (registry.method(trial.lookup), trial.options)
-    return [own, *([(registry.method(trial.tokens.method), trial.tokens.options)] if trial.tokens else [])]
-
-
-def per_budget(trial: Trial) -> bool:
-    """Whether each budget has a ranking of its own."""
-    return trial.sequential or any(method.per_budget for method, _ in methods(trial))
 
 
 def check(trial: Trial) -> None:

@@ -22,11 +22,11 @@ from harness.machine.phases import STEPS, Watch
 from harness.progress import Progress, silent
 from harness.records.record import Cost, Failure, Record
 from harness.trials import spec, staleness
-from harness.trials.caches import OfModels
+from harness.trials.caches import ModelCache
 from harness.trials.context import Context
+from harness.trials.methods import per_budget
 from harness.trials.pruner import BATCH, Pruned, Pruner, SharedRanking
 from harness.trials.result import Result, code, contestant
-from harness.trials.tokens import per_budget
 from harness.types import Trial
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(self, device: str = "cpu", progress: Progress = silent) -> None:
         self.device, self.progress = device, progress
-        self._values = OfModels()  # answers and counts of models, for the metrics
+        self._values = ModelCache()  # answers and counts of models, for the metrics
         self.pruner = Pruner(device, progress, self._values)
 
     def run(self, trial: Trial, answers: Sequence[SharedAnswers] = ()) -> Result:
@@ -106,9 +106,8 @@ class Worker:
                     hashes=hashes,
                 )
                 with watch("record"):
-                    json.dumps(
-                        record.to_json(), allow_nan=False
-                    )  # fails for a NaN or a tensor in a method's log, for example
+                    # Fails, for example, for a NaN or a tensor in a method's log.
+                    json.dumps(record.to_json(), allow_nan=False)
                 return Result(record, context.samples)
         except Exception as error:  # the sweep continues; the record holds the error
             if out_of_memory(error) and watch.phase in SHRINKS and self.pruner.batch > 1:

@@ -1,7 +1,7 @@
 """Plain, frozen values that all rooms share. This room imports no other room and no torch.
 
-The path of a trial: a `VLM` has `Block`s, a block has `Units` of two kinds, a method turns them into a `Ranking`, the
-solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a record.
+The path of a trial: a `VLM` has `Block`s, a block has `Units` (heads and FFN channels) and may go as a whole, a method
+turns them into a `Ranking`, the solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a record.
 """
 
 from harness.types.errors import InputError as InputError

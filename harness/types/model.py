@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 Component = Literal["vision", "language"]
-
-
 Scope = Literal["vision", "language", "all"]
-
-
 SCOPES: tuple[Scope, ...] = ("vision", "language", "all")
 
 

@@ -12,8 +12,6 @@ from harness.types.model import Block, Component, Extent, Scope
 TOLERANCE = 0.01  # largest relative distance of a plan from its budget, and of measured from stated FLOPs
 
 Currency = Literal["flops", "params", "latency"]  # what a budget is a share of
-
-
 # A multiple; "auto": the one that suits the device and dtype; "off": none; None: "auto" on a GPU, else "off".
 Align = int | Literal["auto", "off"] | None
 

@@ -34,9 +34,8 @@ class Global:
     """
 
     order: tuple[float, ...]
-    pool: Literal["all", "kind"] = (
-        "all"  # kind: heads and channels each have an order, and lose the same share of FLOPs
-    )
+    # kind: heads and channels each have an order, and lose the same share of FLOPs.
+    pool: Literal["all", "kind"] = "all"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,15 @@ from harness.verdicts.gate import order
 
 # Attributes of a trial that say under which circumstances it ran, and those that say what was done to the model.
 CIRCUMSTANCES = (
-    *("board", "model", "questions", "calibration", "dtype", "loading"),
-    *("metrics", "latency", "reference_input"),
+    "board",
+    "model",
+    "questions",
+    "calibration",
+    "dtype",
+    "loading",
+    "metrics",
+    "latency",
+    "reference_input",
 )
 KEYS = tuple(item.name for item in dataclasses.fields(Trial) if item.name not in (*CIRCUMSTANCES, "method_file"))
 DENSE = "none"

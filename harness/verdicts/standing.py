@@ -34,7 +34,7 @@ from harness.records.comparison import BudgetTerms, Setting, Terms, common, diff
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
 from harness.types import InputError, differs
-from harness.verdicts.contestants import Contestant, gathered
+from harness.verdicts.entrants import Entrant, gathered
 from harness.verdicts.matching import DENSE
 
 ALPHA = 0.05
@@ -210,7 +210,7 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
     return sorted(verdicts, key=lambda entry: (entry.scope, entry.units, entry.regime, entry.name))
 
 
-def _verdict(studied: Contestant, panel: Sequence[Contestant], dense: Stored | None) -> Verdict:
+def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -> Verdict:
     references = [contestant for contestant in panel if not contestant.studied]
     alike = [
         contestant
@@ -261,9 +261,7 @@ def _verdict(studied: Contestant, panel: Sequence[Contestant], dense: Stored | N
 # --- comparisons --------------------------------------------------------------------------------------------
 
 
-def _best(
-    studied: Contestant, others: Sequence[Contestant], budgets: Sequence[float]
-) -> dict[float, Contestant | None]:
+def _best(studied: Entrant, others: Sequence[Entrant], budgets: Sequence[float]) -> dict[float, Entrant | None]:
     """The most accurate of the others at each budget, of those that keep the same share."""
     return {
         budget: max((r for r in others if studied.meets(r, budget)), key=lambda r: r.mean(budget), default=None)
@@ -271,7 +269,7 @@ def _best(
     }
 
 
-def _compare(studied: Contestant, others: Mapping[float, Contestant | None]) -> dict[float, Against]:
+def _compare(studied: Entrant, others: Mapping[float, Entrant | None]) -> dict[float, Against]:
     """Studied minus other at each budget where both have an accuracy, with Holm's correction over the budgets."""
     differences = {
         budget: (other.name, stats.difference(_pairs(other.seeds[budget], studied.seeds[budget])))
@@ -290,7 +288,7 @@ def _loss(dense: Stored, seeds: Sequence[Stored]) -> Loss:
     return Loss(tested.loss, tested.loss_bound)
 
 
-def _overall(studied: Contestant, rivals: Sequence[Contestant], budgets: Sequence[float]) -> Against | None:
+def _overall(studied: Entrant, rivals: Sequence[Entrant], budgets: Sequence[float]) -> Against | None:
     """Studied minus the rival with the lowest difference, per question averaged over the budgets that both have."""
     means = {rival.name: (rival, means) for rival in rivals if (means := _means(studied, rival, budgets))}
     if not means:
@@ -316,7 +314,7 @@ def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:
         raise InputError(plain(f"{first} and {second}: {error}")) from error
 
 
-def _means(studied: Contestant, other: Contestant, budgets: Sequence[float]) -> Rival | None:
+def _means(studied: Entrant, other: Entrant, budgets: Sequence[float]) -> Rival | None:
     shared = [at for at in budgets if studied.meets(other, at)]
     if not shared:
         return None

@@ -216,7 +216,7 @@ def test_score_quality(tiny_folder: Path, gpus: Ledger, monkeypatch: pytest.Monk
     measured = []
     for device in ("cpu", "cuda:1"):
         vlm = families.load(tiny_folder, device=device)
-        asked = score_quality.asked(vlm, 4, 3)
+        asked = score_quality.damage_settings(vlm, 4, 3)
         measured.append(score_quality.measure(vlm, ["taylor", "svd"], asked, lambda items, text: items))
     ours, theirs = (each["truth"]["units"] for each in measured)
     assert [row["damage"] for row in theirs] == pytest.approx([row["damage"] for row in ours], abs=1e-6)

@@ -14,7 +14,7 @@ from baselines import drop_last, leave_one_out, random_layers, shortgpt
 from harness import families, registry
 from harness.pruning import surgery
 from harness.pruning.solver import TOLERANCE, solve
-from harness.statistics import Calibration, sent
+from harness.statistics import Calibration, output_energy
 from harness.types import VLM, Additive, Budget, Global, Keep, Kind, Ordinal, Plan, Ranking, Sample
 from tests.support.deep_configs import deep
 from tests.support.family_configs import build
@@ -145,7 +145,7 @@ def test_random_layers_come_from_the_seed_alone(vlm: VLM, calibration: Calibrati
 
 def test_what_is_sent_is_the_mean_squared_output(vlm: VLM, calibration: Calibration) -> None:
     """Of a channel: its activation times its column, token by token."""
-    energies = sent(calibration)
+    energies = output_energy(calibration)
     block = vlm.blocks[-1]
     rows = calibration.rows([block.ffn.consumer], limit=1 << 20)[block.ffn.consumer].double()
     weight = vlm.model.get_parameter(f"{block.ffn.consumer}.weight").double()

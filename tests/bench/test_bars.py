@@ -87,7 +87,7 @@ def test_what_is_no_evidence_is_refused(
     def never(**given: Any) -> Iterator[Bar]:
         raise AssertionError("measured before the refusal")
 
-    made = json.loads(json.dumps(performance.measured([Bar("a", 1, 1.0)], "cpu", quick=False)))
+    made = json.loads(json.dumps(performance.report([Bar("a", 1, 1.0)], "cpu", quick=False)))
     change(made)
     file = tmp_path / "bars.json"
     file.write_text(json.dumps(made))

@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {"scope": "all", "samples": 2, "image": (64, 64)}
 
 
 def prune(model: Path, out: Path, questions: Path, method: str = "magnitude", budget: float = 0.6, **more: Any) -> Path:
-    export.prune(export.trial(str(model), method, budget, tasks=[str(questions)], **{**SMALL, **more}), out)
+    export.prune(export.single_trial(str(model), method, budget, tasks=[str(questions)], **{**SMALL, **more}), out)
     return out
 
 
@@ -151,7 +151,7 @@ def test_what_is_cut_twice_is_one_cut(tiny: VLM) -> None:
 
     first, middle = cut(tiny, 0.7)
     second, last = cut(middle, 0.7)
-    both = rounds.together(first, second)
+    both = rounds.merged_plan(first, second)
     assert both.widths == first.widths == {(b.name, k): b.units(k).count for b, k in tiny.select("all")}
     assert second.widths == {(b.name, k): b.units(k).count for b, k in middle.select("all")} != first.widths
     at_once = surgery.apply(tiny, both, NOTHING)

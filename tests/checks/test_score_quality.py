@@ -32,7 +32,7 @@ def track(items: Sequence[Any], text: str) -> Iterable[Any]:
 def measured(tiny: VLM) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score_quality, "CALIBRATION", 6)
-        return score_quality.measure(tiny, NAMES, score_quality.asked(tiny, 6, 5), track)
+        return score_quality.measure(tiny, NAMES, score_quality.damage_settings(tiny, 6, 5), track)
 
 
 # --- tau --------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_damages_are_measured_once_and_a_failure_is_named(
     def broken(*args: Any, **options: Any) -> Ranking:
         raise RuntimeError("no such layer")
 
-    wanted = score_quality.asked(tiny, 6, 5)
+    wanted = score_quality.damage_settings(tiny, 6, 5)
     stored = json.loads(json.dumps(measured))
     monkeypatch.setattr(registry.method("random").module, "rank", broken)
     again = score_quality.measure(tiny, ["random"], wanted, counted, stored)

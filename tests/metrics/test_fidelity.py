@@ -16,7 +16,7 @@ from harness import tasks
 from harness.families import encode
 from harness.metrics import accuracy, fidelity
 from harness.tasks.adapter import Adapter
-from harness.trials.caches import OfModels
+from harness.trials.caches import ModelCache
 from harness.types import VLM, MetricContext, Trial
 from tests.support.answers import TASK_NAMES
 from tests.support.contexts import Attached
@@ -88,7 +88,7 @@ def test_each_model_answers_once(sets: Path, talker: VLM, monkeypatch: pytest.Mo
         tasks, "answer", lambda vlm, *args, **more: asked.append(id(vlm.model)) or answer(vlm, *args, **more)
     )
     others = [changed(talker, by) for by in (0.01, 0.02)]
-    values = OfModels()
+    values = ModelCache()
     for other in others:
         trial = asking("mini_gqa", limit=6)
         accuracy.measure(other, talker, trial, Attached(values=values))

@@ -228,13 +228,13 @@ def test_two_cuts_are_one(lively: VLM) -> None:
     first = half(lively)
     once = surgery.apply(lively, first, NOTHING)
     then = Plan({("vision.0", "ffn"): Keep((1, 2, 5)), ("language.1", "heads"): Keep((0,))}, 0.5, 0.4)
-    both = rounds.together(first, then)
+    both = rounds.merged_plan(first, then)
     assert both.achieved == pytest.approx(0.2) and both.parts["vision.0", "ffn"] == Keep((2, 4, 10))
     twice = surgery.apply(once, then, NOTHING)
     assert same(state(twice), state(surgery.apply(lively, both, NOTHING)))
-    assert rounds.together(Plan({}, 1.0, 1.0), first) == first
+    assert rounds.merged_plan(Plan({}, 1.0, 1.0), first) == first
     with pytest.raises(InputError, match=r"tuning\.rounds: this method replaces Linears"):
-        rounds.together(Plan({}, 1.0, 1.0), low_rank(lively, 4)[0])
+        rounds.merged_plan(Plan({}, 1.0, 1.0), low_rank(lively, 4)[0])
 
 
 def test_rounds_share_the_steps(pruned: VLM, calibration: Calibration) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from harness import registry
 from harness.pruning import surgery
-from harness.pruning.sequential import renewed
+from harness.pruning.sequential import ranked_in_forward_order
 from harness.pruning.solver import solve
 from harness.statistics.calibration import Calibration
 from harness.types import VLM, Budget, InputError, Plan, Ranking, Scope
@@ -31,7 +31,7 @@ def test_each_block_is_scored_behind_the_cut_ones(tiny: VLM, calibration: Calibr
         return method.rank(part, Calibration(cut, calibration.samples, calibration.batch_size), seed=0)
 
     dense = method.rank(tiny, calibration, seed=0)
-    made = renewed(tiny, dense, scope, lambda ranking: (solve(tiny, ranking, budget), ranking), rank)
+    made = ranked_in_forward_order(tiny, dense, scope, lambda ranking: (solve(tiny, ranking, budget), ranking), rank)
     names = [block.name for block in tiny.blocks if scope in ("all", block.component)]
     plan = solve(tiny, made, budget)
     for place, block in enumerate(names):
@@ -56,7 +56,7 @@ def test_a_method_that_ranks_blocks_together_is_refused(tiny: VLM, calibration: 
 
     dense = method.rank(tiny, calibration, seed=0, budget=budget)
     with pytest.raises(InputError, match="ranks several blocks together"):
-        renewed(tiny, dense, "vision", lambda ranking: (solve(tiny, ranking, budget), ranking), rank)
+        ranked_in_forward_order(tiny, dense, "vision", lambda ranking: (solve(tiny, ranking, budget), ranking), rank)
 
 
 def test_options_are_cut_too(tiny: VLM, calibration: Calibration) -> None:
@@ -67,7 +67,7 @@ def test_options_are_cut_too(tiny: VLM, calibration: Calibration) -> None:
         return method.rank(part, Calibration(cut, calibration.samples, calibration.batch_size), seed=0)
 
     dense = method.rank(tiny, calibration, seed=0)
-    made = renewed(tiny, dense, "vision", lambda ranking: (solve(tiny, ranking, budget), ranking), rank)
+    made = ranked_in_forward_order(tiny, dense, "vision", lambda ranking: (solve(tiny, ranking, budget), ranking), rank)
     pruned = [surgery.apply(tiny, solve(tiny, ranking, budget), ranking) for ranking in (dense, made)]
     path = tiny.blocks[1].ffn.consumer
     first, second = (vlm.model.get_submodule(path).down.weight for vlm in pruned)  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness import registry
-from harness.report.looks import COLORS, DASHES, MARKERS, STUDIED, looks
+from harness.report.looks import COLORS, DASHES, MARKERS, STUDIED_COLOR, looks
 
 METHODS = [name for name in registry.methods() if name != "none"]
 # What an eye without red or green cones sees of linear RGB (Machado, Oliveira and Fernandes 2009).
@@ -35,7 +35,7 @@ def test_every_method_has_a_look_of_its_own_and_only_studied_ones_are_vermilion(
     styles = {name: (look.color, look.marker) for name, look in made.items()}
     assert len(set(styles.values())) == len(METHODS)
     for name, (color, _) in styles.items():
-        assert (color == STUDIED) == (registry.method(name).role == "studied"), name
+        assert (color == STUDIED_COLOR) == (registry.method(name).role == "studied"), name
 
 
 def test_a_look_does_not_depend_on_the_board() -> None:
@@ -44,7 +44,7 @@ def test_a_look_does_not_depend_on_the_board() -> None:
     for entry in every:
         alone = looks([entry])[entry[0]]
         assert (alone.color, alone.marker) == (together[entry[0]].color, together[entry[0]].marker)
-    assert together["mine"].color == STUDIED
+    assert together["mine"].color == STUDIED_COLOR
 
 
 def test_methods_without_an_entry_share_a_look_with_none() -> None:

@@ -71,7 +71,9 @@ def _stepping(step: Step, phase: str, call: Callable[..., Any]) -> Callable[...,
     return stepping
 
 
-def run(board: spec.Board, make: executors.Make, results: Path, at: int = 0, copy: Path | None = None) -> list[str]:
+def run(
+    board: spec.Board, make: executors.MakeWorker, results: Path, at: int = 0, copy: Path | None = None
+) -> list[str]:
     """Sweep in a fork, killed at this step (0: never), or copied there; the phases that it went through."""
     seen, theirs = os.pipe()
     child = os.fork()
@@ -121,7 +123,7 @@ def main(root: Path, number: int, file: str = "") -> None:
     random.seed(0)
     if file:
         board: spec.Board = spec.read(file)
-        make, look = executors.real, timeless
+        make, look = executors.make_worker, timeless
     else:
         board, look, make = stubs.board(0, 1), stubs.contents, stubs.make
     sweep(board, root / "first", inline=True, make=make)  # what is imported or hashed once, is so before the forks

@@ -240,7 +240,7 @@ def test_a_boards_additions_are_transformers_own_in_every_batch(mini: VLM, gener
     inputs = families.encode(mini.processor, [[row.image]], [row.question])
     theirs = model.generate(**inputs, max_new_tokens=16, do_sample=False, **asked)
     added = decoding.added(vlm, inputs["attention_mask"])
-    with decoding.alone(model):
+    with decoding.without_own_settings(model):
         ours = model.generate(**inputs, generation_config=decoding.greedy(vlm), logits_processor=added)
     assert ours.tolist() == theirs.tolist()
 

@@ -60,9 +60,9 @@ def test_workers_share_it_and_other_machines_have_none(
 
 def test_rates_are_those_of_the_model(board: dict[str, Any]) -> None:
     checked = spec.check({**board, "metrics": ["flops", "latency", "accuracy"]}, Path("board.yaml"))
-    found = vars(forecast.measured(checked, checked.trials(), "cpu"))
+    found = vars(forecast.measured_rates(checked, checked.trials(), "cpu"))
     assert found.pop("gpu") is False and all(0 < value < 60 for value in found.values()), found
     assert found["forward"] < found["learn"]
     no_answers = spec.check({**board, "metrics": ["flops"], "floors": False}, Path("board.yaml"))
-    found = vars(forecast.measured(no_answers, no_answers.trials(), "cpu"))
+    found = vars(forecast.measured_rates(no_answers, no_answers.trials(), "cpu"))
     assert found["answer"] == found["timed"] == 0

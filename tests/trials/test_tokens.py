@@ -25,9 +25,9 @@ from harness.pruning.solver import TOLERANCE
 from harness.records import record
 from harness.trials import staleness
 from harness.trials.context import Context
+from harness.trials.methods import per_budget
 from harness.trials.pruner import Pruner
 from harness.trials.result import contestant
-from harness.trials.tokens import per_budget
 from harness.trials.worker import Worker
 from harness.types import (
     VLM,
@@ -160,7 +160,7 @@ def test_a_trial_of_tokens_is_measured_as_planned(tiny_folder: Path) -> None:
     asked = trial(tiny_folder, "random_tokens", budget=0.72, seed=4)
     pruned = Pruner().prune(asked, Watch())
     assert pruned.plan.tokens == Tokens(0, pruned.plan.tokens.share, "random_tokens", options={"seed": 4})  # type: ignore[union-attr]
-    assert flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(
+    assert flops.measured_share(pruned.vlm, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(
         0.72, rel=TOLERANCE
     )
     other = Pruner().prune(trial(tiny_folder, "random_tokens", budget=0.72, seed=5), Watch())
@@ -183,7 +183,7 @@ def test_a_mixture_meets_its_budget(tmp_path: Path, tiny_folder: Path, layer: in
     )
     pruned = Pruner().prune(asked, Watch())
     assert pruned.plan.tokens is not None and pruned.plan.parts
-    kept = flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
+    kept = flops.measured_share(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
     assert kept == pytest.approx(0.8, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
 
 
@@ -210,12 +210,14 @@ def test_another_method_may_choose_the_tokens(
     cut = pruned.plan.tokens
     assert cut is not None and cut.method == chooser.method and pruned.plan.parts
     assert {kind for _, kind in pruned.plan.parts} <= set(units.split("+"))
-    kept = flops.measured(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
+    kept = flops.measured_share(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
     assert kept == pytest.approx(0.7, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
     written = export.prune(asked, tmp_path / "out")
     assert written.form == "custom code"
     again = load(tmp_path / "out", trust_remote_code=True)
-    assert flops.measured(again, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(kept, rel=1e-9)
+    assert flops.measured_share(again, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(
+        kept, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(

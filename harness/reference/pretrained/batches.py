@@ -1,6 +1,6 @@
 """Training batches: an image with several questions in one sequence, the image's tokens encoded once for all of them.
 
-    batch = SceneBatches(processor, painter, size=8, seed="train")[17]
+    batch = SceneBatches(Packer(processor), painter, size=8, seed="train", questions=8)[17]
 
 Every question sees the image and itself, never another question, and its positions go on from the image's end: it is
 computed as if it were asked alone. The last question of an image has the official suffix and the chat form, the others
@@ -21,14 +21,14 @@ from PIL import Image
 
 from harness.reference.model import SUFFIX
 from harness.reference.pretrained.assemble import MEAN, STD
-from harness.reference.pretrained.questions import WRITING, ask
+from harness.reference.pretrained.questions import WRITING_TASK, ask
 from harness.reference.pretrained.render import Painter
 from harness.reference.pretrained.scenes import Scene, draw
 from harness.reference.questions import Question
 from harness.reference.scenes import jpeg
 
 IGNORED = -100
-WRITTEN = 0.4  # share of images with writing
+WRITING_SHARE = 0.4  # share of images with writing
 OTHERS = ("things_vqav2", "things_gqa")
 
 
@@ -44,9 +44,9 @@ class Example:
 def draw_example(seed: str, painter: Painter, number: int, *, training: bool = True) -> Example:
     """The example of a seed; unless `training`, with the combinations of things that training never shows."""
     rng = random.Random(seed)
-    writing = rng.random() < WRITTEN
+    writing = rng.random() < WRITING_SHARE
     scene = draw(rng, writing=writing, training=training)
-    questions = ask(scene, (WRITING,) if writing else OTHERS, rng, number)
+    questions = ask(scene, (WRITING_TASK,) if writing else OTHERS, rng, number)
     rng.shuffle(questions)
     return Example(Image.open(io.BytesIO(jpeg(painter.render(scene)))), tuple(questions), scene)
 

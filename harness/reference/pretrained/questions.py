@@ -304,7 +304,7 @@ FORMS: dict[str, dict[str, Form]] = {
     },
     "things_textvqa": {"word": _word, "number": _number, "carrier": _carrier, "says": _says},
 }
-WRITING = "things_textvqa"
+WRITING_TASK = "things_textvqa"
 
 
 def propose(scene: Scene, task: str, form: str, rng: random.Random) -> list[Question]:

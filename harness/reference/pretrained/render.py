@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from harness.reference.pretrained.scenes import COLOURS, GROUNDS, SIDE, Item, Scene
 from harness.reference.pretrained.things import THINGS
-from harness.reference.scenes import _font
+from harness.reference.scenes import font
 from harness.types import InputError
 
 FONT_PLACES = (
@@ -134,11 +134,11 @@ def _lettered(image: Image.Image, item: Item, fill: tuple[int, ...]) -> None:
 def _write(image: Image.Image, item: Item, centre: tuple[float, float], ink: tuple[int, ...]) -> None:
     mask = Image.new("L", (2 * SIDE, 80))
     text = item.text.upper()
-    font = _font(item.font, item.points)
+    chosen = font(item.font, item.points)
     room = 2 * item.wide - 4
-    if (length := font.getlength(text)) > room:
-        font = _font(item.font, max(10, int(item.points * room / length)))
-    ImageDraw.Draw(mask).text((SIDE, 40), text, 255, font, anchor="mm")
+    if (length := chosen.getlength(text)) > room:
+        chosen = font(item.font, max(10, int(item.points * room / length)))
+    ImageDraw.Draw(mask).text((SIDE, 40), text, 255, chosen, anchor="mm")
     mask = mask.rotate(-item.turn, Image.Resampling.BILINEAR)
     image.paste(ink, (round(centre[0]) - SIDE, round(centre[1]) - 40), mask)
 

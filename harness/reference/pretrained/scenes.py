@@ -38,7 +38,6 @@ stop exit open taxi cafe bank park shop milk soup zoo gym west lake road sale fr
 """.split()  # noqa: SIM905
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "STIXGeneralBol")
 GAP = 16.0  # pixels that two centres differ by before a question says left or above
-KINDS = ("thing", "sign", "shirt")
 
 
 @dataclass(frozen=True)

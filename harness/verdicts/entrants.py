@@ -18,7 +18,7 @@ from harness.types import CalibrationSpec, differs
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Entrant:
     """A method with its options: the trials that differ only in budget and seed."""
 
     name: str
@@ -44,7 +44,7 @@ class Contestant:
         coarse = any(plan is not None and plan.coarse for plan in plans)
         return fmean(plan.achieved for plan in plans if plan is not None) if coarse else budget
 
-    def meets(self, other: Contestant | None, budget: float) -> bool:
+    def meets(self, other: Entrant | None, budget: float) -> bool:
         """Whether both have an accuracy at this budget, from plans that keep the same share."""
         if other is None or not self.seeds.get(budget) or not other.seeds.get(budget):
             return False
@@ -65,7 +65,7 @@ def _key(record: Record) -> tuple[Any, ...]:
     return (same.id, about.role, about.regime)
 
 
-def gathered(panel: Sequence[Stored]) -> list[Contestant]:
+def gathered(panel: Sequence[Stored]) -> list[Entrant]:
     """The contestants of a panel, in the order of their first records."""
     groups: dict[tuple[Any, ...], list[Stored]] = defaultdict(list)
     for stored in panel:
@@ -86,5 +86,5 @@ def gathered(panel: Sequence[Stored]) -> list[Contestant]:
                 variant = stored.record.contestant.variant
                 failures.append(plain(f"{trial.method} {variant} at {trial.budget:g}, seed {trial.seed}: {why}"))
         label = plain(f"{record.trial.method} {record.contestant.variant}{several}")
-        found.append(Contestant(label, record, seeds, failures))
+        found.append(Entrant(label, record, seeds, failures))
     return found

@@ -1,6 +1,6 @@
 """What stands behind a cut: the Linears that read less than before, and what each should still put out.
 
-    for cut in behind(dense, pruned, plan): cut.linear, cut.take(inputs)
+    for cut in cut_linears(dense, pruned, plan): cut.linear, cut.take(inputs)
 
 The Linear behind a cut is the one that reads the removed units; of two factors, it is the second. For the inputs of the
 dense model, its target is the output of the dense Linear.
@@ -21,7 +21,7 @@ from harness.types import VLM, Keep, Kind, Plan, Units
 
 
 @dataclass(frozen=True)
-class Behind:
+class CutLinear:
     """A Linear behind a cut. part: its block and kind. path: in the dense model. kept: the input columns that stay
     (k,), or the first factor's weight (k, in); None where other producers feed it, so that no dense input is like its
     own.
@@ -49,7 +49,7 @@ class Behind:
         return self.old.weight.detach().double() @ mean + bias
 
 
-def behind(dense: VLM, vlm: VLM, plan: Plan) -> Iterator[Behind]:
+def cut_linears(dense: VLM, vlm: VLM, plan: Plan) -> Iterator[CutLinear]:
     """The Linears behind the cuts of a plan, in its order. Behind a whole layer that went stands none."""
     for (name, kind), part in plan.parts.items():
         if kind == "layers" or name in plan.gone:
@@ -59,10 +59,10 @@ def behind(dense: VLM, vlm: VLM, plan: Plan) -> Iterator[Behind]:
             old: Any = dense.model.get_submodule(path)
             new: Any = vlm.model.get_submodule(path_now)
             if isinstance(new, LowRankLinear):
-                yield Behind((name, kind), path, old, new.up, new.down.weight.detach().double())
+                yield CutLinear((name, kind), path, old, new.up, new.down.weight.detach().double())
             elif path == units.consumer and new.in_features < old.in_features:
                 kept = _columns(units, part).to(new.weight.device) if isinstance(part, Keep) else None
-                yield Behind((name, kind), path, old, new, kept)
+                yield CutLinear((name, kind), path, old, new, kept)
 
 
 def _columns(units: Units, part: Keep) -> Tensor:
@@ -70,7 +70,7 @@ def _columns(units: Units, part: Keep) -> Tensor:
 
 
 @torch.no_grad()
-def other_producers(dense: VLM, vlm: VLM, cut: Behind, calibration: Calibration) -> tuple[Tensor, Tensor]:
+def other_producers(dense: VLM, vlm: VLM, cut: CutLinear, calibration: Calibration) -> tuple[Tensor, Tensor]:
     """Inputs (n, k) and target outputs (n, out) of a Linear that other producers feed, in float64.
 
     Both come from the same calibration rows, read by the FFN of each model.

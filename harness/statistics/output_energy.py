@@ -1,6 +1,6 @@
 """What heads and channels send on: scores of widths for methods that are about something else, such as layers.
 
-sent(calibration)["language.2", "ffn"]    # (count,)
+output_energy(calibration)["language.2", "ffn"]    # (count,)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from harness.statistics.calibration import Calibration
 from harness.types import Kind
 
 
-def sent(calibration: Calibration) -> dict[tuple[str, Kind], tuple[float, ...]]:
+def output_energy(calibration: Calibration) -> dict[tuple[str, Kind], tuple[float, ...]]:
     """The mean squared output of each unit, by block and kind: (count,), for heads and channels.
 
     A channel sends its activation times a column of the consumer, so its mean squared output is exact. A head's is the
