@@ -16,9 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from harness import families, registry, tasks
-from harness.trials.tokens import check as check_tokens
-from harness.trials.tokens import check_chooser
+from harness import registry
+from harness.trials import board_checks
 from harness.types import (
     BOTH,
     GREEDY,
@@ -37,8 +36,6 @@ from harness.types import (
     Trial,
     Tuning,
     UnitKinds,
-    check_shares,
-    kinds,
     wanted,
 )
 
@@ -59,7 +56,6 @@ def _named(value: Any) -> Any:
 
 # `tuning: refit`, `tuning: [none, bias, refit]` or `tuning: {method: full, steps: 100}`
 Tunings = Annotated[tuple[Tuning, ...], BeforeValidator(_listed), Field(min_length=1)]
-ANSWERED = ("accuracy", "floors", "fidelity")  # metrics that need the answers of the model
 
 
 class _Strict(BaseModel):
@@ -283,69 +279,10 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
         board = Board.model_validate(dict(content))
     except ValidationError as error:
         raise _explain(error, content, path) from error
-    where = f"board {path}: "
-    files: dict[str, str] = {}
-    for entry in board.methods:
-        try:
-            registry.module_path(entry.method)
-        except InputError as error:
-            raise InputError(f"{where}methods: {error}") from error
-        file = registry.method_file(entry.method)
-        if file is not None and files.setdefault(file.stem, entry.method) != entry.method:
-            raise InputError(
-                f"{where}methods: {files[file.stem]} and {entry.method} would both be called {file.stem!r}; rename one"
-            )
-    for metric in board.metrics:
-        if metric not in registry.metrics():
-            raise InputError.unknown("metric", metric, registry.metrics(), where + "metrics: ")
-    if board.random_weights and (unanswerable := [metric for metric in board.metrics if metric in ANSWERED]):
-        raise InputError(
-            f"{where}metrics: {unanswerable[0]}: random weights give no useful answers; with random_weights use "
-            "metrics: [flops, latency]"
-        )
-    if board.random_weights and board.device_map:
-        raise InputError(f"{where}device_map: random weights use one device; remove this key")
-    listed = [(key, getattr(board, key)) for key in ("budgets", "scopes", "tasks", "metrics")]
-    for key, values in (*listed, *(("methods: budgets", entry.budgets or ()) for entry in board.methods)):
-        if duplicates := [value for value in values if values.count(value) > 1]:
-            raise InputError(f"{where}{key}: {duplicates[0]} is named twice; name it once")
     try:
-        source = Path(registry.model(board.model))
-        if source.is_dir():
-            families.check_folder(source, random_weights=board.random_weights)
-        tasks.require(board.questions)
-        contestants = []
-        for entry in board.methods:
-            calibration = board.calibration_of(entry)
-            tasks.require(calibration.questions, calibration.samples)
-            method = registry.method(entry.method)
-            units = entry.units or board.units
-            chooser = entry.tokens and check_chooser(entry.tokens, method, units)
-            asked = set(kinds(units)) - ({"tokens"} if chooser else set())
-            if not asked <= set(kinds(method.units)) and entry.method != "none":
-                ranked = ", ".join(kinds(method.units))
-                raise InputError(
-                    f"methods: {method.name} ranks {ranked} only, so it cannot meet a budget over "
-                    f"units: {units}; set units: {method.units}, or leave the method out"
-                )
-            options = method.check(entry.options, "methods: ")
-            if entry.shares:
-                check_shares(entry.shares, units, f"methods: {method.name}: ")
-            shares = sorted(entry.shares.items())
-            for tuning in entry.tuning or board.tuning:
-                if tuning.trains:
-                    tasks.require(calibration.questions, tuning.samples, "tuning.samples")
-                how = (calibration, tuning, entry.control, entry.sequential, units, shares, str(chooser))
-                contestants.append((entry.method, options, *how))
-        for trial in board.trials():
-            check_tokens(trial)
+        board_checks.check(board)
     except InputError as error:
-        raise InputError(f"{where}{error}") from error
-    for contestant in contestants:
-        if contestants.count(contestant) > 1:
-            raise InputError(
-                f"{where}methods: {contestant[0]} is named twice with the same options and recovery; name it once"
-            )
+        raise InputError(f"board {path}: {error}") from error
     return board
 
 

@@ -37,7 +37,6 @@ PLUMBING = (
     "harness.trials.code_hash.walk",
     "harness.trials.code_hash.names",
     "harness.trials.result",
-    "harness.trials.spec",
     "harness.trials.staleness",
     "harness.types.errors",
     "harness.types.metric",

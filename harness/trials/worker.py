@@ -21,13 +21,13 @@ from harness.machine.memory import begin_peak, out_of_memory, peak, release
 from harness.machine.phases import STEPS, Watch
 from harness.progress import Progress, silent
 from harness.records.record import Cost, Failure, Record
-from harness.trials import spec, staleness
+from harness.trials import staleness
 from harness.trials.caches import ModelCache
 from harness.trials.context import Context
 from harness.trials.methods import per_budget
 from harness.trials.pruner import BATCH, Pruned, Pruner, SharedRanking
 from harness.trials.result import Result, code, contestant
-from harness.types import Trial
+from harness.types import ANSWERED, Trial
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Worker:
         None if workers cannot share the model (tuning, a ranking per budget), if no metric needs answers, and after
         an error: then the trial's own run answers all questions or records the error.
         """
-        if trial.tuning.method != "none" or not set(spec.ANSWERED) & set(trial.metrics):
+        if trial.tuning.method != "none" or not set(ANSWERED) & set(trial.metrics):
             return None
         if per_budget(trial):
             return None

@@ -14,6 +14,7 @@ from harness.types.kinds import UnitKinds as UnitKinds
 from harness.types.kinds import check_shares as check_shares
 from harness.types.kinds import kinds as kinds
 from harness.types.kinds import unit_kinds as unit_kinds
+from harness.types.metric import ANSWERED as ANSWERED
 from harness.types.metric import Column as Column
 from harness.types.metric import MetricContext as MetricContext
 from harness.types.metric import Result as Result

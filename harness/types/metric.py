@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, Any]  # the return value of `measure`, as the record stores it
 T = TypeVar("T")
+ANSWERED = ("accuracy", "floors", "fidelity")  # metrics that need the model's answers
 
 
 def at(*path: str) -> Callable[[Result, Trial], Any]:

@@ -22,7 +22,7 @@ import dataclasses
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -185,20 +185,19 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
             panels[terms(entry.record.trial)].append(entry)
         elif "accuracy" in entry.record.metrics:
             dense[terms(entry.record.trial).setting] = entry
-    contestants = [gathered(panel) for panel in panels.values()]
     studied = [
-        (contestant, panel)
-        for panel in contestants
-        for contestant in panel
-        if contestant.studied and any(contestant.seeds.values())
+        (entrant, panel)
+        for panel in map(gathered, panels.values())
+        for entrant in panel
+        if entrant.studied and any(entrant.seeds.values())
     ]
     if not studied:
         raise InputError(
             plain(f"{folder}: no trial of a method under study (role studied) has an accuracy; a verdict needs one")
         )
     verdicts = []
-    for contestant, panel in studied:
-        verdicts.append(_verdict(contestant, panel, dense.get(terms(contestant.record.trial).setting)))
+    for entrant, panel in studied:
+        verdicts.append(_verdict(entrant, panel, dense.get(terms(entrant.record.trial).setting)))
         progress(done=len(verdicts), total=len(studied))
     adjusted = iter(stats.holm([entry.overall.p for entry in verdicts if entry.overall]))
     verdicts = [
@@ -211,40 +210,21 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
 
 
 def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -> Verdict:
-    references = [contestant for contestant in panel if not contestant.studied]
+    """The verdict on one studied entrant of a panel. Its loss is known only with the dense model's answers."""
+    references = [entrant for entrant in panel if not entrant.studied]
     alike = [
-        contestant
-        for contestant in references
-        if contestant.regime == studied.regime
-        and (contestant.floor or contestant.record.trial.calibration == studied.record.trial.calibration)
+        entrant
+        for entrant in references
+        if entrant.regime == studied.regime
+        and (entrant.floor or entrant.record.trial.calibration == studied.record.trial.calibration)
     ]
-    rivals = [contestant for contestant in alike if not contestant.floor]
-    notes = [note for contestant in (studied, *rivals) for note in contestant.failures]
-    if (budget := terms(studied.record.trial).budget) != BudgetTerms():
-        notes.insert(0, f"budgets of currency {budget.currency}, align {budget.align}")
-    if max(map(len, studied.seeds.values()), default=0) == 1:
-        notes.append(ONE_DRAW)
-    if not rivals:
-        notes.append(f"no rival of regime {studied.regime}: compared with none")
-    floors = [contestant for contestant in alike if contestant.floor]
-    if not floors:
-        tuning = studied.record.trial.tuning
-        recovered = (contestant for contestant in references if contestant.record.trial.tuning == tuning)
-        floors = [contestant for contestant in recovered if contestant.floor]
-        states = [f"{floor.name} is of regime {floor.regime}" for floor in floors]
-        notes += states or [f"no floor, such as random pruning, with recovery {tuning}"]
-    shared = common((name, budget) for name, one in enumerate((studied, *alike)) for budget in one.seeds)
+    rivals = [entrant for entrant in alike if not entrant.floor]
+    tuning = studied.record.trial.tuning
+    floors = [entrant for entrant in alike if entrant.floor]
+    floors = floors or [entrant for entrant in references if entrant.floor and entrant.record.trial.tuning == tuning]
+    shared = common((name, budget) for name, entrant in enumerate((studied, *alike)) for budget in entrant.seeds)
     budgets = sorted({*studied.seeds, *shared}, reverse=True)
-    if missing := [at for at in budgets if at not in studied.seeds]:
-        notes.append(f"not run at {', '.join(f'{at:g}' for at in missing)}, where others were")
-    for rival in (*rivals, *floors):
-        for at in (at for at in budgets if differs(studied.kept(at), rival.kept(at))):
-            notes.append(
-                f"{rival.name} at {at:g}: keeps {rival.kept(at):.3f}, not {studied.kept(at):.3f}, so it is not compared"
-            )
     above, beside = (_compare(studied, _best(studied, others, budgets)) for others in (floors, rivals))
-    if dense is None:
-        notes.append("no dense model with an accuracy: losses are not known")
     losses = {at: _loss(dense, seeds) for at, seeds in studied.seeds.items() if dense and seeds}
     return Verdict(
         studied.name,
@@ -252,10 +232,44 @@ def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -
         studied.record.trial.units,
         studied.regime,
         tuple(AtBudget(at, _known(studied.mean(at)), beside.get(at), above.get(at), losses.get(at)) for at in budgets),
-        tuple(rival for contestant in (*rivals, *floors) if (rival := _means(studied, contestant, budgets))),
+        tuple(rival for entrant in (*rivals, *floors) if (rival := _means(studied, entrant, budgets))),
         _overall(studied, rivals, budgets),
-        tuple(notes),
+        tuple(_notes(studied, rivals, floors, budgets, dense)),
     )
+
+
+def _notes(
+    studied: Entrant,
+    rivals: Sequence[Entrant],
+    floors: Sequence[Entrant],
+    budgets: Sequence[float],
+    dense: Stored | None,
+) -> Iterator[str]:
+    """What limits a verdict: failures, missing draws, rivals, floors, budgets and dense answers, budgets not met."""
+    if (budget := terms(studied.record.trial).budget) != BudgetTerms():
+        yield f"budgets of currency {budget.currency}, align {budget.align}"
+    for entrant in (studied, *rivals):
+        yield from entrant.failures
+    if max(map(len, studied.seeds.values()), default=0) == 1:
+        yield ONE_DRAW
+    if not rivals:
+        yield f"no rival of regime {studied.regime}: compared with none"
+    for floor in floors:
+        if floor.regime != studied.regime:
+            yield f"{floor.name} is of regime {floor.regime}"
+    if not floors:
+        yield f"no floor, such as random pruning, with recovery {studied.record.trial.tuning}"
+    if missing := [at for at in budgets if at not in studied.seeds]:
+        yield f"not run at {', '.join(f'{at:g}' for at in missing)}, where others were"
+    for rival in (*rivals, *floors):
+        for at in budgets:
+            if differs(studied.kept(at), rival.kept(at)):
+                yield (
+                    f"{rival.name} at {at:g}: keeps {rival.kept(at):.3f}, not {studied.kept(at):.3f}, "
+                    "so it is not compared"
+                )
+    if dense is None:
+        yield "no dense model with an accuracy: losses are not known"
 
 
 # --- comparisons --------------------------------------------------------------------------------------------
