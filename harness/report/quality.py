@@ -44,14 +44,26 @@ def write(measured: Mapping[str, Any], out: Path, studied: frozenset[str] = froz
 
 
 def standing(measured: Mapping[str, Any]) -> list[str]:
-    """The methods by tau inside layers, best first: by tau of heads, then by tau of channels."""
+    """The methods that score heads or channels, by tau inside layers: by that of heads, then by that of channels.
+
+    Methods that failed come last.
+    """
 
     def key(name: str) -> tuple[float | str, ...]:
         result = measured["methods"][name]
         taus = [result.get(kind, {}).get("within", {}).get("tau") for kind in KINDS]
         return (*(2.0 if tau is None else -tau for tau in taus), name)
 
-    return sorted(measured["methods"], key=key)
+    return sorted((name for name in measured["methods"] if name not in _without_scores(measured)), key=key)
+
+
+def _without_scores(measured: Mapping[str, Any]) -> list[str]:
+    """The methods that give neither heads nor channels a score each, such as those of low rank or visual tokens."""
+    return sorted(
+        name
+        for name, result in measured["methods"].items()
+        if "error" not in result and all("reason" in result[kind] for kind in KINDS)
+    )
 
 
 def _page(measured: Mapping[str, Any]) -> str:
@@ -70,8 +82,11 @@ def _page(measured: Mapping[str, Any]) -> str:
     heads = ["method", *(f"{kind}, {over}" for kind in KINDS.values() for over in OVER.values())]
     rows = [[escape(name), *_cells(measured["methods"][name])] for name in standing(measured)]
     rows.append(["*damage, two halves*", *_cells(measured["two_halves"])])
+    others = ", ".join(map(escape, _without_scores(measured)))
+    left_out = f"No score for single heads or channels: {others}." if others else ""
     repeat = f"```sh\ninfoprune quality --samples {truth['samples']} --channels {truth['channels']}\n```"
-    return "\n\n".join(["# Score quality", text, markdown(heads, rows), "![Kendall's tau](quality.png)", repeat]) + "\n"
+    parts = ["# Score quality", text, markdown(heads, rows), left_out, "![Kendall's tau](quality.png)", repeat]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
