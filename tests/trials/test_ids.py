@@ -14,6 +14,7 @@ IDS = {
     "ablation": (103, "a89a3db427fee49f", "f0b11813dd824dcf", "b8b73181fe5aa6a3"),
     "ablation-ffn": (67, "cec6a5de26ec9404", "0b40520c8429afef", "0dac23f13a9101ab"),
     "ablation-heads": (103, "be4abab5a152ef0f", "e290963cb1410125", "9dce8ccaae61adc7"),
+    "bits": (12, "ee90a00d0c71303b", "58d78c97fbd92ed5", "f36011920db21750"),
     "choices": (274, "e8a8406cab00af81", "7c6f2f973cd80bd8", "1cdfe293e335afac"),
     "demo": (13, "b8f308cb9a6549a9", "4bd81c2bb3e593bf", "c95d9e3977c0bf99"),
     "ffn": (265, "9c3a095ffa6f9117", "d1f017e7184aace1", "95a9a78acebca75b"),
