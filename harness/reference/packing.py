@@ -23,6 +23,7 @@ from harness.reference.questions import ask
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, jpeg, objects_scene, render, text_scene
 
 IGNORED = -100
+REMEMBERED = 100_000  # texts whose ids are kept
 WRITING_SHARE = 0.4  # share of batches with signs
 EASY = 0.3  # share of training batches with only two or three things; the model learns equality there first
 # What the read-outs predict for every merged patch: the thing centred in it, and the patch's place.
@@ -86,27 +87,31 @@ def _cells(scene: Scene | None, rows: int, columns: int) -> torch.Tensor:
     return cells.flatten(0, 1)
 
 
+class ChatForm:
+    """What a processor's chat template puts before and after a question with an image, and its tokenizer's ids."""
+
+    def __init__(self, processor: Any) -> None:
+        self._tokenizer = processor.tokenizer
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
+        rendered = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        self.head, self.tail = rendered.split("\0")
+        self._known: dict[str, list[int]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, remembered."""
+        if text not in self._known:
+            if len(self._known) > REMEMBERED:
+                self._known.clear()
+            self._known[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known[text]
+
+
 class Packer:
     """Turns examples into tensors with a model's own processor and chat template."""
 
     def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
-        rendered = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        head, self.tail = rendered.split("\0")
-        before, after = head.split(processor.image_token)
-        self.before, self.after = self._ids(before), self._ids(after)
-        self._cache: dict[str, list[int]] = {}
-
-    def _ids(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _cached(self, text: str) -> list[int]:
-        if text not in self._cache:
-            if len(self._cache) > 200_000:
-                self._cache.clear()
-            self._cache[text] = self._ids(text)
-        return self._cache[text]
+        self.processor, self.form = processor, ChatForm(processor)
+        self.before, self.after = map(self.form.ids, self.form.head.split(processor.image_token))
 
     def pack(self, examples: Sequence[Example], suffix: Sequence[bool]) -> dict[str, Any]:
         """A batch: ids, labels (n, length), positions (3, n, length), patches, grid, cell targets and the layout."""
@@ -122,9 +127,9 @@ class Packer:
             after = torch.arange(resume, resume + len(self.after)).expand(3, -1)
             starts.append((ids, torch.cat([torch.arange(begin).expand(3, -1), picture, after], 1)))
             cells.append(_cells(example.scene, high, wide))
-            end = (SUFFIX if suffixed else "") + self.tail
+            end = (SUFFIX if suffixed else "") + self.form.tail
             replies.append(
-                [(self._cached(q + end), self._cached(a + tokenizer.eos_token)) for _, q, a in example.questions]
+                [(self.form.ids(q + end), self.form.ids(a + tokenizer.eos_token)) for _, q, a in example.questions]
             )
         start = max(len(ids) for ids, _ in starts)
         count = max(len(pairs) for pairs in replies)

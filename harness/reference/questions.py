@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from harness.reference.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
+T = TypeVar("T", bound=Hashable)
 GAP = 9.0  # pixels; a relation is asked only if two centres differ by more
 
 
@@ -248,18 +249,25 @@ SLOW = {"count": 2, "relation": 2, "compare": 2, "read": 2, "same": 4}
 
 def ask(scene: Scene, task: str, rng: random.Random, number: int) -> list[Question]:
     """Up to `number` questions about a scene, spread over the forms of a task and over the answers of each form."""
-    queues = {}
-    for form in FORMS[task]:
-        seen: Counter[str] = Counter()
-        ranked = []
-        for question in propose(scene, task, form, rng):
-            ranked.append((seen[question.answer], rng.random(), question))
-            seen[question.answer] += 1
-        queues[form] = [q for *_, q in sorted(ranked, key=lambda item: item[:2])]
-    turns = [form for form in queues for _ in range(SLOW.get(form, 1))]
+    queues = {form: by_answer(propose(scene, task, form, rng), rng) for form in FORMS[task]}
+    return in_turns(queues, [form for form in queues for _ in range(SLOW.get(form, 1))], rng, number)
+
+
+def by_answer(questions: Sequence[Question], rng: random.Random) -> list[Question]:
+    """The questions in an order in which every answer comes once before any comes again; by chance otherwise."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for question in questions:
+        ranked.append((seen[question.answer], rng.random(), question))
+        seen[question.answer] += 1
+    return [question for *_, question in sorted(ranked, key=lambda item: item[:2])]
+
+
+def in_turns(queues: dict[T, list[Question]], turns: list[T], rng: random.Random, number: int) -> list[Question]:
+    """Up to `number` questions from the fronts of these queues, in rounds of these turns, whose order is drawn."""
     chosen: list[Question] = []
     while len(chosen) < number and any(queues.values()):
-        for form in rng.sample(turns, len(turns)):
-            if queues[form] and len(chosen) < number:
-                chosen.append(queues[form].pop(0))
+        for key in rng.sample(turns, len(turns)):
+            if queues[key] and len(chosen) < number:
+                chosen.append(queues[key].pop(0))
     return chosen

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from harness.reference.model import SUFFIX
+from harness.reference.packing import IGNORED, ChatForm
 from harness.reference.pretrained.assemble import MEAN, STD
 from harness.reference.pretrained.questions import WRITING_TASK, ask
 from harness.reference.pretrained.render import Painter
@@ -27,7 +28,6 @@ from harness.reference.pretrained.scenes import Scene, draw
 from harness.reference.questions import Question
 from harness.reference.scenes import jpeg
 
-IGNORED = -100
 WRITING_SHARE = 0.4  # share of images with writing
 OTHERS = ("things_vqav2", "things_gqa")
 
@@ -62,26 +62,12 @@ class Packer:
     """Turns examples into tensors with a model's own processor and chat template."""
 
     def __init__(self, processor: Any) -> None:
-        self.processor, self.side = processor, processor.image_processor.size["height"]
-        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
-        text = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        head, self.tail = text.split("\0")
+        self.processor, self.form = processor, ChatForm(processor)
+        self.side = processor.image_processor.size["height"]
         shown = processor.start_image_token + processor.image_token * processor.image_seq_length
         shown += processor.end_image_token
-        self.start = self._ids(head.replace(processor.image_token, shown))
+        self.start = self.form.ids(self.form.head.replace(processor.image_token, shown))
         self.image = processor.image_token_id
-        self._cache: dict[str, list[int]] = {}
-
-    def _ids(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def ids(self, text: str) -> list[int]:
-        """The token ids of a text, remembered."""
-        if text not in self._cache:
-            if len(self._cache) > 100_000:
-                self._cache.clear()
-            self._cache[text] = self._ids(text)
-        return self._cache[text]
 
     def pack(self, examples: Sequence[Example]) -> dict[str, Any]:
         """A batch: pixels, ids, labels and positions (n, length), the mask (n, 1, length, length), forms per row."""
@@ -91,8 +77,8 @@ class Packer:
             pairs = []
             for place, question in enumerate(example.questions):
                 last = place == len(example.questions) - 1
-                prompt = question.text + (SUFFIX + self.tail if last else "\n")
-                pairs.append((self.ids(prompt), self.ids(question.answer + end)))
+                prompt = question.text + (SUFFIX + self.form.tail if last else "\n")
+                pairs.append((self.form.ids(prompt), self.form.ids(question.answer + end)))
             rows.append(pairs)
         start = len(self.start)
         length = start + max(sum(len(prompt) + len(reply) for prompt, reply in pairs) for pairs in rows)

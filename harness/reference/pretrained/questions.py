@@ -12,10 +12,11 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from harness.reference.pretrained.scenes import GAP, SIDE, WORDS, Item, Scene
 from harness.reference.pretrained.things import ASKED_KINDS, NAMES, PLURAL_KINDS, THINGS, Thing
-from harness.reference.questions import Question, along, sides
+from harness.reference.questions import Question, along, by_answer, in_turns, sides
 
 Proposals = Iterator[tuple[str, str]]  # (text, answer)
 EDGES = {
@@ -320,16 +321,8 @@ def ask(scene: Scene, tasks: Sequence[str], rng: random.Random, number: int) -> 
     Their forms are called `task.form`.
     """
     queues = {}
-    for task, form in [(name, form) for name in tasks for form in FORMS[name]]:
-        seen: Counter[str] = Counter()
-        ranked = []
-        for q in propose(scene, task, form, rng):
-            ranked.append((seen[q.answer], rng.random(), Question(f"{task}.{form}", q.text, q.answer)))
-            seen[q.answer] += 1
-        queues[task, form] = [q for *_, q in sorted(ranked, key=lambda item: item[:2])]
-    chosen: list[Question] = []
-    while len(chosen) < number and any(queues.values()):
-        for key in rng.sample(list(queues), len(queues)):
-            if queues[key] and len(chosen) < number:
-                chosen.append(queues[key].pop(0))
-    return chosen
+    for task in tasks:
+        for form in FORMS[task]:
+            named = [replace(question, form=f"{task}.{form}") for question in propose(scene, task, form, rng)]
+            queues[task, form] = by_answer(named, rng)
+    return in_turns(queues, list(queues), rng, number)
