@@ -22,7 +22,7 @@ def silent(text: str = "", *, done: int | None = None, total: int | None = None)
     """Progress that nobody looks at."""
 
 
-# Yields the items, and shows how far the loop is and what the text says of it.
+# Yields the items, and shows the text and how far the loop is.
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 

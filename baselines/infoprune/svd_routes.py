@@ -27,9 +27,8 @@ class Svd(NamedTuple):
 def truncated_svd(matrix: Tensor, rank: int) -> Svd:
     """The first `rank` singular values and vectors of matrices (..., m, n), from the Gram matrix of the smaller side.
 
-    In float32, or in float64 for float64
-    input: singular values below about 3e-4 (or 1e-8) of the largest are rounding errors. Raises ValueError for a rank
-    outside 0 to min(m, n).
+    In float32, or in float64 for float64 input: singular values below about 3e-4 (or 1e-8) of the largest are rounding
+    errors. Raises ValueError for a rank outside 0 to min(m, n).
     """
     _check(matrix, rank)
     if matrix.shape[-2] > matrix.shape[-1]:
@@ -47,8 +46,8 @@ def randomized_svd(matrix: Tensor, rank: int, *, seed: int = 0, oversample: int 
     """An approximation of the first `rank` singular values and vectors of matrices (..., m, n), from a random sketch.
 
     A Gaussian sketch of rank + oversample columns, power iterations with a QR after each product, then the SVD of the
-    matrix in that basis. Slowly decaying spectra need more iterations. In float32, or in float64 for
-    float64 input. Raises ValueError for a rank outside 0 to min(m, n).
+    matrix in that basis. Slowly decaying spectra need more iterations. In float32, or in float64 for float64
+    input. Raises ValueError for a rank outside 0 to min(m, n).
     Source: Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1.
     """
     _check(matrix, rank)

@@ -5,7 +5,7 @@
 
 The damage of a unit is the rise of the answer loss on dev questions when only this unit is gated to 0. It is measured
 for every head (or KV group) and for FFN channels drawn from a seed. Every method that gives scores per unit is
-compared; a method without such scores is listed with the reason.
+compared; a method without such scores is named, and the outcome holds the reason.
 """
 
 from __future__ import annotations

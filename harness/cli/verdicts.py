@@ -136,7 +136,7 @@ def _bar(bar: Any) -> None:
 def _lost(loss: Any) -> str:
     if loss is None:
         return "–"
-    return f"{100 * loss.estimate:.1f} ({100 * loss.bound:.1f})" if math.isfinite(loss.bound) else f"({TOO_FEW})"
+    return f"{100 * loss.estimate:z.1f} ({100 * loss.bound:z.1f})" if math.isfinite(loss.bound) else f"({TOO_FEW})"
 
 
 def _against(other: Any, name: str | None) -> str:

@@ -54,7 +54,7 @@ def standing(measured: Mapping[str, Any]) -> list[str]:
         taus = [result.get(kind, {}).get("within", {}).get("tau") for kind in KINDS]
         return (*(2.0 if tau is None else -tau for tau in taus), name)
 
-    return sorted((name for name in measured["methods"] if name not in _without_scores(measured)), key=key)
+    return sorted(set(measured["methods"]) - set(_without_scores(measured)), key=key)
 
 
 def _without_scores(measured: Mapping[str, Any]) -> list[str]:

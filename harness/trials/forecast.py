@@ -47,9 +47,9 @@ class Rates:
 def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1) -> float | None:
     """The seconds until all is done: from the board's records of each recovery, or from a few steps of the model here.
 
-    None if neither is to be had: without records, for a model or questions that must be fetched first, for random or
-    more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None). Call
-    `preflight.check` before: what it refuses has no estimate.
+    None if neither is to be had: without records of each recovery, for a model or questions that must be fetched first,
+    for random or more than `LIGHT` bytes of weights, for a model that fails, and for other machines (`device` is None).
+    Call `preflight.check` before: what it refuses has no estimate.
     """
     seconds = todo.seconds
     if seconds is None and todo.trials and device is not None and not fetched(board):

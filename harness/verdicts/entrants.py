@@ -57,7 +57,7 @@ class Entrant:
 
 
 def _key(record: Record) -> tuple[Any, ...]:
-    """Key of a contestant: equal for trials that differ only in budget, seed and what is measured."""
+    """Key of an entrant: equal for trials that differ only in budget, seed and what is measured."""
     trial, about = record.trial, record.contestant
     same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=())
     if about.role == "floor":  # random choices use no samples
@@ -66,13 +66,13 @@ def _key(record: Record) -> tuple[Any, ...]:
 
 
 def gathered(panel: Sequence[Stored]) -> list[Entrant]:
-    """The contestants of a panel, in the order of their first records."""
+    """The entrants of a panel, in the order of their first records."""
     groups: dict[tuple[Any, ...], list[Stored]] = defaultdict(list)
     for stored in panel:
         groups[_key(stored.record)].append(stored)
     firsts = [group[0].record for group in groups.values()]
     names = [(r.trial.method, r.contestant.variant, r.contestant.regime, r.trial.tuning) for r in firsts]
-    found = []
+    entrants = []
     for group, record, name in zip(groups.values(), firsts, names, strict=True):
         several = f" ({record.trial.calibration.samples} samples)" if names.count(name) > 1 else ""
         seeds: dict[float, list[Stored]] = {stored.record.trial.budget: [] for stored in group}
@@ -86,5 +86,5 @@ def gathered(panel: Sequence[Stored]) -> list[Entrant]:
                 variant = stored.record.contestant.variant
                 failures.append(plain(f"{trial.method} {variant} at {trial.budget:g}, seed {trial.seed}: {why}"))
         label = plain(f"{record.trial.method} {record.contestant.variant}{several}")
-        found.append(Entrant(label, record, seeds, failures))
-    return found
+        entrants.append(Entrant(label, record, seeds, failures))
+    return entrants

@@ -8,8 +8,8 @@ method is not significantly below its rival and significantly above the floor (H
 0 never holds.
 The bar holds if two thirds of the budgets hold and no rival's mean over the budgets is as high.
 
-A budget is harmless if a loss of a point against the dense model is ruled out there and at all larger budgets (a fixed
-sequence of one-sided tests, which needs no correction).
+A budget is harmless if a loss of a point against the dense model is ruled out there and at all larger budgets: a fixed
+sequence of one-sided tests, which needs no correction within a verdict. None is made over the verdicts of a board.
 
 Over all budgets together the studied method is ahead, level or behind. The rival against which it does worst decides,
 on the budgets that both have (Holm over the verdicts of the board). Intervals are those of the questions; a note says
@@ -225,7 +225,7 @@ def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -
     shared = common((name, budget) for name, entrant in enumerate((studied, *alike)) for budget in entrant.seeds)
     budgets = sorted({*studied.seeds, *shared}, reverse=True)
     above, beside = (_compare(studied, _best(studied, others, budgets)) for others in (floors, rivals))
-    losses = {at: _loss(dense, seeds) for at, seeds in studied.seeds.items() if dense and seeds}
+    losses, unknown = _losses(dense, studied)
     return Verdict(
         studied.name,
         studied.record.trial.scope,
@@ -234,18 +234,14 @@ def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -
         tuple(AtBudget(at, _known(studied.mean(at)), beside.get(at), above.get(at), losses.get(at)) for at in budgets),
         tuple(rival for entrant in (*rivals, *floors) if (rival := _means(studied, entrant, budgets))),
         _overall(studied, rivals, budgets),
-        tuple(_notes(studied, rivals, floors, budgets, dense)),
+        (*_notes(studied, rivals, floors, budgets), *unknown),
     )
 
 
 def _notes(
-    studied: Entrant,
-    rivals: Sequence[Entrant],
-    floors: Sequence[Entrant],
-    budgets: Sequence[float],
-    dense: Stored | None,
+    studied: Entrant, rivals: Sequence[Entrant], floors: Sequence[Entrant], budgets: Sequence[float]
 ) -> Iterator[str]:
-    """What limits a verdict: failures, missing draws, rivals, floors, budgets and dense answers, budgets not met."""
+    """What limits a verdict: its budget terms, failures, a single draw; rivals, floors and budgets that are missing."""
     if (budget := terms(studied.record.trial).budget) != BudgetTerms():
         yield f"budgets of currency {budget.currency}, align {budget.align}"
     for entrant in (studied, *rivals):
@@ -268,8 +264,6 @@ def _notes(
                     f"{rival.name} at {at:g}: keeps {rival.kept(at):.3f}, not {studied.kept(at):.3f}, "
                     "so it is not compared"
                 )
-    if dense is None:
-        yield "no dense model with an accuracy: losses are not known"
 
 
 # --- comparisons --------------------------------------------------------------------------------------------
@@ -297,9 +291,16 @@ def _compare(studied: Entrant, others: Mapping[float, Entrant | None]) -> dict[f
     }
 
 
-def _loss(dense: Stored, seeds: Sequence[Stored]) -> Loss:
-    tested = stats.equivalence(stats.difference(_pairs([dense], seeds)), MARGIN, alpha=ALPHA)
-    return Loss(tested.loss, tested.loss_bound)
+def _losses(dense: Stored | None, studied: Entrant) -> tuple[dict[float, Loss], list[str]]:
+    """The loss at each budget; without answers of the dense model to the same questions none, and why."""
+    if dense is None:
+        return {}, ["no dense model with an accuracy: losses are not known"]
+    try:
+        pairs = {at: _pairs([dense], seeds) for at, seeds in studied.seeds.items() if seeds}
+    except InputError as error:
+        return {}, [f"losses are not known: {error}"]
+    tests = {at: stats.equivalence(stats.difference(each), MARGIN, alpha=ALPHA) for at, each in pairs.items()}
+    return {at: Loss(tested.loss + 0.0, tested.loss_bound) for at, tested in tests.items()}, []  # + 0.0: no -0.0
 
 
 def _overall(studied: Entrant, rivals: Sequence[Entrant], budgets: Sequence[float]) -> Against | None:

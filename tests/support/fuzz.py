@@ -28,7 +28,7 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["harness.records.record", "harness.report", "harness.trials.spec", "yaml"]):
+with atheris.instrument_imports(include=["harness.records.record", "harness.report", "harness.trials", "yaml"]):
     from harness.records import record
     from harness.report import details, latex
     from harness.report.board import Board

@@ -78,6 +78,27 @@ def test_a_loss_of_a_point_is_ruled_out_down_to_a_budget(call: Call, results: Pa
     assert "a loss of a point is ruled out down to 0.75" in call("verdict", results / "made").out
 
 
+def test_without_the_dense_models_answers_no_loss_is_known_and_the_rest_is_judged(call: Call, results: Path) -> None:
+    put(results, DENSE, method="none", scope="all", budget=1.0)
+    floor(results)
+    run(results, "mine", 0.05)
+    run(results, "taylor", 0.15)
+    (dense,) = (
+        path for path in (results / "made").glob("*.json") if json.loads(path.read_text())["trial"]["method"] == "none"
+    )
+    dense.with_suffix(".parquet").unlink()
+    bar = only(results)
+    assert bar.holds and all(at.loss is None for at in bar.budgets)
+    assert any(note.startswith("losses are not known: ") and "samples" in note for note in bar.notes)
+
+
+def test_equal_answers_lose_nothing(call: Call, results: Path) -> None:
+    put(results, DENSE, method="none", scope="all", budget=1.0)
+    floor(results)
+    put(results, DENSE, method="mine", budget=0.9)
+    assert "0.0 (0." in (out := call("verdict", results / "made").out) and "-0.0" not in out
+
+
 def test_without_a_dense_model_no_loss_is_known(call: Call, results: Path) -> None:
     floor(results)
     run(results, "mine", 0.0)

@@ -130,7 +130,7 @@ def _parse(table: str) -> dict[str, Thing]:
     things, kind = {}, ""
     for line in table.strip().splitlines():
         if line.isascii():
-            kind = line
+            kind = line.strip() or kind
             continue
         for entry in line.split("|"):
             emoji, name, size, *facts = entry.split()
