@@ -39,7 +39,7 @@ def _a(colour: str) -> str:
 
 
 def _references(things: tuple[Thing, ...], hide: str = "") -> list[tuple[str, Thing]]:
-    """The shortest descriptions that fit exactly one thing and do not mention the attribute `hide`."""
+    """Descriptions that fit exactly one thing and do not mention the attribute `hide`."""
     references = []
     patterns = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour"))
     for pattern in patterns:

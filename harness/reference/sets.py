@@ -27,7 +27,7 @@ _NAMES = re.compile(r"\b(" + "|".join([*COLOURS, *SHAPES, *SIZES, r"\d+", "sign"
 
 
 def _template(question: Question) -> str:
-    """The question without the names of things: all that a guess without the image could use."""
+    """The question without the names of things; a word that it names stays, so each word is a template of its own."""
     return f"{question.form} {_NAMES.sub('*', question.text)}"
 
 

@@ -15,26 +15,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from harness.reference.pretrained.scenes import GAP, SIDE, WORDS, Item, Scene
-from harness.reference.pretrained.things import ASKED_KINDS, NAMES, PLURAL_KINDS, THINGS, Thing
+from harness.reference.pretrained.things import ALSO, ASKED_KINDS, MASS, NAMES, PLURAL_KINDS, THINGS, Thing
 from harness.reference.questions import Question, along, by_answer, in_turns, sides
 
 Proposals = Iterator[tuple[str, str]]  # (text, answer)
 EDGES = {
-    "on the left": lambda i: i.x,
-    "on the right": lambda i: -i.x,
-    "at the top": lambda i: i.y,
-    "at the bottom": lambda i: -i.y,
+    "furthest to the left": lambda i: i.x,
+    "furthest to the right": lambda i: -i.x,
+    "nearest to the top": lambda i: i.y,
+    "nearest to the bottom": lambda i: -i.y,
 }
+LEGS = {"2": "two", "4": "four", "6": "six", "8": "eight"}  # in words: GQA's scorer takes answers and digits literally
 
 
 def _things(scene: Scene) -> list[tuple[Item, Thing]]:
     return [(item, item.thing) for item in scene.items if item.thing]
 
 
+def _also(scene: Scene) -> set[str]:
+    """Names that fit something in the scene beside its own name: a taxi is a car too."""
+    return {name for _, thing in _things(scene) for name in ALSO.get(thing.name, ())}
+
+
 def _single(scene: Scene) -> list[tuple[Item, Thing]]:
     """Things whose name fits no second item: they can be called by it."""
-    counts = Counter(thing.name for _, thing in _things(scene))
-    return [(item, thing) for item, thing in _things(scene) if counts[thing.name] == 1]
+    counts, also = Counter(thing.name for _, thing in _things(scene)), _also(scene)
+    return [(item, thing) for item, thing in _things(scene) if counts[thing.name] == 1 and thing.name not in also]
 
 
 def _extremes(items: Sequence[Item]) -> Iterator[tuple[str, Item]]:
@@ -47,10 +53,10 @@ def _extremes(items: Sequence[Item]) -> Iterator[tuple[str, Item]]:
 
 def _absent(scene: Scene, rng: random.Random) -> Iterator[Thing]:
     """For every thing in the scene one that is not there, often of its kind: wrong names are as likely as right."""
-    present = {thing.name for _, thing in _things(scene)}
+    present, also = {thing.name for _, thing in _things(scene)}, _also(scene)
     for name in sorted(present):
         kind = THINGS[name].kind if rng.random() < 0.5 else ""
-        choices = [n for n in NAMES if n not in present and (not kind or THINGS[n].kind == kind)]
+        choices = [n for n in NAMES if n not in present | also and (not kind or THINGS[n].kind == kind)]
         if choices:
             yield THINGS[rng.choice(choices)]
 
@@ -84,10 +90,10 @@ def _colour(scene: Scene, rng: random.Random) -> Proposals:
 
 def _count(scene: Scene, rng: random.Random) -> Proposals:
     things = [thing for _, thing in _things(scene)]
-    yield "How many things are there?", str(len(scene.items))
+    yield "How many things are there, not counting plates?", str(len(scene.items))
     for kind, plural in PLURAL_KINDS.items():
         yield f"How many {plural} are there?", str(sum(thing.kind == kind for thing in things))
-    for name in sorted({thing.name for thing in things}):
+    for name in sorted({thing.name for thing in things} - _also(scene) - MASS):
         if not THINGS[name].plural:
             yield f"How many {THINGS[name].several} are there?", str(sum(thing.name == name for thing in things))
     yield "How many plates are there?", str(sum(bool(item.colour) for item in scene.items if item.thing))
@@ -113,7 +119,8 @@ def _check(scene: Scene, rng: random.Random) -> Proposals:
     for phrase, item in _extremes(scene.items):
         if item.thing:
             yield f"Is the thing {phrase} {item.thing.phrase}?", "yes"
-            others = [thing for _, thing in _things(scene) if thing.name != item.name] or list(_absent(scene, rng))
+            others = [thing for _, thing in _things(scene) if thing.name not in {item.name, *ALSO.get(item.name, ())}]
+            others = others or list(_absent(scene, rng))
             if others:
                 yield f"Is the thing {phrase} {rng.choice(others).phrase}?", "no"
 
@@ -137,10 +144,16 @@ def _neighbour(scene: Scene, rng: random.Random) -> Proposals:
     for item, thing in _single(scene):
         others = [other for other in scene.items if other is not item]
         for side in ("left of", "right of", "above", "below"):
-            there = [other for other in others if side in sides(other, item, GAP)]
+            there = [other for other in others if side in sides(other, item, GAP) and _mostly(side, other, item)]
             unclear = [other for other in others if not along(side) & set(sides(other, item, GAP))]
             if len(there) == 1 and there[0].thing and not unclear:
                 yield f"What is {side} the {thing.name}?", there[0].name
+
+
+def _mostly(side: str, other: Item, item: Item) -> bool:
+    """Whether one would say that it stands on this side, and not rather above or beside."""
+    across, down = abs(other.x - item.x), abs(other.y - item.y)
+    return 2 * across >= down if side in ("left of", "right of") else 2 * down >= across
 
 
 def _place(scene: Scene, rng: random.Random) -> Proposals:
@@ -163,7 +176,8 @@ def _logic(scene: Scene, rng: random.Random) -> Proposals:
             if (present or not any(flags)) and (absent or all(flags)):
                 a, b = (rng.choice(present if flag else absent) for flag in flags)
                 if a.name != b.name:
-                    yield f"Is there {a.phrase} {word} {b.phrase}?", "yes" if truth else "no"
+                    a, b = sorted((a, b), key=lambda thing: not thing.plural)  # are there grapes or a dog
+                    yield f"{_is_there(a)} {word} {b.phrase}?", "yes" if truth else "no"
 
 
 def _choice(scene: Scene, rng: random.Random) -> Proposals:
@@ -174,20 +188,20 @@ def _choice(scene: Scene, rng: random.Random) -> Proposals:
     for text, property_ in PROPERTIES.items():
         values = [property_(thing) for thing in things]
         if None not in values and sum(map(bool, values)) == 1:
-            yield f"Which of them {text}?", things[values.index(True)].name
+            yield f"Which of the things {text}?", things[values.index(True)].name
     sizes = sorted(things, key=lambda thing: thing.size)
-    if sizes[0].size and sizes[-1].size - sizes[-2].size >= 1:
-        yield "Which of them is the largest in real life?", sizes[-1].name
-    if sizes[0].size and sizes[1].size - sizes[0].size >= 1:
-        yield "Which of them is the smallest in real life?", sizes[0].name
+    if sizes[0].size and sizes[-1].size - sizes[-2].size >= 2:
+        yield "Which of the things is the largest in real life?", sizes[-1].name
+    if sizes[0].size and sizes[1].size - sizes[0].size >= 2:
+        yield "Which of the things is the smallest in real life?", sizes[0].name
 
 
 PROPERTIES: dict[str, Callable[[Thing], bool | None]] = {
     "can fly": lambda thing: thing.fly if thing.kind != "sky" else None,
     "can be eaten": lambda thing: thing.eat,
     "has wheels": lambda thing: thing.wheels,
-    "is an animal": lambda thing: thing.kind == "animal",
-    "makes music": lambda thing: thing.kind == "instrument" if thing.name != "bell" else None,
+    "is an animal": lambda thing: thing.animal,
+    "makes music": lambda thing: None if thing.name == "bell" or thing.kind == "device" else thing.kind == "instrument",
 }
 
 
@@ -199,7 +213,13 @@ def _fact(scene: Scene, rng: random.Random) -> Proposals:
             yield f"Can {who} fly?", _yes(thing.fly)
         if thing.wheels is not None and thing.kind in ("vehicle", "animal", "furniture", "tool"):
             yield f"Does {who} have wheels?", _yes(thing.wheels)
-        yield f"Is {who} an animal?", _yes(thing.kind == "animal")
+        if thing.animal is not None:
+            yield f"Is {who} an animal?", _yes(thing.animal)
+        if thing.legs:
+            number = LEGS.get(thing.legs, "")
+            if number:
+                yield f"Does {who} have {number} legs?", "yes"
+            yield f"Does {who} have {rng.choice([other for other in LEGS.values() if other != number])} legs?", "no"
 
     for phrase, item in _extremes(scene.items):
         if item.thing:
@@ -221,7 +241,7 @@ def _kind(scene: Scene, rng: random.Random) -> Proposals:
 
 
 def _trait(scene: Scene, rng: random.Random) -> Proposals:
-    """What it gives, where it lives, how many legs it has."""
+    """What it gives, and where it lives."""
     kinds = Counter(thing.kind for _, thing in _things(scene))
     spoken = [(f"the {item.thing.kind} {phrase}", item.thing) for phrase, item in _extremes(scene.items) if item.thing]
     spoken += [(f"the {thing.kind}", thing) for _, thing in _things(scene) if kinds[thing.kind] == 1]
@@ -229,25 +249,28 @@ def _trait(scene: Scene, rng: random.Random) -> Proposals:
         if thing.gives:
             yield f"What does {who} give?", thing.gives
         if thing.home:
-            yield f"Where does {who} live?" if thing.kind == "animal" else f"Where does {who} grow?", thing.home
-        if thing.legs:
-            yield f"How many legs does {who} have?", thing.legs
+            yield f"Where does {who} live?", thing.home
 
 
 # --- things_textvqa: words, numbers, what carries them ----------------------------------------------------------
 
 
 def _carriers(scene: Scene) -> Iterator[tuple[str, Item]]:
-    """(phrase, item) for lettered items that one phrase fits: the red sign, the shirt, the label under the dog."""
+    """(phrase, item) for lettered items that one phrase fits: the red sign, the shirt, the label under the dog.
+
+    A label looks like a white sign, so beside one neither "the sign" nor "the white sign" is clear.
+    """
     lettered = [item for item in scene.items if item.text]
-    shapes = Counter(item.kind for item in lettered)
+    shapes, labels = Counter(item.kind for item in lettered), any(item.thing for item in lettered)
     for item in lettered:
         if item.thing:
             yield f"the label under the {item.name}", item
-        else:
+            continue
+        unclear = labels and item.kind == "sign"
+        if not (unclear and item.colour == "white"):
             yield f"the {item.colour} {item.kind}", item
-            if shapes[item.kind] == 1:
-                yield f"the {item.kind}", item
+        if shapes[item.kind] == 1 and not unclear:
+            yield f"the {item.kind}", item
 
 
 def _word(scene: Scene, rng: random.Random) -> Proposals:
@@ -275,7 +298,7 @@ def _carrier(scene: Scene, rng: random.Random) -> Proposals:
             number = "number" if item.text.isdigit() else "word"
             yield f"What color is the {item.kind} with the {number} {item.text}?", item.colour
         if item.thing:
-            yield f"What is above the word {item.text}?", item.name
+            yield f"Which thing has the label {item.text}?", item.name
 
 
 def _says(scene: Scene, rng: random.Random) -> Proposals:

@@ -135,7 +135,7 @@ def _write(image: Image.Image, item: Item, centre: tuple[float, float], ink: tup
     mask = Image.new("L", (2 * SIDE, 80))
     text = item.text.upper()
     chosen = font(item.font, item.points)
-    room = 2 * item.wide - 4
+    room = (1.24 if item.kind == "shirt" else 2) * item.wide - 4  # a shirt's body is narrower than its sleeves
     if (length := chosen.getlength(text)) > room:
         chosen = font(item.font, max(10, int(item.points * room / length)))
     ImageDraw.Draw(mask).text((SIDE, 40), text, 255, chosen, anchor="mm")

@@ -32,11 +32,13 @@ TRAINING = ("calibration", "train")  # splits with the combinations that trainin
 SPARE = 3  # pictures drawn for every one that is kept: those with the forms and answers that are still rare
 _ALL = [*NAMES, *(thing.several for thing in THINGS.values()), *COLOURS, *GROUNDS, *WORDS]
 _NAMES = re.compile(r"\b(an? )?(" + "|".join(sorted(map(re.escape, _ALL), key=len, reverse=True)) + r"|\d+)\b")
+_PLACES = re.compile(r"furthest to the (left|right)|nearest to the (top|bottom)|on the \w+ plate")
 
 
 def template(question: Question) -> str:
-    """The question without the names of things: what a blind guesser could tell apart."""
-    return f"{question.form} {_NAMES.sub('*', question.text)}"
+    """The question without names, places and grammatical number: what a blind guesser could tell apart."""
+    text = _PLACES.sub("@", re.sub("^Are ", "Is ", question.text))
+    return f"{question.form} {_NAMES.sub('*', text)}"
 
 
 def items(task: str, split: str, images: int, painter: Painter) -> Iterator[tuple[str, bytes, list[Question]]]:
@@ -63,10 +65,16 @@ def _draft(
     chosen: list[Question] = []
     while candidates and len(chosen) < QUESTIONS_PER_IMAGE:
         used = Counter(q.form for q in chosen)
-        best = min(candidates, key=lambda q: (used[q.form], forms[q.form], asked[template(q), q.answer]))
+        best = min(candidates, key=lambda q: (used[q.form], forms[q.form], *_times(q, asked)))
         candidates = [q for q in candidates if q.text != best.text]
         chosen.append(best)
     return scene, chosen
+
+
+def _times(question: Question, asked: Counter[tuple[str, str]]) -> tuple[int, int]:
+    """How often its template was asked so far, and its answer within that."""
+    own = template(question)
+    return sum(count for (other, _), count in asked.items() if other == own), asked[own, question.answer]
 
 
 def _rarity(chosen: list[Question], forms: Counter[str], asked: Counter[tuple[str, str]]) -> tuple[bool, int, float]:

@@ -14,22 +14,22 @@ from hashlib import sha256
 
 TABLE = """
 animal
-🐕 dog 2 legs=4 | 🐈 cat 2 legs=4 | 🐁 mouse 1 legs=4 | 🐇 rabbit 2 legs=4 | 🦊 fox 2 legs=4 home=forest
+🐕 dog 2 legs=4 | 🐈 cat 2 legs=4 | 🐁 mouse 1 legs=4 | 🐇 rabbit 2 legs=4 | 🦊 fox 2 legs=4
 🐻 bear 3 legs=4 home=forest | 🐼 panda 3 legs=4 home=forest | 🐨 koala 2 legs=4 home=forest | 🐅 tiger 3 legs=4
 🦁 lion 3 legs=4 | 🐄 cow 4 legs=4 gives=milk home=farm | 🐖 pig 3 legs=4 home=farm | 🐸 frog 1 legs=4 home=pond
-🐒 monkey 2 home=jungle | 🐔 chicken 2 legs=2 gives=eggs home=farm fly? | 🐧 penguin 2 legs=2 home=ice
-🦆 duck 2 legs=2 fly home=pond | 🦅 eagle 2 legs=2 fly | 🦉 owl 2 legs=2 fly home=forest | 🦇 bat 1 fly
+🐒 monkey 2 | 🐔 chicken 2 legs=2 gives=eggs home=farm fly? | 🐧 penguin 2 legs=2
+🦆 duck 2 legs=2 fly | 🦅 eagle 2 legs=2 fly | 🦉 owl 2 legs=2 fly home=forest | 🦇 bat 1 fly
 🐺 wolf 3 legs=4 home=forest | 🐎 horse 4 legs=4 home=farm | 🐝 bee 1 legs=6 fly gives=honey
 🦋 butterfly 1 legs=6 fly | 🐌 snail 1 | 🐞 ladybug 1 legs=6 fly | 🐜 ant 1 legs=6 fly? | 🕷 spider 1 legs=8
 🦂 scorpion 1 legs=8 home=desert | 🐢 turtle 2 legs=4 | 🐍 snake 2 legs=0 | 🦎 lizard 1 legs=4
 🐙 octopus 2 home=sea | 🦐 shrimp 1 home=sea | 🦀 crab 1 home=sea | 🐟 fish 1 legs=0 fly?
 🐬 dolphin 3 legs=0 home=sea | 🐳 whale 5 legs=0 home=sea | 🦈 shark 4 legs=0 home=sea | 🐊 crocodile 4 legs=4
-🦓 zebra 4 legs=4 home=savanna | 🦍 gorilla 3 home=jungle | 🐘 elephant 4 legs=4 home=savanna
+🦓 zebra 4 legs=4 home=savanna | 🦍 gorilla 3 | 🐘 elephant 4 legs=4 home=savanna
 🦏 rhino 4 legs=4 home=savanna | 🐪 camel 4 legs=4 home=desert | 🦒 giraffe 4 legs=4 home=savanna
 🦘 kangaroo 3 | 🐑 sheep 3 legs=4 gives=wool home=farm | 🐐 goat 3 legs=4 gives=milk home=farm
-🦌 deer 3 legs=4 home=forest | 🦃 turkey 2 legs=2 home=farm fly? | 🦚 peacock 2 legs=2 fly?
-🦜 parrot 2 legs=2 fly home=jungle | 🦢 swan 2 legs=2 fly home=pond | 🦩 flamingo 3 legs=2 fly
-🐿 squirrel 1 legs=4 home=forest | 🦔 hedgehog 1 legs=4 | 🦥 sloth 2 home=jungle | 🦭 seal 3 home=ice
+🦌 deer 3 legs=4 home=forest | 🦃 turkey 2 legs=2 fly? | 🦚 peacock 2 legs=2 fly?
+🦜 parrot 2 legs=2 fly | 🦢 swan 2 legs=2 fly | 🦩 flamingo 3 legs=2 fly
+🐿 squirrel 1 legs=4 home=forest | 🦔 hedgehog 1 legs=4 | 🦥 sloth 2 | 🦭 seal 3
 🦟 mosquito 1 legs=6 fly
 fruit
 🍎 apple 1 | 🍐 pear 1 | 🍋 lemon 1 | 🍌 banana 1 | 🍉 melon 2 | 🍇 grapes 1 | 🍓 strawberry 1 | 🍒 cherries 1
@@ -49,34 +49,58 @@ vehicle
 instrument
 🎸 guitar 2 | 🎹 piano 3 | 🎺 trumpet 2 | 🎻 violin 2 | 🥁 drum 2 | 🎷 saxophone 2 | 🪗 accordion 2 | 🪕 banjo 2
 tool
-🔨 hammer 1 | 🪓 axe 2 | 🪛 screwdriver 1 | 🔧 wrench 1 | ✂ scissors 1 | 🪚 saw 1 | 🪜 ladder 3 | 🧹 broom 2
+🔨 hammer 1 | 🪓 axe 2 | 🪛 screwdriver 1 | 🔧 wrench 1 | ✂ scissors 1 | 🪚 saw 2 | 🪜 ladder 3 | 🧹 broom 2
 clothing
-👖 jeans 2 | 👗 dress 2 | 🧦 socks 1 | 🧤 gloves 1 | 🧣 scarf 2 | 👟 shoe 1 | 👢 boot 1 | 👒 hat 1 | 👔 tie 2
+👖 jeans 2 | 👗 dress 2 | 🧦 socks 1 | 🧤 gloves 1 | 🧣 scarf 2 | 👟 shoe 1 | 👢 boot 2 | 👒 hat 2 | 👔 tie 2
 🧥 coat 2
 plant
-🌵 cactus 2 home=desert | 🌲 tree 5 gives=wood home=forest | 🌴 palm 5 | 🌹 rose 1 | 🌻 sunflower 2 | 🌷 tulip 1
+🌵 cactus 2 | 🌲 tree 5 | 🌴 palm 5 | 🌹 rose 1 | 🌻 sunflower 2 | 🌷 tulip 1
 building
-🏠 house 5 | 🏰 castle 5 | ⛪ church 5 | 🏭 factory 5 | ⛺ tent 4
+🏠 house 5 | 🏰 castle 5 | ⛪ church 5 | 🏭 factory 5
 furniture
 🪑 chair 3 | 🛏 bed 3 | 🛋 sofa 3 | 🚪 door 3
 device
 📱 phone 1 | 💻 laptop 2 | 📷 camera 1 | 📺 television 2 | ⌚ watch 1 | ⏰ clock 1 | 💡 bulb 1
 thing
 ☂ umbrella 2 | 🎁 gift 1 | 📖 book 1 | ✏ pencil 1 | 🔔 bell 1 | 🎈 balloon 1 fly? | 🪁 kite 2 fly | 🧸 teddy 2
-🔑 key 1 | 🧲 magnet 1 | 🪣 bucket 1 | 👑 crown 1 | 👓 glasses 1 | 💍 ring 1 | ⚓ anchor 3 | 🏆 trophy 1
-🕯 candle 1 | 🏀 basketball 1 | ⚾ baseball 1 | 💎 diamond 1
+🔑 key 1 | 🧲 magnet 1 | ⛺ tent 4 | 🪣 bucket 2 | 👑 crown 1 | 👓 glasses 1 | 💍 ring 1 | ⚓ anchor 3 | 🏆 trophy 2
+🕯 candle 1 | 🏀 basketball 2 | ⚾ baseball 1 | 💎 diamond 1
 sky
 ⭐ star 0 | ☀ sun 0 | 🌙 moon 0 | ☁ cloud 0 | 🌈 rainbow 0 | ❄ snowflake 0
 """
 
 FOOD = ("fruit", "vegetable", "food")
 UNEATABLE = ("vehicle", "instrument", "tool", "clothing", "building", "furniture", "device")
-ASKED_KINDS = (*FOOD, "animal", "drink", "vehicle", "instrument", "tool", "clothing", "plant", "building")
+ASKED_KINDS = ("food", "animal", "drink", "vehicle", "instrument", "tool", "clothing", "plant", "building")
 PLURAL_KINDS = {"animal": "animals", "fruit": "fruits", "vegetable": "vegetables", "vehicle": "vehicles"}
-PLURAL_KINDS |= {"instrument": "instruments", "tool": "tools", "plant": "plants", "building": "buildings"}
+PLURAL_KINDS |= {"instrument": "instruments", "tool": "tools", "building": "buildings"}
+# Names that have no plural here, or no article: grapes, bread.
 ALIKE = frozenset(
     {"grapes", "cherries", "pancakes", "fries", "noodles", "scissors", "jeans", "socks", "gloves", "glasses"}
 )
+
+
+MASS = frozenset(
+    {"bread", "broccoli", "corn", "garlic", "cheese", "sushi", "popcorn", "chocolate", "candy"}
+    | {"coffee", "wine", "beer", "juice"}
+)
+# What a thing also is, or shows: a name for it that is not wrong, so nobody is asked whether that is there.
+ALSO: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("panda", "koala", "teddy"), ("bear",)),
+    **dict.fromkeys(("house", "church", "castle", "bus"), ("door",)),
+    **dict.fromkeys(("burger", "sandwich"), ("cheese", "bread")),
+    "pizza": ("cheese",),
+    "noodles": ("egg",),
+    "cake": ("candle", "strawberry"),
+    "shark": ("fish",),
+    "taxi": ("car",),
+    "scooter": ("motorcycle",),
+    "rocket": ("star",),
+    "palm": ("tree",),
+    "boot": ("shoe",),
+    "watch": ("clock",),
+    "ring": ("diamond",),
+}
 
 
 @dataclass(frozen=True)
@@ -99,9 +123,14 @@ class Thing:
         return True if self.kind in FOOD else False if self.kind in UNEATABLE else None
 
     @property
+    def animal(self) -> bool | None:
+        """Whether it is an animal; None where people would argue."""
+        return None if self.name == "teddy" else self.kind == "animal"
+
+    @property
     def phrase(self) -> str:
-        """With its article: a dog, an apple, grapes."""
-        if self.plural:
+        """With its article: a dog, an apple, grapes, bread."""
+        if self.plural or self.name in MASS:
             return self.name
         return f"an {self.name}" if self.name[0] in "aeiou" else f"a {self.name}"
 
@@ -114,7 +143,7 @@ class Thing:
         """The plural."""
         if self.plural:
             return self.name
-        odd = {"mouse": "mice", "wolf": "wolves", "scarf": "scarves"}
+        odd = {"mouse": "mice", "wolf": "wolves", "scarf": "scarves", "potato": "potatoes", "mango": "mangoes"}
         odd |= {name: name for name in ("fish", "sheep", "deer", "shrimp")}
         if self.name in odd:
             return odd[self.name]
