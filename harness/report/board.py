@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ class Described(NamedTuple):
     method: str
     title: str
     role: str
-    regime: str
+    regimes: str
 
 
 @dataclass(frozen=True)
@@ -154,5 +155,7 @@ def unsteady(rows: Iterable[tables.Row]) -> str:
 
 
 def _methods(records: Sequence[Record]) -> list[Described]:
-    described = {Described(r.trial.method, r.contestant.title, r.contestant.role, regime(r)) for r in records}
-    return sorted(described, key=lambda entry: (entry.method, regime_order(entry.regime), entry))
+    regimes: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for record in records:
+        regimes[record.trial.method, record.contestant.title, record.contestant.role].add(regime(record))
+    return [Described(*about, "; ".join(sorted(own, key=regime_order))) for about, own in sorted(regimes.items())]

@@ -185,7 +185,7 @@ def _contestants(board: Board) -> str:
     for described in board.methods:
         name = tables.marked(described.method, described.role == "studied")
         rows.append(list(map(tables.escape, (name, *described[1:]))))
-    table = tables.markdown(["method", "what it is", "role", "regime"], rows, "left")
+    table = tables.markdown(["method", "what it is", "role", "regimes"], rows, "left")
     if any("reconstruct" in row[1].lower() for row in rows):
         table += (
             "\n\nA *reconstructed* method is our implementation of a paper without public code, not its authors' work."

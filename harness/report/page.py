@@ -197,9 +197,9 @@ def _reported_row(figure: reported.Figure, columns: Sequence[tables.ShownColumn]
 
 
 def _methods(shown: Board) -> str:
-    described = dict.fromkeys((entry.method, entry.title, entry.role) for entry in shown.methods)
     return "".join(
-        f"<dt>{_safe(tables.marked(method, role == 'studied'))}<dd>{_safe(title)}" for method, title, role in described
+        f"<dt>{_safe(tables.marked(entry.method, entry.role == 'studied'))}<dd>{_safe(entry.title)}"
+        for entry in shown.methods
     )
 
 
