@@ -17,7 +17,7 @@ RATES = Rates(answer=1.0, forward=0.1, learn=10.0, timed=1000.0, count=1e5)
 
 def seconds(board: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any) -> float:
     """The estimate of a board with made-up rates whose digits do not mix."""
-    monkeypatch.setattr(forecast, "measured", lambda board, trials, device: RATES)
+    monkeypatch.setattr(forecast, "measured_rates", lambda board, trials, device: RATES)
     checked = spec.check({**board, "methods": ["magnitude"], "floors": False, **changes}, Path("board.yaml"))
     found = forecast.estimate(checked, plan(checked, tmp_path / "none"))
     assert found is not None
@@ -48,7 +48,7 @@ def test_each_part_is_counted_once(board: dict[str, Any], monkeypatch: pytest.Mo
 def test_workers_share_it_and_other_machines_have_none(
     board: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(forecast, "measured", lambda board, trials, device: RATES)
+    monkeypatch.setattr(forecast, "measured_rates", lambda board, trials, device: RATES)
     checked = spec.check(board, Path("board.yaml"))
     todo = plan(checked, tmp_path / "none")
     one, two = (forecast.estimate(checked, todo, jobs=jobs) for jobs in (1, 2))
