@@ -8,12 +8,12 @@ over all layers. The first and last layers of a tower are spared: their units go
 gap to the budget.
 
 Departures: the paper takes its gradient on text. Its second-order terms are left out. Its `global_pruning` fills the
-budget with units, here their costs do. The released script spares 4 and 2 of 32 layers; here these are shares, which
-round to none of 4 layers.
+budget with units, here their costs do. The released script spares 4 and 2 of 32 layers; here these are shares.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -31,7 +31,7 @@ Allocation = Annotated[
     Literal["uniform", "global"],
     "the same share from every layer and kind; or the lowest of all, the released `global_pruning`",
 ]
-First = Annotated[float, "share of a tower's layers, rounded to whole ones, that is spared at its start: 4 of 32"]
+First = Annotated[float, "share of a tower's layers that is spared at its start, rounded to whole ones, halves upwards: 4 of 32"]
 Last = Annotated[float, "the same at its end: 2 of 32 in the released script, which knows language models only"]
 
 
@@ -94,4 +94,9 @@ def _places(values: Tensor) -> Tensor:
 def _spared(vlm: VLM, first: float, last: float) -> set[str]:
     """Names of the first and last blocks of each tower."""
     towers = [[b.name for b in vlm.blocks if b.component == component] for component in ("vision", "language")]
-    return {name for t in towers for name in [*t[: round(first * len(t))], *t[len(t) - round(last * len(t)) :]]}
+    return {name for t in towers for name in [*t[: _whole(first * len(t))], *t[len(t) - _whole(last * len(t)) :]]}
+
+
+def _whole(layers: float) -> int:
+    """The next whole number; halves go up, where `round` would go to the even one and spare none of 4 layers."""
+    return math.floor(layers + 0.5)

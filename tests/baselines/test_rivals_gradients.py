@@ -158,7 +158,8 @@ def test_llm_pruner_rounds_what_it_spares_to_whole_layers() -> None:
         return llm_pruner._spared(layout(*[("language", (2, 1, 0), (8, 1))] * layers), first, last)
 
     assert spared(32, 0.125, 0.0625) == {f"language.{i}" for i in (0, 1, 2, 3, 30, 31)}
-    assert spared(4, 0.125, 0.0625) == set()
+    assert spared(12, 0.125, 0.0625) == {"language.0", "language.1", "language.11"}
+    assert spared(4, 0.125, 0.0625) == {"language.0"}
     assert spared(4, 0.25, 0.25) == {"language.0", "language.3"}
 
 

@@ -24,7 +24,7 @@ IDS = {
     "geometry-qwen2-vl-7b": (55, "4d090ffb7dbd335d", "8f0147c2dc758724", "00a334033938c7ef"),
     "heads": (172, "bea45821b465d62a", "38e744f533e4c17a", "e014475297e2b3b0"),
     "layers": (67, "46995d9e504f6419", "e928cac718a1554c", "d0d8c4cbb564e8dc"),
-    "options": (184, "9d5e873511c553c8", "6e4d19c063706c57", "ebaf6b2c969e35be"),
+    "options": (367, "9d5e873511c553c8", "38d246395c65d3d3", "95c82e631b2fe1ae"),
     "options-choices": (89, "16bbca43b3ca9691", "38a5dd229a284b91", "bd99f735dd24dd7c"),
     "options-layers": (37, "2c0a0f77f37d201e", "4971797e28ecd06c", "6fbb68c35f236c91"),
     "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
