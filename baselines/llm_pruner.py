@@ -31,7 +31,9 @@ Allocation = Annotated[
     Literal["uniform", "global"],
     "the same share from every layer and kind; or the lowest of all, the released `global_pruning`",
 ]
-First = Annotated[float, "share of a tower's layers that is spared at its start, rounded to whole ones, halves upwards: 4 of 32"]
+First = Annotated[
+    float, "share of a tower's layers that is spared at its start, rounded to whole ones, halves upwards: 4 of 32"
+]
 Last = Annotated[float, "the same at its end: 2 of 32 in the released script, which knows language models only"]
 
 

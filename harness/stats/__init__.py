@@ -1,5 +1,7 @@
 """Statistics of comparisons: intervals, paired differences, equivalence, power, ratios of times, hypervolumes."""
 
+from harness.stats.draws import Spread as Spread
+from harness.stats.draws import between as between
 from harness.stats.intervals import Estimate as Estimate
 from harness.stats.intervals import clustered_interval as clustered_interval
 from harness.stats.intervals import gap as gap

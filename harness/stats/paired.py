@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from harness.stats.bootstrap import codes, p_above_zero, quantile, resample
+from harness.stats.draws import NONE, Spread, total
 
 MADE_UP = 2  # flips each way that are added for unseen questions: "plus four"
 
@@ -123,12 +124,16 @@ class Difference:
     draws: np.ndarray = field(repr=False, compare=False)
 
 
-def difference(pairs: Pairs, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Difference:
+def difference(
+    pairs: Pairs, *, spread: Spread = NONE, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Difference:
     """Mean over tasks of the mean paired difference, with a bootstrap clustered by image and stratified by task.
 
-    The draws are smoothed by two flipped questions each way (of the smallest task), so that answers that agree on few
-    questions do not look certain; without any flip, the upper bound is about that of the exact binomial. A task with
-    only one image has no known spread: the interval is infinite and p is 1. The smallest possible p is about 1 /
+    spread: how far this mean moves with the draws of samples or units that it is over; see `between`.
+
+    The bootstrap is smoothed by two flipped questions each way (of the smallest task), so that answers that agree on
+    few questions do not look certain; without any flip, the upper bound is about that of the exact binomial. A task
+    with only one image has no known spread: the interval is infinite and p is 1. The smallest possible p is about 1 /
     `resamples`, so a table of hundreds of comparisons needs more resamples. Swapping the two sides swaps the interval.
     Raises ValueError if there are no questions.
     Source: Davison and Hinkley (1997), sections 3.4 (smoothed bootstrap) and 3.8 (clusters); Agresti and Caffo, The
@@ -141,21 +146,24 @@ def difference(pairs: Pairs, *, confidence: float = 0.95, resamples: int = 10_00
     sampled = resample(differences[:, None], pairs.images, pairs.tasks, resamples, random)
     sizes = np.bincount(groups)
     allowance = math.sqrt(2 * MADE_UP) / (len(sizes) * int(sizes.min()))
-    noise = allowance * random.standard_normal(resamples)
+    noise = math.hypot(allowance, math.sqrt(spread.variance)) * random.standard_normal(resamples)
+    freedom = sampled.freedom
+    if freedom and spread.variance:
+        freedom = total([Spread(float(sampled.draws.var()), freedom), spread]).freedom
     draws = np.concatenate([sampled.draws[:, 0] + noise, sampled.draws[:, 0] - noise])
     means = np.bincount(groups, differences) / sizes
     tail = (1 - confidence) / 2
     return Difference(
         estimate=float(means.mean()),
-        lo=quantile(draws, tail, sampled.freedom),
-        hi=quantile(draws, 1 - tail, sampled.freedom),
-        p=min(1.0, 2 * min(p_above_zero(draws, sampled.freedom), p_above_zero(-draws, sampled.freedom))),
-        standard_error=float(draws.std()) if sampled.freedom else math.inf,
+        lo=quantile(draws, tail, freedom),
+        hi=quantile(draws, 1 - tail, freedom),
+        p=min(1.0, 2 * min(p_above_zero(draws, freedom), p_above_zero(-draws, freedom))),
+        standard_error=float(draws.std()) if freedom else math.inf,
         questions=len(differences),
         clusters=len(set(zip(pairs.tasks, pairs.images, strict=True))),
         tasks=dict(zip(dict.fromkeys(pairs.tasks), means.tolist(), strict=True)),
         allowance=allowance,
-        freedom=sampled.freedom,
+        freedom=freedom,
         draws=draws,
     )
 

@@ -57,7 +57,8 @@ def _check_metrics(board: Board) -> None:
 
 def _check_repetitions(board: Board) -> None:
     listed = [(key, getattr(board, key)) for key in ("budgets", "scopes", "tasks", "metrics")]
-    for key, values in (*listed, *(("methods: budgets", entry.budgets or ()) for entry in board.methods)):
+    own = [(f"methods: {key}", getattr(entry, key) or ()) for entry in board.methods for key in ("budgets", "scopes")]
+    for key, values in (*listed, *own):
         if duplicates := [value for value in values if values.count(value) > 1]:
             raise InputError(f"{key}: {duplicates[0]} is named twice; name it once")
 

@@ -82,6 +82,7 @@ class Entry(_Strict):
     sequential: bool = False
     units: UnitKinds | None = None  # None: the board's
     budgets: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None  # None: the board's
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] | None = None  # None: the board's
     shares: dict[str, float] = {}
     tokens: Annotated[Chooser, BeforeValidator(_named)] | None = None
 
@@ -164,9 +165,8 @@ class Board(_Strict):
             options, chooser = method.check(entry.options, f"board {self.name}: "), entry.tokens
             if chooser:
                 chooser = replace(chooser, options=registry.method(chooser.method).check(chooser.options, "tokens: "))
-            runs = itertools.product(
-                range(entry.seeds), self.scopes, entry.budgets or self.budgets, entry.tuning or self.tuning
-            )
+            scopes, budgets = entry.scopes or self.scopes, entry.budgets or self.budgets
+            runs = itertools.product(range(entry.seeds), scopes, budgets, entry.tuning or self.tuning)
             trials += [
                 Trial(
                     method=method.name,

@@ -52,8 +52,18 @@ class Entrant:
 
     def mean(self, budget: float) -> float:
         """Mean accuracy over seeds; minus infinity without a measurement."""
-        means = [seed.record.metrics["accuracy"]["mean"] for seed in self.seeds.get(budget, ())]
+        means = [accuracy(seed) for seed in self.seeds.get(budget, ())]
         return fmean(means) if means else -math.inf
+
+    def by_seed(self, budgets: Sequence[float]) -> dict[int, float]:
+        """Mean accuracy over these budgets, of each seed that has them all."""
+        each = [{entry.record.trial.seed: accuracy(entry) for entry in self.seeds.get(at, ())} for at in budgets]
+        shared = set.intersection(*map(set, each)) if each else set()
+        return {seed: fmean(at[seed] for at in each) for seed in sorted(shared)}
+
+
+def accuracy(stored: Stored) -> float:
+    return stored.record.metrics["accuracy"]["mean"]
 
 
 def _key(record: Record) -> tuple[Any, ...]:

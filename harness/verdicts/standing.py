@@ -12,8 +12,9 @@ A budget is harmless if a loss of a point against the dense model is ruled out t
 sequence of one-sided tests, which needs no correction within a verdict. None is made over the verdicts of a board.
 
 Over all budgets together the studied method is ahead, level or behind. The rival against which it does worst decides,
-on the budgets that both have (Holm over the verdicts of the board). Intervals are those of the questions; a note says
-if there was only one draw of calibration samples.
+on the budgets that both have (Holm over the verdicts of the board). Level means that the two cannot be told apart, not
+that they are equal. Intervals hold how questions differ and, where there are several seeds, how draws of calibration
+samples, random units and trainings do; a note names who has only one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from harness.records.comparison import BudgetTerms, Setting, Terms, common, diff
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
 from harness.types import InputError, differs
-from harness.verdicts.entrants import Entrant, gathered
+from harness.verdicts.entrants import Entrant, accuracy, gathered
 from harness.verdicts.matching import DENSE
 
 ALPHA = 0.05
@@ -246,8 +247,9 @@ def _notes(
         yield f"budgets of currency {budget.currency}, align {budget.align}"
     for entrant in (studied, *rivals):
         yield from entrant.failures
-    if max(map(len, studied.seeds.values()), default=0) == 1:
-        yield ONE_DRAW
+    single = [entrant.name for entrant in (studied, *rivals) if max(map(len, entrant.seeds.values()), default=0) == 1]
+    if single:
+        yield ONE_DRAW if len(single) > len(rivals) else f"{ONE_DRAW} ({', '.join(single)})"
     if not rivals:
         yield f"no rival of regime {studied.regime}: compared with none"
     for floor in floors:
@@ -280,7 +282,7 @@ def _best(studied: Entrant, others: Sequence[Entrant], budgets: Sequence[float])
 def _compare(studied: Entrant, others: Mapping[float, Entrant | None]) -> dict[float, Against]:
     """Studied minus other at each budget where both have an accuracy, with Holm's correction over the budgets."""
     differences = {
-        budget: (other.name, stats.difference(_pairs(other.seeds[budget], studied.seeds[budget])))
+        budget: (other.name, _difference(other, studied, [budget]))
         for budget, other in others.items()
         if other and studied.meets(other, budget)
     }
@@ -295,11 +297,16 @@ def _losses(dense: Stored | None, studied: Entrant) -> tuple[dict[float, Loss], 
     """The loss at each budget; without answers of the dense model to the same questions none, and why."""
     if dense is None:
         return {}, ["no dense model with an accuracy: losses are not known"]
+    before = {dense.record.trial.seed: accuracy(dense)}
     try:
-        pairs = {at: _pairs([dense], seeds) for at, seeds in studied.seeds.items() if seeds}
+        changes = {
+            at: stats.difference(_pairs([dense], seeds), spread=stats.between(before, studied.by_seed([at])))
+            for at, seeds in studied.seeds.items()
+            if seeds
+        }
     except InputError as error:
         return {}, [f"losses are not known: {error}"]
-    tests = {at: stats.equivalence(stats.difference(each), MARGIN, alpha=ALPHA) for at, each in pairs.items()}
+    tests = {at: stats.equivalence(change, MARGIN, alpha=ALPHA) for at, change in changes.items()}
     return {at: Loss(tested.loss + 0.0, tested.loss_bound) for at, tested in tests.items()}, []  # + 0.0: no -0.0
 
 
@@ -310,9 +317,14 @@ def _overall(studied: Entrant, rivals: Sequence[Entrant], budgets: Sequence[floa
         return None
     hardest, _ = min(means.values(), key=lambda entry: entry[1].own - entry[1].mean)
     shared = [at for at in budgets if studied.meets(hardest, at)]
-    pairs = stats.average([_pairs(hardest.seeds[at], studied.seeds[at]) for at in shared])
-    change = stats.difference(pairs)
+    change = _difference(hardest, studied, shared)
     return Against(hardest.name, change.estimate, change.lo, change.hi, change.p)
+
+
+def _difference(other: Entrant, studied: Entrant, budgets: Sequence[float]) -> stats.Difference:
+    """Studied minus other over budgets that both have, and over all seeds."""
+    pairs = stats.average([_pairs(other.seeds[at], studied.seeds[at]) for at in budgets])
+    return stats.difference(pairs, spread=stats.between(other.by_seed(budgets), studied.by_seed(budgets)))
 
 
 def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:

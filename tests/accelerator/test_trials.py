@@ -20,7 +20,7 @@ from tests.support.accelerator.ledger import Ledger
 from tests.support.trials import random_trial
 
 # Options of methods that train, and of one that needs a layer before its own.
-SHORT = {"infoprune": {"steps": 6}, "l0_gates": {"steps": 6}, "fastv": {"layer": 1}}
+SHORT = {"infoprune": {"steps": 6}, "l0_gates": {"steps": 6}, "cofi": {"steps": 6}, "fastv": {"layer": 1}}
 TRAINING: dict[str, Any] = {"steps": 2, "samples": 8, "batch": 4}
 RECOVERIES = [
     Tuning("bias"),

@@ -24,7 +24,7 @@ IDS = {
     "geometry-qwen2-vl-7b": (55, "4d090ffb7dbd335d", "8f0147c2dc758724", "00a334033938c7ef"),
     "heads": (172, "bea45821b465d62a", "38e744f533e4c17a", "e014475297e2b3b0"),
     "layers": (67, "46995d9e504f6419", "e928cac718a1554c", "d0d8c4cbb564e8dc"),
-    "options": (367, "9d5e873511c553c8", "38d246395c65d3d3", "95c82e631b2fe1ae"),
+    "options": (385, "9d5e873511c553c8", "a50ad5196356600c", "8a2985cf9a0244da"),
     "options-choices": (89, "16bbca43b3ca9691", "38a5dd229a284b91", "bd99f735dd24dd7c"),
     "options-layers": (37, "2c0a0f77f37d201e", "4971797e28ecd06c", "6fbb68c35f236c91"),
     "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
@@ -36,7 +36,7 @@ IDS = {
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
     "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "cb6b5ccabb98d9dd"),
     "tuned": (145, "0931be2119463c01", "b1c7bf339845c72e", "267ce6f0c4757f9f"),
-    "tuned-rates": (19, "c1be0900c05d6568", "2bf6300236ada395", "d5ce6818a9b9c8c0"),
+    "tuned-rates": (25, "c1be0900c05d6568", "fdcaeec45bbbe1fe", "91db5f909a9d300a"),
 }
 
 

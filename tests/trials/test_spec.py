@@ -123,6 +123,14 @@ def test_a_method_that_does_not_rank_a_kind_is_refused(read: Any, units: list[st
         read(units=units, methods=["random"])
 
 
+def test_a_contestant_may_have_scopes_and_budgets_of_its_own(read: Any) -> None:
+    """Options that won in one scope stand in that one only."""
+    winner = {"method": "magnitude", "options": {"norm": "l1"}, "scopes": ["all"], "budgets": [0.25]}
+    trials = read(methods=["magnitude", winner]).trials()[1:]
+    assert [(t.scope, t.budget) for t in trials if t.variant] == [("all", 0.25)]
+    assert len([t for t in trials if not t.variant]) == 2 * 2
+
+
 def test_trials_of_one_ranking_stay_together(read: Any) -> None:
     """So that a worker ranks once per method, options and seed."""
     keys = [(t.method, t.variant, t.seed) for t in read().trials()]
@@ -344,6 +352,9 @@ def test_sequential_ranking_is_another_contestant(read: Any) -> None:
         ({"methods": [{"method": "random", "budgets": [2]}]}, "methods.0.budgets.0: .*2"),
         ({"methods": [{"method": "random", "budgets": []}]}, "methods.0.budgets: "),
         ({"methods": [{"method": "random", "budgets": [0.5, 0.5]}]}, "methods: budgets: 0.5 is named twice"),
+        ({"methods": [{"method": "random", "scopes": ["tower"]}]}, "methods.0.scopes.0: .*tower"),
+        ({"methods": [{"method": "random", "scopes": []}]}, "methods.0.scopes: "),
+        ({"methods": [{"method": "random", "scopes": ["all", "all"]}]}, "methods: scopes: all is named twice"),
         ({"budgets": 0.5}, "budgets: "),
         ({"budget": [0.5]}, "unknown key 'budget'; did you mean 'budgets'"),
         ({"calibration": {"sample": 3}}, "calibration.*'sample'.*samples"),

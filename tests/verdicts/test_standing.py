@@ -277,17 +277,51 @@ def test_variants_and_controls_stand_on_their_own(results: Path) -> None:
 def test_seeds_are_averaged_and_failures_named(results: Path) -> None:
     floor(results)
     run(results, "taylor", 0.2)
-    for seed, loss in enumerate((0.02, 0.08)):
+    for seed, loss in enumerate((0.04, 0.05, 0.06)):
         run(results, "mine", loss, seed=seed)
     whole = only(results)
     assert whole.holds and whole.mean == pytest.approx(DENSE.mean() + 0.01 - 0.05, abs=0.002)
-    for seed in range(2):
+    for seed in range(3):
         put(results, None, method="mine", budget=0.1, seed=seed, error="out of memory")
     bar = only(results)
     assert [at.holds for at in bar.budgets] == [True] * 5 + [False]
     assert bar.mean is None and not bar.highest and not bar.holds, "a mean without its hardest budget is no mean"
     assert "mine at 0.1, seed 0: MemoryError: out of memory" in bar.notes
     assert {rival.budgets for rival in bar.rivals} == {5}
+
+
+def test_draws_that_differ_make_a_verdict_unsure(results: Path) -> None:
+    """Four points ahead on average is ahead where each draw is, and level where the draws lie ten points apart."""
+    floor(results)
+    for seed, rival in enumerate((0.13, 0.14, 0.15)):
+        run(results, "taylor", rival, seed=seed)
+        run(results, "mine", 0.1, seed=seed)
+    steady = only(results)
+    assert steady.standing == "ahead" and ONE_DRAW not in " ".join(steady.notes)
+    for seed, loss in enumerate((0.0, 0.1, 0.2)):
+        run(results, "mine", loss, seed=seed)
+    scattered = only(results)
+    assert steady.overall and scattered.overall
+    assert scattered.overall.estimate == pytest.approx(steady.overall.estimate, abs=0.002)
+    assert scattered.standing == "level" and scattered.overall.lo < -0.1
+
+
+def test_draws_that_both_share_do_not_blur_their_difference(results: Path) -> None:
+    """A draw that is bad for both tells nothing about which of them is better."""
+    floor(results)
+    for seed, loss in enumerate((0.0, 0.1, 0.2)):
+        run(results, "mine", loss, seed=seed)
+        run(results, "taylor", loss + 0.04, seed=seed)
+    bar = only(results)
+    assert bar.standing == "ahead" and bar.overall and bar.overall.hi - bar.overall.lo < 0.05
+
+
+def test_a_single_draw_is_named(results: Path) -> None:
+    floor(results)
+    for seed in range(3):
+        run(results, "mine", 0.05, seed=seed)
+    run(results, "taylor", 0.1)
+    assert f"{ONE_DRAW} (taylor)" in only(results).notes
 
 
 def test_what_cannot_be_judged_is_refused(call: Call, results: Path) -> None:
