@@ -14,7 +14,8 @@ layers 1 and 2: their z is -0.58 to -0.46, and no channel of any layer is below 
 Departures: the variance is that of all calibration tokens, while the released code measures each sample around a
 running mean and leaves out the first one. In AL-MM the authors set the number of heads to remove by hand; here heads
 and channels lose the same share. The paper's bias, the mean output of what was removed, is the recovery `bias`, which
-every method may use.
+every method may use; it is kept only where answers to held-out calibration questions gain, so its published form, kept
+everywhere, is on no board.
 """
 
 from __future__ import annotations
