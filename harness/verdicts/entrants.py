@@ -14,7 +14,7 @@ from harness.records.comparison import regime
 from harness.records.record import Record
 from harness.records.store import Stored
 from harness.text import plain
-from harness.types import CalibrationSpec, differs
+from harness.types import CalibrationSpec, Choice, differs
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Entrant:
     @property
     def floor(self) -> bool:
         return self.record.contestant.role == "floor"
+
+    @property
+    def factored(self) -> bool:
+        """Whether its plans put new Linears in the place of old ones, such as low-rank factors."""
+        plans = [entry.record.plan for entries in self.seeds.values() for entry in entries]
+        return any(isinstance(part, Choice) for plan in plans if plan is not None for part in plan.parts.values())
 
     def kept(self, budget: float) -> float:
         """The share that its plans keep at this budget: the budget, unless whole layers leave them below it."""

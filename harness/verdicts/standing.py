@@ -250,6 +250,9 @@ def _notes(
     single = [entrant.name for entrant in (studied, *rivals) if max(map(len, entrant.seeds.values()), default=0) == 1]
     if single:
         yield ONE_DRAW if len(single) > len(rivals) else f"{ONE_DRAW} ({', '.join(single)})"
+    unfactored = [rival.name for rival in rivals if not rival.factored]
+    if studied.regime == "none" and studied.factored and unfactored:
+        yield f"its factors are new weights; those of {', '.join(unfactored)} are as they were"
     if not rivals:
         yield f"no rival of regime {studied.regime}: compared with none"
     for floor in floors:

@@ -17,6 +17,7 @@ IDS = {
     "bits": (12, "ee90a00d0c71303b", "58d78c97fbd92ed5", "f36011920db21750"),
     "choices": (274, "e8a8406cab00af81", "7c6f2f973cd80bd8", "1cdfe293e335afac"),
     "demo": (13, "b8f308cb9a6549a9", "4bd81c2bb3e593bf", "c95d9e3977c0bf99"),
+    "draws": (601, "f3514f411bef346f", "4b06209b730d3bad", "1ffd9619d243f169"),
     "ffn": (265, "9c3a095ffa6f9117", "d1f017e7184aace1", "95a9a78acebca75b"),
     "geometry-llava-1.5-7b": (55, "b6404c500563d38d", "0231b5134339a55d", "3db45084c01dc92d"),
     "geometry-mini": (19, "86675ec0fc9f69df", "e4a2d904619e7183", "af6b483add12dc22"),
@@ -35,7 +36,7 @@ IDS = {
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
     "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "cb6b5ccabb98d9dd"),
-    "tuned": (145, "0931be2119463c01", "b1c7bf339845c72e", "267ce6f0c4757f9f"),
+    "tuned": (157, "0931be2119463c01", "0edea986c0151520", "03a469e9aef1b234"),
     "tuned-rates": (25, "c1be0900c05d6568", "fdcaeec45bbbe1fe", "91db5f909a9d300a"),
 }
 

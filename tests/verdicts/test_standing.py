@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.types import Choice, Plan
 from harness.verdicts.standing import ALPHA, ONE_DRAW, Against, AtBudget, Verdict, verdict
 from tests.support.commands import Call, refused
 from tests.support.stored import TASKS, flipped, put, scores
@@ -322,6 +323,19 @@ def test_a_single_draw_is_named(results: Path) -> None:
         run(results, "mine", 0.05, seed=seed)
     run(results, "taylor", 0.1)
     assert f"{ONE_DRAW} (taylor)" in only(results).notes
+
+
+def test_new_factors_against_weights_as_they_were_are_named(results: Path) -> None:
+    """Without a recovery a factor is fitted to data and a weight that stays is not; after a refit both are."""
+    factors = Plan({("vision.0", "ffn"): Choice(1, "rank 3/2")}, 0.5, 0.5)
+    recoveries: list[dict[str, Any]] = [{}, {"tuning": "refit"}]
+    for how in recoveries:
+        floor(results, **how)
+        run(results, "mine", 0.05, plan=factors, **how)
+        run(results, "taylor", 0.1, **how)
+        run(results, "svd", 0.2, plan=factors, **how)
+    said = {bar.regime: [note for note in bar.notes if "factors" in note] for bar in verdict(results / "made")}
+    assert said == {"none": ["its factors are new weights; those of taylor are as they were"], "refit": []}
 
 
 def test_what_cannot_be_judged_is_refused(call: Call, results: Path) -> None:
