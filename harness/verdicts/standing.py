@@ -251,7 +251,7 @@ def _notes(
     if single:
         yield ONE_DRAW if len(single) > len(rivals) else f"{ONE_DRAW} ({', '.join(single)})"
     unfactored = [rival.name for rival in rivals if not rival.factored]
-    if studied.regime == "none" and studied.factored and unfactored:
+    if studied.regime in ("none", "bias") and studied.factored and unfactored:
         yield f"its factors are new weights; those of {', '.join(unfactored)} are as they were"
     if not rivals:
         yield f"no rival of regime {studied.regime}: compared with none"
