@@ -44,24 +44,6 @@ def hypervolume(
     return (np.maximum(best - reference[1], 0) * np.diff(edges)).sum(axis=-1)
 
 
-def hypervolume_interval(
-    flops_kept: npt.ArrayLike,
-    scores: np.ndarray,
-    clusters: Sequence[Hashable],
-    strata: Sequence[Hashable],
-    reference: tuple[float, float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Hypervolume:
-    """Hypervolume of one front, `flops_kept` (points,), with its interval; see `hypervolume_intervals`."""
-    fronts = [np.asarray(flops_kept, dtype=np.float64)]
-    return hypervolume_intervals(
-        fronts, scores, clusters, strata, reference, confidence=confidence, resamples=resamples, seed=seed
-    )[0]
-
-
 def hypervolume_intervals(
     fronts: Sequence[np.ndarray],
     scores: np.ndarray,

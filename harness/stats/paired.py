@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -166,32 +166,6 @@ def difference(
         freedom=freedom,
         draws=draws,
     )
-
-
-class McNemar(NamedTuple):
-    """How many questions only the first (`lost`) or only the second (`gained`) got right, and the exact two-sided p."""
-
-    lost: int
-    gained: int
-    p: float
-
-
-def mcnemar(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> McNemar:
-    """Exact McNemar test of paired 0/1 scores, (n,) each; it treats all questions as independent, whatever their image.
-
-    Raises ValueError for scores other than 0 and 1, and for different lengths.
-    Source: McNemar, Psychometrika 12 (1947); binomial form.
-    """
-    from scipy import special
-
-    before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if before.shape != after.shape:
-        raise ValueError(f"{len(before)} and {len(after)} scores: lengths differ")
-    if not np.isin([before, after], (0, 1)).all():
-        raise ValueError("McNemar's test needs scores of 0 or 1")
-    lost, gained = int((before > after).sum()), int((after > before).sum())
-    p = min(1.0, 2 * float(special.bdtr(min(lost, gained), lost + gained, 0.5)))
-    return McNemar(lost, gained, p)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Statistical power: detectable differences, and the number of questions that a verdict needs.
 
-questions_to_settle(difference(pairs), margin=0.01)
+questions_needed(difference(pairs), 0.02)
 """
 
 from __future__ import annotations
@@ -32,15 +32,6 @@ def questions_needed(
     a = change.allowance**2
     v = max(change.standard_error**2 - a, 0.0)
     return math.ceil(change.questions * (v + math.sqrt(v * v + 4 * square * a)) / (2 * square))
-
-
-def questions_to_settle(change: Difference, margin: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """How many questions would bring the loss's bounds below the margin or above zero, if the estimated loss is true.
-
-    The smaller of the two numbers; each test is one-sided at alpha with this power. None if it is unknown.
-    """
-    loss = -change.estimate
-    return questions_needed(change, max(margin - loss, loss), alpha=alpha, power=power, sides=1)
 
 
 def _reach(tail: float, power: float) -> float:

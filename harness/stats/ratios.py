@@ -1,6 +1,6 @@
 """Ratios of times with their intervals.
 
-ratio_of_medians(dense_seconds, pruned_seconds, paired=True)
+quotient(Ratio(1.5, 1.4, 1.6), Ratio(1.2, 1.1, 1.3))
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.stats.bootstrap import CELLS
 from harness.stats.intervals import Estimate, gap
 
 
@@ -21,37 +20,6 @@ class Ratio(NamedTuple):
     estimate: float
     lo: float
     hi: float
-
-
-def ratio_of_medians(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    *,
-    paired: bool = False,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Ratio:
-    """Ratio of the median times of two samples, (n,) and (m,), with a percentile bootstrap over repeats.
-
-    `paired`: repeat i of both was timed in the same round, so rounds are resampled. Any unit of time. Raises ValueError
-    if times are missing or not positive, and for pairs of different lengths.
-    """
-    above, below = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if not (len(above) and len(below) and (above > 0).all() and (below > 0).all()):
-        raise ValueError("a ratio needs times, all of them positive")
-    if paired and len(above) != len(below):
-        raise ValueError(f"{len(above)} and {len(below)} times: pairs need as many of both")
-    random = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    rows = max(1, CELLS // max(len(above), len(below)))
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        picks = random.integers(len(above), size=(size, len(above)))
-        other_picks = picks if paired else random.integers(len(below), size=(size, len(below)))
-        ratios[start : start + size] = np.median(above[picks], axis=1) / np.median(below[other_picks], axis=1)
-    lo, hi = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Ratio(float(np.median(above) / np.median(below)), float(lo), float(hi))
 
 
 def quotient(first: Estimate, second: Estimate) -> Ratio:

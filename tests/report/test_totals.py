@@ -14,7 +14,7 @@ from harness.report import report
 from harness.report.samples import Samples
 from harness.report.tables import board_frame, panels, places, ranked
 from harness.report.totals import RESAMPLES, Total, cells, find, shown
-from harness.stats.hypervolume import hypervolume_interval, hypervolume_intervals
+from harness.stats.hypervolume import hypervolume_intervals
 from tests.support import stored
 
 LEVELS = {0.75: 0.8, 0.5: 0.6, 0.25: 0.3}
@@ -74,7 +74,7 @@ def test_the_interval_is_the_bootstrap_of_the_stored_scores(tmp_path: Path) -> N
     answers = stored.samples(table[:, 0])
     task = answers["task"].to_pylist()
     images = list(zip(task, answers["image_id"].to_pylist(), strict=True))
-    wanted = hypervolume_interval(budgets, table, images, task, (1.0, 0.0), resamples=RESAMPLES)
+    wanted = hypervolume_intervals([np.array(budgets)], table, images, task, (1.0, 0.0), resamples=RESAMPLES)[0]
     assert (own.hypervolume, own.lo, own.hi) == pytest.approx(tuple(wanted))
 
 
@@ -84,7 +84,7 @@ def test_fronts_together_are_fronts_alone() -> None:
     images, task = [i // 3 for i in range(120)], ["a"] * 60 + ["b"] * 60
     fronts = [np.array([0.2, 0.5]), np.array([0.3, 0.6, 0.9])]
     together = hypervolume_intervals(fronts, scores, images, task, (1.0, 0.1), resamples=500)
-    alone = hypervolume_interval(fronts[0], scores[:, :2], images, task, (1.0, 0.1), resamples=500)
+    (alone,) = hypervolume_intervals(fronts[:1], scores[:, :2], images, task, (1.0, 0.1), resamples=500)
     assert together[0].estimate == alone.estimate and len(together) == 2
     assert together[0].lo == pytest.approx(alone.lo, abs=0.02) and together[0].hi == pytest.approx(alone.hi, abs=0.02)
     with pytest.raises(ValueError, match="5 columns of scores and 2 points"):

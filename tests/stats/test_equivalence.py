@@ -9,41 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, norm
 
 from harness.stats import (
     Difference,
     difference,
     equivalence,
     holm,
-    mcnemar,
     minimum_detectable_effect,
     questions_needed,
-    questions_to_settle,
 )
 from tests.support.pairs import drawn_pairs, pairs_of, pairs_with_flips, scores_of_pairs
-
-
-def test_mcnemar_known_answers():
-    assert mcnemar([1] * 5 + [0] * 5, [0] * 5 + [0] * 5) == (5, 0, pytest.approx(0.0625))
-    assert mcnemar([1] * 5 + [0] * 15, [0] * 5 + [1] * 15) == (5, 15, pytest.approx(0.041389465))
-    assert mcnemar([1, 0, 1], [1, 0, 1]) == (0, 0, 1.0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
-def test_mcnemar_is_the_exact_binomial_test(rows: list[tuple[int, int]]):
-    one, two = zip(*rows, strict=True)
-    found, back = mcnemar(one, two), mcnemar(two, one)
-    assert (found.lost, found.gained, found.p) == (back.gained, back.lost, back.p)
-    if found.lost + found.gained:
-        assert found.p == pytest.approx(binomtest(found.lost, found.lost + found.gained).pvalue)
-
-
-def test_mcnemar_refuses_what_is_not_right_or_wrong():
-    with pytest.raises(ValueError, match="0 or 1"):
-        mcnemar([0.3, 1.0], [1.0, 1.0])
-    with pytest.raises(ValueError, match="lengths differ"):
-        mcnemar([0, 1], [1])
 
 
 def test_equivalence_known_answer():
@@ -146,7 +122,7 @@ def test_what_is_inconclusive_needs_more_questions(error: float, estimate: float
     """The bound is beyond the margin and the loss is not above zero: then more questions than there are."""
     loss, reach = -estimate, 1.645 * error
     assume(loss + reach >= 0.01 and loss - reach <= 0)
-    found = questions_to_settle(known(error, n, estimate), 0.01)
+    found = questions_needed(known(error, n, estimate), max(0.01 - loss, loss), sides=1)
     assert found is not None and found > n
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.stats.hypervolume import hypervolume, hypervolume_interval
+from harness.stats.hypervolume import Hypervolume, hypervolume, hypervolume_intervals
 
 REFERENCE = (1.0, 0.2)
+
+
+def interval(flops: list[float], *table: Any, **how: Any) -> Hypervolume:
+    """The hypervolume of one front alone."""
+    return hypervolume_intervals([np.array(flops)], *table, **how)[0]
 
 
 def test_known_areas():
@@ -50,18 +56,18 @@ def test_it_is_the_share_of_the_box_that_is_dominated(front):
 
 
 def test_equal_scores_have_no_spread():
-    found = hypervolume_interval([0.5], np.full((6, 1), 0.6), list("xxyyzz"), ["t"] * 6, REFERENCE)
+    found = interval([0.5], np.full((6, 1), 0.6), list("xxyyzz"), ["t"] * 6, REFERENCE)
     assert found == pytest.approx((0.2, 0.2, 0.2))
 
 
 def test_one_image_leaves_everything_open():
-    found = hypervolume_interval([0.5], np.full((6, 1), 0.6), ["x"] * 6, ["t"] * 6, REFERENCE)
+    found = interval([0.5], np.full((6, 1), 0.6), ["x"] * 6, ["t"] * 6, REFERENCE)
     assert found == (pytest.approx(0.2), -math.inf, math.inf)
 
 
 def test_tasks_count_equally():
     scores = np.array([[1.0]] * 9 + [[0.0]] * 3)
-    found = hypervolume_interval([0.5], scores, list(range(12)), ["a"] * 9 + ["b"] * 3, REFERENCE)
+    found = interval([0.5], scores, list(range(12)), ["a"] * 9 + ["b"] * 3, REFERENCE)
     assert found == pytest.approx((0.15, 0.15, 0.15))
 
 
@@ -75,7 +81,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for seed in range(1000):
         ease = random.normal(0, 0.12, 80)[image, None]
         scores = (random.random((240, 3)) < accuracy + ease).astype(float)
-        found = hypervolume_interval(flops, scores, image.tolist(), task, REFERENCE, resamples=400, seed=seed)
+        found = interval(flops, scores, image.tolist(), task, REFERENCE, resamples=400, seed=seed)
         held += found.lo <= truth <= found.hi
     assert 0.93 <= held / 1000 <= 0.97
 
@@ -87,6 +93,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="finite"):
         hypervolume([0.5], [math.nan], REFERENCE)
     with pytest.raises(ValueError, match="questions, points"):
-        hypervolume_interval([0.5], np.zeros((0, 1)), [], [], REFERENCE)
+        interval([0.5], np.zeros((0, 1)), [], [], REFERENCE)
     with pytest.raises(ValueError, match="lengths differ"):
-        hypervolume_interval([0.5], np.zeros((2, 1)), ["x"], ["t", "t"], REFERENCE)
+        interval([0.5], np.zeros((2, 1)), ["x"], ["t", "t"], REFERENCE)
