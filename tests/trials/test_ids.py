@@ -17,7 +17,7 @@ IDS = {
     "bits": (12, "ee90a00d0c71303b", "58d78c97fbd92ed5", "f36011920db21750"),
     "choices": (274, "e8a8406cab00af81", "7c6f2f973cd80bd8", "1cdfe293e335afac"),
     "demo": (13, "b8f308cb9a6549a9", "4bd81c2bb3e593bf", "c95d9e3977c0bf99"),
-    "draws": (601, "f3514f411bef346f", "4b06209b730d3bad", "1ffd9619d243f169"),
+    "draws": (613, "f3514f411bef346f", "4b06209b730d3bad", "c46718a9ee474ba1"),
     "ffn": (265, "9c3a095ffa6f9117", "d1f017e7184aace1", "95a9a78acebca75b"),
     "geometry-llava-1.5-7b": (55, "b6404c500563d38d", "0231b5134339a55d", "3db45084c01dc92d"),
     "geometry-mini": (19, "86675ec0fc9f69df", "e4a2d904619e7183", "af6b483add12dc22"),
@@ -32,11 +32,11 @@ IDS = {
     "pretrained": (1063, "fe5f3a9952f06bee", "60c56df5dbef198f", "c41dad0cf842e53b"),
     "pretrained-orders": (43, "d3f854b6978033a0", "603aa0923aa7b851", "83ee6cf110e57493"),
     "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "d21d8a1fae145264"),
-    "reference": (1389, "f87da4345c0718ad", "5da159a08148c3d4", "77562b67391ab05b"),
+    "reference": (1413, "f87da4345c0718ad", "5da159a08148c3d4", "1f8d7f336f21b0d2"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
     "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "cb6b5ccabb98d9dd"),
-    "tuned": (157, "0931be2119463c01", "0edea986c0151520", "03a469e9aef1b234"),
+    "tuned": (157, "0931be2119463c01", "0edea986c0151520", "26745c6478e97aa4"),
     "tuned-rates": (25, "c1be0900c05d6568", "fdcaeec45bbbe1fe", "91db5f909a9d300a"),
 }
 
