@@ -95,13 +95,18 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
 
 
 def _expected(todo: Sequence[Trial], finished: Sequence[Record]) -> float | None:
-    """The seconds of these trials: for each the median of finished ones with its recovery; None if one has none."""
-    by_tuning: dict[Any, list[float]] = {}
+    """The seconds of these trials, by the means of finished ones with the recovery and, if any, the method.
+
+    None if a recovery has none. A ranking serves several trials and is billed to one, so a median would leave it out.
+    """
+    known: dict[Any, list[float]] = {}
     for stored in finished:
-        by_tuning.setdefault(stored.trial.tuning, []).append(stored.cost.total_s or 0.0)
-    if not all(trial.tuning in by_tuning for trial in todo):
+        trial, seconds = stored.trial, stored.cost.total_s or 0.0
+        for key in ((trial.tuning, trial.method), trial.tuning):
+            known.setdefault(key, []).append(seconds)
+    if not all(trial.tuning in known for trial in todo):
         return None
-    return sum(statistics.median(by_tuning[trial.tuning]) for trial in todo)
+    return sum(statistics.fmean(known.get((trial.tuning, trial.method), known[trial.tuning])) for trial in todo)
 
 
 def against(trials: Iterable[Trial], baseline: Sequence[Stored]) -> list[Trial]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.trials import forecast, spec
+from harness.records.record import Contestant, Cost, Record
+from harness.trials import forecast, spec, sweep
 from harness.trials.forecast import FEW, RECOVERY, WARM, Rates
 from harness.trials.sweep import plan
 from harness.types import InputError
@@ -43,6 +44,22 @@ def test_each_part_is_counted_once(board: dict[str, Any], monkeypatch: pytest.Mo
     assert total(**refit) - total(**plain) == pytest.approx(RECOVERY * 4 * RATES.forward)
     tuned = {**plain, "tuning": {"method": "full", "steps": 5, "batch": 2, "samples": 4}}
     assert total(**tuned) - total(**plain) == pytest.approx(5 * 2 * (RATES.learn + RATES.forward))
+
+
+def test_a_started_board_is_estimated_by_method_then_by_recovery(board: dict[str, Any], tmp_path: Path) -> None:
+    """A ranking is billed to one of the trials that it serves, so means count and not medians."""
+    whole = {"methods": ["magnitude", "svd"], "budgets": [0.75, 0.5, 0.25], "floors": False, "scopes": ["vision"]}
+    checked = spec.check({**board, **whole}, Path("board.yaml"))
+    trials = {(trial.method, trial.budget): trial for trial in checked.trials()}
+    took = {("none", 1.0): 3.0, ("magnitude", 0.75): 100.0, ("magnitude", 0.5): 20.0}
+    finished = [
+        Record(trials[key], Contestant("", "", "reference", "none"), cost=Cost(total_s=seconds))
+        for key, seconds in took.items()
+    ]
+    left = [trials["magnitude", 0.25], trials["svd", 0.5]]
+    assert sweep._expected(left, finished) == pytest.approx(60.0 + 41.0)
+    refitted = spec.check({**board, **whole, "tuning": "refit"}, Path("board.yaml")).trials()[-1]
+    assert sweep._expected([*left, refitted], finished) is None
 
 
 def test_workers_share_it_and_other_machines_have_none(
