@@ -52,10 +52,8 @@ def test_a_started_board_is_estimated_by_method_then_by_recovery(board: dict[str
     checked = spec.check({**board, **whole}, Path("board.yaml"))
     trials = {(trial.method, trial.budget): trial for trial in checked.trials()}
     took = {("none", 1.0): 3.0, ("magnitude", 0.75): 100.0, ("magnitude", 0.5): 20.0}
-    finished = [
-        Record(trials[key], Contestant("", "", "reference", "none"), cost=Cost(total_s=seconds))
-        for key, seconds in took.items()
-    ]
+    about = Contestant("", "", "reference", "none")
+    finished = [Record(trials[key], about, cost=Cost(total_s=seconds)) for key, seconds in took.items()]
     left = [trials["magnitude", 0.25], trials["svd", 0.5]]
     assert sweep._expected(left, finished) == pytest.approx(60.0 + 41.0)
     refitted = spec.check({**board, **whole, "tuning": "refit"}, Path("board.yaml")).trials()[-1]
