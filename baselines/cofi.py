@@ -5,7 +5,8 @@ rank(vlm, calibration, seed=0, budget=Budget("vision", 0.5, extents=extents))
 Hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312) under the KL divergence of the answers to the dense model's,
 and a Lagrangian that holds the expected FLOPs at the budget. Then the units with the lowest gates go, over all layers
 and kinds. Departures: CoFi trains weights and gates together, distils layers, and also gates whole layers and the width
-of the residual stream; here weights are frozen, and only heads and channels have gates.
+of the residual stream; here weights are frozen, and only heads and channels have gates. Its Lagrangian holds a share of
+the parameters, ours one of the FLOPs, also for budgets in time.
 """
 
 from __future__ import annotations

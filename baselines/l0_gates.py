@@ -2,10 +2,10 @@
 
     rank(vlm, calibration, seed=0, budget=Budget("vision", 0.5, extents=extents))
 
-Hard-concrete gates and a Lagrangian that holds the expected FLOPs at the budget, as in CoFi (Xia et al. 2022, arXiv
-2204.00408). This is `infoprune` without the information loss, so it shows what that adds to plain gates; the FFNs and
-the split of the budget between heads and FFNs are the same. Departures: Louizos et al. train weights and gates
-together; here, as in `infoprune`, weights are frozen and gates only order the heads.
+Hard-concrete gates and a Lagrangian that holds the expected FLOPs at the budget, as CoFi's holds parameters (Xia et al.
+2022, arXiv 2204.00408). This is `infoprune` without the information loss, so it shows what that adds to plain gates;
+the FFNs and the split of the budget between heads and FFNs are the same. Departures: Louizos et al. train weights and
+gates together; here, as in `infoprune`, weights are frozen and gates only order the heads.
 """
 
 from __future__ import annotations

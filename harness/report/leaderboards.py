@@ -197,7 +197,7 @@ def _legend(board: Board) -> str:
     text = (
         "Accuracy in points, the mean over tasks. Each column is a budget: the share of the scope's "
         f"{tables.escape(board.currency)} that may remain, and its inverse. Each table has one regime, "
-        "which says what was done to the weights that stay: nothing, a bias, least squares (refit), or training. Bold "
+        "which says what followed the cut: nothing, a bias, least squares (refit), or training. Bold "
         "marks the best method of a budget; ± is half the range over seeds. Rows are sorted by mean rank."
     )
     if any(described.role == "studied" for described in board.methods):

@@ -6,7 +6,7 @@ difference(pairs, spread=spread)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,25 +22,19 @@ class Spread(NamedTuple):
 NONE = Spread(0.0, np.inf)
 
 
-def between(first: Mapping[int, float], second: Mapping[int, float]) -> Spread:
+def between(first: Mapping[int, float], second: Mapping[int, float], *, shared: bool = True) -> Spread:
     """The spread of mean(second) - mean(first) over draws, from the means of each seed.
 
-    Sides with the same seeds have the same draws, so their differences by seed count; otherwise the spreads of both
-    add up. One draw has no known spread and adds nothing: whoever states the interval has to say so.
+    shared: equal seeds are the same draw, so where both sides have the same seeds, their differences by seed count.
+    Otherwise the spreads of both add up. One draw has no known spread and adds nothing: whoever states the interval has
+    to say so. Source: Welch, Biometrika 34 (1947).
     """
-    if first.keys() == second.keys():
+    if shared and first.keys() == second.keys():
         return _of_mean([second[seed] - first[seed] for seed in first])
-    return total([_of_mean(list(first.values())), _of_mean(list(second.values()))])
-
-
-def total(spreads: Iterable[Spread]) -> Spread:
-    """The spread of a sum of independent parts. Source: Satterthwaite, Biometrics Bulletin 2 (1946)."""
-    parts = [part for part in spreads if part.variance]
-    variance = sum(part.variance for part in parts)
-    if not variance:
-        return NONE
-    unsure = sum(part.variance**2 / part.freedom for part in parts)
-    return Spread(variance, float(variance**2 / unsure) if unsure else np.inf)
+    one, two = _of_mean(list(first.values())), _of_mean(list(second.values()))
+    variance = one.variance + two.variance
+    unsure = one.variance**2 / one.freedom + two.variance**2 / two.freedom
+    return Spread(variance, variance**2 / unsure) if unsure else NONE
 
 
 def _of_mean(values: list[float]) -> Spread:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from harness.stats.bootstrap import codes, p_above_zero, quantile, resample
-from harness.stats.draws import NONE, Spread, total
+from harness.stats.draws import NONE, Spread
 
 MADE_UP = 2  # flips each way that are added for unseen questions: "plus four"
 
@@ -129,7 +129,7 @@ def difference(
 ) -> Difference:
     """Mean over tasks of the mean paired difference, with a bootstrap clustered by image and stratified by task.
 
-    spread: how far this mean moves with the draws of samples or units that it is over; see `between`.
+    spread: how far this mean moves with the draws of samples or units that it is over (see `between`), as Student's t.
 
     The bootstrap is smoothed by two flipped questions each way (of the smallest task), so that answers that agree on
     few questions do not look certain; without any flip, the upper bound is about that of the exact binomial. A task
@@ -146,24 +146,25 @@ def difference(
     sampled = resample(differences[:, None], pairs.images, pairs.tasks, resamples, random)
     sizes = np.bincount(groups)
     allowance = math.sqrt(2 * MADE_UP) / (len(sizes) * int(sizes.min()))
-    noise = math.hypot(allowance, math.sqrt(spread.variance)) * random.standard_normal(resamples)
-    freedom = sampled.freedom
-    if freedom and spread.variance:
-        freedom = total([Spread(float(sampled.draws.var()), freedom), spread]).freedom
+    noise = allowance * random.standard_normal(resamples)
     draws = np.concatenate([sampled.draws[:, 0] + noise, sampled.draws[:, 0] - noise])
+    error = math.hypot(float(draws.std()), math.sqrt(spread.variance))  # Student's t may have no variance of its own
+    if spread.variance:
+        noise = math.sqrt(spread.variance) * random.standard_t(spread.freedom, resamples)
+        draws += np.concatenate([noise, -noise])
     means = np.bincount(groups, differences) / sizes
     tail = (1 - confidence) / 2
     return Difference(
         estimate=float(means.mean()),
-        lo=quantile(draws, tail, freedom),
-        hi=quantile(draws, 1 - tail, freedom),
-        p=min(1.0, 2 * min(p_above_zero(draws, freedom), p_above_zero(-draws, freedom))),
-        standard_error=float(draws.std()) if freedom else math.inf,
+        lo=quantile(draws, tail, sampled.freedom),
+        hi=quantile(draws, 1 - tail, sampled.freedom),
+        p=min(1.0, 2 * min(p_above_zero(draws, sampled.freedom), p_above_zero(-draws, sampled.freedom))),
+        standard_error=error if sampled.freedom else math.inf,
         questions=len(differences),
         clusters=len(set(zip(pairs.tasks, pairs.images, strict=True))),
         tasks=dict(zip(dict.fromkeys(pairs.tasks), means.tolist(), strict=True)),
         allowance=allowance,
-        freedom=freedom,
+        freedom=sampled.freedom,
         draws=draws,
     )
 

@@ -72,7 +72,10 @@ def probe(board: Board, todo: Todo, device: str) -> float | None:
     if board.random_weights or weights > LIGHT:
         return None
     rates = measured_rates(board, todo.trials, device)
-    rankings = {(trial.ranking, trial.budget if per_budget(trial) else None): trial for trial in todo.trials}
+    rankings = {
+        (trial.ranking, (trial.scope, trial.units, trial.budget) if per_budget(trial) else None): trial
+        for trial in todo.trials
+    }
     return sum(_trial(board, trial, rates) for trial in todo.trials) + sum(
         _ranking(trial, rates) for trial in rankings.values()
     )

@@ -56,6 +56,11 @@ class Entrant:
             return False
         return not differs(self.kept(budget), other.kept(budget))
 
+    @property
+    def measured(self) -> list[float]:
+        """The budgets at which it has an accuracy."""
+        return [budget for budget, entries in self.seeds.items() if entries]
+
     def mean(self, budget: float) -> float:
         """Mean accuracy over seeds; minus infinity without a measurement."""
         means = [accuracy(seed) for seed in self.seeds.get(budget, ())]

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from harness.verdicts.entrants import Entrant, accuracy, gathered
 from harness.verdicts.matching import DENSE
 
 ALPHA = 0.05
-ONE_DRAW = "one draw of calibration samples: intervals do not include how draws differ"
+ONE_SEED = "one seed: intervals do not hold how draws of samples or units differ"
 SHARE = 2 / 3  # of the budgets must hold
 MARGIN = 0.01  # a loss of accuracy, as a fraction, below which nothing counts as lost
 
@@ -242,17 +243,18 @@ def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -
 def _notes(
     studied: Entrant, rivals: Sequence[Entrant], floors: Sequence[Entrant], budgets: Sequence[float]
 ) -> Iterator[str]:
-    """What limits a verdict: its budget terms, failures, a single draw; rivals, floors and budgets that are missing."""
+    """What limits a verdict: terms, failures, single seeds, new weights against old; who and what is missing."""
     if (budget := terms(studied.record.trial).budget) != BudgetTerms():
         yield f"budgets of currency {budget.currency}, align {budget.align}"
     for entrant in (studied, *rivals):
         yield from entrant.failures
-    single = [entrant.name for entrant in (studied, *rivals) if max(map(len, entrant.seeds.values()), default=0) == 1]
+    everybody = (studied, *rivals, *floors)
+    single = [entrant.name for entrant in everybody if entrant.measured and len(entrant.by_seed(entrant.measured)) < 2]
     if single:
-        yield ONE_DRAW if len(single) > len(rivals) else f"{ONE_DRAW} ({', '.join(single)})"
-    unfactored = [rival.name for rival in rivals if not rival.factored]
-    if studied.regime in ("none", "bias") and studied.factored and unfactored:
-        yield f"its factors are new weights; those of {', '.join(unfactored)} are as they were"
+        yield ONE_SEED if len(single) == len(everybody) else f"{ONE_SEED} ({', '.join(single)})"
+    untouched = [rival.name for rival in rivals if rival.measured and not rival.factored]
+    if studied.factored and untouched and not re.search("refit|tuned", studied.regime):
+        yield f"its factors are new weights; the weights that {', '.join(untouched)} left are the old ones"
     if not rivals:
         yield f"no rival of regime {studied.regime}: compared with none"
     for floor in floors:
@@ -327,7 +329,8 @@ def _overall(studied: Entrant, rivals: Sequence[Entrant], budgets: Sequence[floa
 def _difference(other: Entrant, studied: Entrant, budgets: Sequence[float]) -> stats.Difference:
     """Studied minus other over budgets that both have, and over all seeds."""
     pairs = stats.average([_pairs(other.seeds[at], studied.seeds[at]) for at in budgets])
-    return stats.difference(pairs, spread=stats.between(other.by_seed(budgets), studied.by_seed(budgets)))
+    seeds = other.by_seed(budgets), studied.by_seed(budgets)
+    return stats.difference(pairs, spread=stats.between(*seeds, shared=not other.floor))  # a floor draws no samples
 
 
 def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:

@@ -61,6 +61,7 @@ SPREAD = [
     pytest.param({"method": "hies"}, id="entropies", marks=pytest.mark.slow),
     pytest.param({"method": "michel", "options": {"absolute": "token"}}, id="tokens", marks=pytest.mark.slow),
     pytest.param({"method": "infoprune", "options": {"steps": 4}}, id="trained gates", marks=pytest.mark.slow),
+    pytest.param({"method": "cofi", "options": {"steps": 4}}, id="gates of channels", marks=pytest.mark.slow),
     pytest.param({"method": "svd_llm", "tuning": Tuning("refit")}, id="refit", marks=pytest.mark.slow),
     pytest.param({"method": "wanda", "tuning": Tuning("bias")}, id="bias", marks=pytest.mark.slow),
     pytest.param({"method": "wanda", "tuning": Tuning("lora", **TRAINING)}, id="lora", marks=pytest.mark.slow),
