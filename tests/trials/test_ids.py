@@ -6,8 +6,9 @@ from hashlib import sha256
 
 import pytest
 
-from harness import registry
+from harness import registry, tasks
 from harness.trials import spec
+from harness.types import SCOPES
 
 # Board -> trials, first id, last id, 16 hex digits of the SHA-256 over all ids, one a line.
 IDS = {
@@ -51,3 +52,10 @@ def test_every_shipped_board_is_listed() -> None:
 def test_trials_keep_their_ids(board: str, every_model: None) -> None:
     ids = [trial.id for trial in spec.read(board).trials()]
     assert (len(ids), ids[0], ids[-1], sha256("\n".join(ids).encode()).hexdigest()[:16]) == IDS[board]
+
+
+def test_what_the_docs_say_of_demo_and_reference() -> None:
+    demo, reference = spec.read("demo"), spec.read("reference")
+    assert len(demo.trials()) == 1 + 4 * 3
+    assert reference.scopes == SCOPES and reference.budgets == (0.9, 0.75, 0.5, 0.3125, 0.2, 0.1)
+    assert set(reference.tasks) == set(tasks.names()) and reference.limit == 400
