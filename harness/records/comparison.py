@@ -1,7 +1,7 @@
 """The rule for comparable trials. Tables, pages, verdicts, the gate and `compare` all use it.
 
 terms(first) == terms(second)                    # the same budgets; equal settings: they share a dense model
-regime(first) == regime(second)                  # the same was done to the weights that stay; only such results compete
+regime(first) == regime(second)                  # the same followed the cut; only such results compete
 differing(first, second, "answers")              # the reason against a comparison, or an empty text
 basis(first, second, "answers")                  # how they compare all the same: paired, unpaired or refused, and why
 """
