@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -253,7 +252,7 @@ def _notes(
     if single:
         yield ONE_SEED if len(single) == len(everybody) else f"{ONE_SEED} ({', '.join(single)})"
     untouched = [rival.name for rival in rivals if rival.measured and not rival.factored]
-    if studied.factored and untouched and not re.search("refit|tuned", studied.regime):
+    if studied.factored and untouched and not {"refit", "tuned"} & set(studied.regime.split(", ")):
         yield f"its factors are new weights; the weights that {', '.join(untouched)} left are the old ones"
     if not rivals:
         yield f"no rival of regime {studied.regime}: compared with none"

@@ -49,14 +49,8 @@ def test_the_expected_flops_meet_the_budget(tiny: VLM, calibration: Calibration)
     assert curve[0]["kept"] > 0.7 and curve[-1]["kept"] == pytest.approx(0.5, abs=0.15)
 
 
-def test_seeds_repeat_the_scope_alone_has_gates_and_the_model_is_left_as_found(
-    tiny: VLM, calibration: Calibration
-) -> None:
+def test_seeds_repeat_and_the_scope_alone_has_gates(tiny: VLM, calibration: Calibration) -> None:
     budget = Budget("language", 0.6, "both", extents_of(tiny))
-    before = tiny.weights_hash
-    first, second, other = (cofi.rank(tiny, calibration, seed=s, budget=budget, steps=20) for s in (1, 1, 2))
+    first, second, other = (cofi.rank(tiny, calibration, seed=seed, budget=budget, steps=20) for seed in (1, 1, 2))
     assert first == second and first.scores != other.scores
     assert {name for name, _ in first.scores} == {block.name for block in tiny.blocks if block.component == "language"}
-    assert tiny.weights_hash == before and not any(
-        p.requires_grad and p.grad is not None for p in tiny.model.parameters()
-    )
