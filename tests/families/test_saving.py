@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness import families
@@ -104,6 +104,7 @@ def holds(family: str, sizes: Sizes, scope: Any, units: Any, keep: float, shape:
 
 @settings(max_examples=8)
 @given(**CASES)
+@example("qwen3_vl", Sizes(heads=1, groups=1, queries=1, tower=1, text=1), "vision", "both", 0.5, Ordinal)
 def test_every_cut_comes_back(family: str, sizes: Sizes, scope: Any, units: Any, keep: float, shape: Any) -> None:
     holds(family, sizes, scope, units, keep, shape)
 

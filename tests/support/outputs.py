@@ -13,6 +13,12 @@ Inputs = dict[str, Tensor]
 
 
 def logits(vlm: VLM, inputs: Inputs) -> Tensor:
+    """One row a token. Weights that lie at odd addresses, as in a mapped file, are moved to where torch puts its own:
+    a kernel for few rows reads such addresses in another order, which changes the last bit of what a model says.
+    """
+    for weight in vlm.model.parameters():
+        if weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
     with torch.no_grad():
         return vlm.model(**inputs, use_cache=False).logits[inputs["attention_mask"].bool()]
 
