@@ -154,7 +154,8 @@ RELATIVES: dict[str, str] = dict.fromkeys(
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, "baselines") and name != COMMANDS])
 def test_methods_know_types_statistics_and_the_shared_algebra_only(module: str) -> None:
     own = ".".join(module.split(".")[:2])
-    allowed = ["harness.types", "harness.statistics", "baselines.linalg", "baselines.low_rank", RELATIVES.get(own, own)]
+    shared = ["baselines.linalg", "baselines.low_rank", "baselines.hard_concrete"]
+    allowed = ["harness.types", "harness.statistics", *shared, RELATIVES.get(own, own)]
     if module in TOOLS:
         allowed += ["harness.progress"]
     if module == BENCH:

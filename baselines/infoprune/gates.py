@@ -7,7 +7,6 @@ training.logits["vision.0"]  # ln a of each head's gate; the larger, the longer 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from baselines.hard_concrete import BATCH, START, Lagrangian, open_probability, sample
 from baselines.infoprune.heads import Layer, Loss
 from baselines.infoprune.spectrum import masked_spectrum, side_by_side
 from baselines.linalg import row_reduced
@@ -25,9 +25,6 @@ from harness.types import VLM, Kind
 Relaxation = Literal["hard-concrete", "sigmoid"]
 Task = Literal["kl", "answers"]
 
-LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # the hard-concrete's stretch and temperature (Louizos 2018)
-START = 2.0  # ln a of every gate at the start: nearly open
-BATCH = 8  # questions per step: half of 16 costs half and trains as well, 4 train worse
 PATIENCE = 60  # stop early once the kept heads have been the same for this many steps, on budget
 
 
@@ -62,7 +59,7 @@ class Training:
         random = torch.Generator().manual_seed(self.seed)
         full = sum(self.macs[name] * layer.count for name, layer in self.layers.items())
         optimizer = torch.optim.Adam(list(self.logits.values()), rate)
-        linear = quadratic = 0.0
+        hold = Lagrangian(self.share, steps)
         calibration = Calibration(
             self.vlm, self.calibration.samples, min(BATCH, self.calibration.batch_size), self.calibration.progress
         )
@@ -84,15 +81,14 @@ class Training:
             else:
                 task = cross_entropy(logits, tokens)
             lost = stacked([term(mask) for term, mask in zip(information, masks.values(), strict=True)]).mean()
-            # The target falls from 1 to the budget over the first half: gates that close early rarely open again.
-            target = 1 - (1 - self.share) * min(1.0, 2 * (step + 1) / steps)
+            target = hold.target(step)
             excess = (kept - target).to(task.device)
-            loss = task + self.information * lost.to(task) + linear * excess + quadratic * excess.square()
+            loss = hold.on(task + self.information * lost.to(task), excess)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             gap = excess.item()
-            linear, quadratic = linear + gap, quadratic + 10 * gap**2
+            hold.raise_by(gap)
             if step % 10 == 9 or step == steps - 1:
                 figures = {"task": task.item(), "information": lost.item(), "kept": kept.item(), "target": target}
                 curve.append({"step": step + 1, **figures})
@@ -104,16 +100,11 @@ class Training:
         return curve
 
     def _sample(self, logit: Tensor, random: torch.Generator) -> Tensor:
-        if self.gate == "sigmoid":
-            return torch.sigmoid(logit)
-        # Drawn on the CPU, so that a seed gives the same noise on every device.
-        noise = torch.rand(logit.shape, generator=random).clamp(1e-6, 1 - 1e-6).to(logit.device)
-        relaxed = torch.sigmoid((noise.logit() + logit) / TEMPERATURE)
-        return (relaxed * (HIGH - LOW) + LOW).clamp(0, 1)
+        return torch.sigmoid(logit) if self.gate == "sigmoid" else sample(logit, random)
 
     def _open(self, logit: Tensor) -> Tensor:
         """The probability that a gate is not 0."""
-        return torch.sigmoid(logit - (0 if self.gate == "sigmoid" else TEMPERATURE * math.log(-LOW / HIGH)))
+        return torch.sigmoid(logit) if self.gate == "sigmoid" else open_probability(logit)
 
     def _closed(self) -> frozenset[tuple[str, int]]:
         """The heads that the share leaves out, if training stopped now."""
