@@ -23,14 +23,13 @@ from harness.types import REGIMES, TOLERANCE, WIDTHS, InputError, kinds
 from harness.types.kinds import in_words
 
 FACTORS = (1.33, 2.0, 3.2, 5.0)  # how much cheaper: the rows of the table
-HEADS = ("budget", "best choice", "cuts", "accuracy", "speedup", "weights MB", "needs", "make it")
+HEADS = ("budget", "best choice", "cuts", "regime", "accuracy", "speedup", "weights MB", "make it")
 LEGEND = (
     "For each budget the most accurate of all methods, kinds of units and recoveries: first without training, then "
     "with it if that is better. The best of many is a little lucky: expect slightly less on new questions. The command "
     "writes the model as a checkpoint."
 )
-# What a regime needs besides the model, by its first word.
-NEEDS = {"none": "nothing", "bias": "calibration questions", "refit": "calibration questions"}
+TRAINING_FREE = ("none", "bias", "refit")  # the first words of such regimes
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Choice:
     trial: str  # id of the first seed's record
 
     @property
-    def needs(self) -> str:
-        """What it takes to make the model: nothing more, calibration questions, or training."""
-        return NEEDS.get(self.regime.split()[0].rstrip(","), "training")
+    def trains(self) -> bool:
+        """Whether gates or weights are trained to make the model."""
+        return self.regime.split()[0].rstrip(",") not in TRAINING_FREE
 
     @property
     def command(self) -> str:
@@ -60,7 +59,7 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; an unknown figure is None."""
-        values = {**asdict(self), "needs": self.needs, "command": self.command}
+        values = {**asdict(self), "trains": self.trains, "command": self.command}
         return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
     @property
@@ -72,10 +71,10 @@ class Choice:
             budget_text(self.budget),
             self.name,
             in_words(self.units),
+            self.regime,
             f"{100 * self.accuracy:.1f}{interval}",
             NOTHING if math.isnan(self.speedup) else f"{self.speedup:.2f}×",
             NOTHING if math.isnan(self.weight_bytes) else f"{self.weight_bytes / 1e6:,.1f}",
-            self.needs,
             self.command,
         ]
 
@@ -98,7 +97,7 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
         if kept <= budget * (1 + TOLERANCE) and not math.isnan(row["accuracy"]):
             groups.setdefault((row["curve"], row["regime"], row["units"], row["budget"]), []).append(row)
     choices = [_choice(seeds) for seeds in groups.values()]
-    choices = [choice for choice in choices if training or choice.needs != "training"]
+    choices = [choice for choice in choices if training or not choice.trains]
     largest = max((choice.budget for choice in choices), default=None)
     return max((choice for choice in choices if choice.budget == largest), key=_order, default=None)
 
@@ -138,8 +137,8 @@ def _choice(seeds: Sequence[Any]) -> Choice:
 
 
 def _order(choice: Choice) -> tuple[float, bool, str]:
-    """The more accurate; of equals one that needs nothing, then any: speedups differ between runs."""
-    return choice.accuracy, choice.needs == "nothing", choice.trial
+    """The more accurate; of equals one without recovery, then any: speedups differ between runs."""
+    return choice.accuracy, choice.regime == "none", choice.trial
 
 
 def recommend(

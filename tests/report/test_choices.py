@@ -39,7 +39,7 @@ def name(choice: choices.Choice | None) -> str | None:
     return choice and choice.name
 
 
-def test_the_most_accurate_wins_and_what_needs_nothing_among_equals() -> None:
+def test_the_most_accurate_wins_and_what_has_no_recovery_among_equals() -> None:
     rows = frame(trial("taylor", 0.8, **TUNED), trial("wanda", 0.8), trial("flap", 0.7, speedup=2.0))
     assert name(choices.best(rows, 0.5)) == "wanda"
 
@@ -47,12 +47,12 @@ def test_the_most_accurate_wins_and_what_needs_nothing_among_equals() -> None:
 def test_training_is_a_choice_only_if_it_is_wanted() -> None:
     rows = frame(trial("taylor", 0.8), trial("wanda", 0.9, **TUNED), trial("flap", 0.85, recovery={"method": "refit"}))
     tuned, plain = choices.best(rows, 0.5), choices.best(rows, 0.5, training=False)
-    assert (name(tuned), tuned and tuned.needs) == ("wanda", "training")
-    assert (name(plain), plain and plain.needs) == ("flap", "calibration questions")
+    assert (name(tuned), tuned and tuned.trains) == ("wanda", True)
+    assert (name(plain), plain and plain.trains) == ("flap", False)
     alone = choices.best(frame(trial("wanda", 0.9, **TUNED)), 0.5, training=False)
     assert alone is None
     trained = choices.best(frame(trial("l0_gates", 0.9, regime="trained, refit")), 0.5)
-    assert trained and trained.needs == "training"  # the method's own training, refitted or not
+    assert trained and trained.trains  # the method's own training, refitted or not
 
 
 def test_costs_are_equal() -> None:
@@ -81,8 +81,8 @@ def test_the_table_is_of_boards_that_compare_kinds() -> None:
     assert choices.table(frame(*heads)) == []
     both = trial("wanda", 0.7), trial("wanda", 0.3, budget=0.2)
     shown = choices.table(frame(*heads, *both))
-    assert [(choice.units, choice.needs, choice.budget) for choice in shown] == [
-        ("layers", "nothing", 0.5), ("layers", "training", 0.5), ("both", "nothing", 0.2),
+    assert [(choice.units, choice.trains, choice.budget) for choice in shown] == [
+        ("layers", False, 0.5), ("layers", True, 0.5), ("both", False, 0.2),
     ]  # fmt: skip
     text = choices.text(shown)
     assert text.count("\n") == 4 and f"`infoprune export {shown[0].trial} my-model`" in text
@@ -90,7 +90,7 @@ def test_the_table_is_of_boards_that_compare_kinds() -> None:
 
 def test_unknown_figures_are_dashes() -> None:
     choice = choices.Choice(0.5, "taylor", "none", "both", 0.8, math.nan, math.nan, math.nan, math.nan, "abc")
-    assert choice.cells[3:6] == ["80.0 (too few images)", "–", "–"]
+    assert choice.cells[3:7] == ["none", "80.0 (too few images)", "–", "–"]
     assert json.loads(json.dumps(choice.to_json(), allow_nan=False))["speedup"] is None
 
 
