@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -42,11 +43,12 @@ def recommend(
         check_device(device)
         with status("starting") as line:
             export(results, choice.trial, out_dir, device=device, progress=shown_on(line))
+    command = choice.command if results == Path("results") else f"{choice.command} --results {quote(str(results))}"
     if json_:
-        print(json.dumps({"board": name, **choice.to_json()}, indent=1, allow_nan=False))
+        print(json.dumps({"board": name, **choice.to_json(), "command": command}, indent=1, allow_nan=False))
         return
     shown = table("", f"board {name}", texts=2)
-    for head, cell in zip(choices.HEADS, choice.cells, strict=True):
+    for head, cell in zip(choices.HEADS, [*choice.cells[:-1], command], strict=True):
         shown.add_row(head, escape(cell))
     out.print(shown)
     if out_dir is not None:

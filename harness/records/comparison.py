@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from harness.records.record import Record
-from harness.types import REGIMES, Align, Currency, Loading, Questions, Scope, Trial, UnitKinds
+from harness.types import (
+    REGIMES,
+    Align,
+    Currency,
+    LatencySpec,
+    Loading,
+    Questions,
+    ReferenceInput,
+    Scope,
+    Trial,
+    UnitKinds,
+)
 
 # Facts of a record's `env` that must agree before times are compared; of the device only the kind, because the GPUs of
 # a machine share the trials of a sweep, and the same trial may run on another one next time. `gpu` names the model.
@@ -42,13 +53,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class BudgetTerms:
-    """The quantity that a budget is a share of, and the step of kept widths."""
+    """The quantity that a budget is a share of, the input that it is counted on, and the step of kept widths."""
 
+    input: ReferenceInput
     currency: Currency = "flops"
     align: Align = None
 
     def __str__(self) -> str:
-        return pairs({"currency": self.currency, "align": self.align})
+        image = "x".join(map(str, self.input.image))
+        return pairs({"currency": self.currency, "align": self.align, "image": image, "text": self.input.text})
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,24 @@ def _named(setting: Setting) -> str:
 def terms(trial: Trial) -> Terms:
     """The terms of a trial. Trials with equal terms are comparable."""
     setting = Setting(trial.model, trial.questions, trial.dtype, trial.loading)
-    return Terms(setting, trial.scope, trial.units, BudgetTerms(trial.currency, trial.align))
+    return Terms(setting, trial.scope, trial.units, BudgetTerms(trial.reference_input, trial.currency, trial.align))
+
+
+def fullest(records: Sequence[Record]) -> list[Record]:
+    """The records, but of trials that differ only in what they measure the one that measured most.
+
+    A board whose metrics or timings were changed has such trials; side by side they would pose as seeds.
+    """
+
+    def order(record: Record) -> tuple[bool, int, str]:
+        return record.error is None, len(record.metrics), record.id
+
+    best: dict[str, Record] = {}
+    for record in records:
+        same = replace(record.trial, metrics=(), latency=LatencySpec()).id
+        best[same] = max(best.get(same, record), record, key=order)
+    kept = {record.id for record in best.values()}
+    return [record for record in records if record.id in kept]
 
 
 def regime(record: Record) -> str:

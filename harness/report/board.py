@@ -61,7 +61,7 @@ class Board:
             name,
             facts=_measured(records),
             currency=_currency(records),
-            notes=" ".join(filter(None, (_notes(records, unreadable), unsteady(rows)))),
+            notes=" ".join(filter(None, (_notes(records, unreadable, len(records) - len(rows)), unsteady(rows)))),
             methods=_methods(records),
             frame=frame,
             rows=rows,
@@ -135,9 +135,11 @@ def _machine(env: Mapping[str, Any]) -> str:
     return plain("; ".join(dict.fromkeys(names))) or "not named"
 
 
-def _notes(records: Sequence[Record], unreadable: int) -> str:
+def _notes(records: Sequence[Record], unreadable: int, doubles: int) -> str:
     failed = sum(record.status == "failed" for record in records)
     text = f"{len(records)} trials, {failed} failed" + (": shown as failed, never counted as 0." if failed else ".")
+    if doubles:
+        text += f" {doubles} of them are not shown: the same trials were measured more fully."
     if unreadable:
         files = "file" if unreadable == 1 else "files"
         text += f" {unreadable} {files} beside them could not be read as records and are left out."

@@ -32,9 +32,9 @@ SPECIAL = {
 
 
 def document(board: Board) -> str:
-    """Every panel of a board as a LaTeX table. Marked figures from papers follow the measured ones."""
+    """Every panel of a board with accuracies as a LaTeX table. Marked figures from papers follow the measured ones."""
     blocks = [f"% Made by infoprune report. Needs \\usepackage{{booktabs}}.\n% {totals.LEGEND}"]
-    for panel, curve_totals in zip(board.panels, board.totals, strict=True):
+    for panel, curve_totals in zip(board.panels, board.totals, strict=True) if board.accurate else ():
         blocks += [_table(panel), _totals(panel, curve_totals)]
     if board.reported:
         rows = [list(map(escape, figure.cells)) for figure in board.reported]

@@ -38,8 +38,10 @@ def report(results: Path, out: Path, names: Sequence[str] = ()) -> list[Path]:
 
     names: only these boards; INDEX, which shows all, is then left as it is.
     A file that is no record is left out, logged and counted on the page. Raises InputError if there is no board, or
-    none of a name, or `out` cannot be written.
+    none of a name, or `out` cannot be written or is `results` itself.
     """
+    if results.resolve() == out.resolve():
+        raise InputError(plain(f"--out {out}: is the folder of the records; name another"))
     boards = board_folders(results)
     for name in names:
         if name not in [board.name for board in boards]:

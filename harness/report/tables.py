@@ -16,7 +16,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness import registry
-from harness.records.comparison import common, pairs, regime, regime_order, terms
+from harness.records.comparison import common, fullest, pairs, regime, regime_order, terms
 from harness.records.record import Record, dig
 from harness.report.coarse import KEEPS, competing, keeps
 from harness.text import TOO_FEW, plain, shorten
@@ -37,6 +37,7 @@ ORDER = (
 )
 TERMS = "budget_terms"  # column of boards whose trials differ in budget terms
 REST = "<rest>"  # place of columns that ORDER does not name
+OWN = (TERMS, KEEPS, "place", "weights_mb")  # further keys of a row, the last two on pages
 # The order of the figures in the table of trials.
 SHOWN = (
     *("flops_kept", "total_flops_kept", "params_kept", "latency_speedup"),
@@ -93,8 +94,10 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
     Accuracies and kept shares are fractions, speedups and reductions factors, `ranking_s` seconds. A failed trial has
     its error as `status` and no metrics. `curve` is equal for trials that differ only in budget and seed, `setting` for
     trials that may be compared; `collapse` lists signs of collapsed answers. Columns outside ORDER exist if a trial
-    measured them. A curve's name omits budget terms that all pruned models share.
+    measured them. A curve's name omits budget terms that all pruned models share. Of trials that differ only in what
+    they measure, one has a row (`fullest`).
     """
+    records = fullest(records)
     calibrations: dict[str, set[Any]] = {}
     for record in records:
         calibrations.setdefault(record.trial.method, set()).add(record.trial.calibration)
@@ -154,8 +157,8 @@ def places(panel: Panel) -> dict[tuple[str, float], int]:
     """The rank of every measured and competing (curve, budget) within its budget, by the accuracy as shown."""
     points = {
         key: round(100 * fmean(seeds), 1)
-        for key in panel.groups
-        if key in competing(panel.groups) and (seeds := values(panel.groups[key], "accuracy"))
+        for key in competing(panel.groups)
+        if (seeds := values(panel.groups[key], "accuracy"))
     }
     return {
         (curve, budget): 1 + sum(other > value for (_, at), other in points.items() if at == budget)
@@ -348,7 +351,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _task_column(task: str, known: Mapping[str, Any]) -> str:
     name = plain(task)
-    return f"task {name}" if name in ORDER or name in known or name == TERMS else name
+    return f"task {name}" if name in (*ORDER, *OWN) or name in known else name
 
 
 # --- cells --------------------------------------------------------------------------------------------------

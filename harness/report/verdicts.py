@@ -94,7 +94,7 @@ def junit(gate: Gate) -> str:
         for metric, finding in row.findings.items():
             message = finding.why or f"{heads(gate)[metric]}: {cell(metric, finding)}"
             cases[metric].append((row.name, finding.outcome, message))
-    cases["run"] = [(line.partition(": ")[0], "fail", line) for line in gate.broken]
+    cases["run"] = [(line.partition(": failed: ")[0], "fail", line) for line in gate.broken]
     cases["run"] += [(name, "inconclusive", "missing from the candidate") for name in gate.missing]
     root = ElementTree.Element("testsuites", name="infoprune gate")
     for metric, metric_cases in cases.items():

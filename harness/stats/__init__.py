@@ -1,5 +1,6 @@
 """Statistics of comparisons: intervals, paired differences, equivalence, power, ratios of times, hypervolumes."""
 
+from harness.stats.best import against_best as against_best
 from harness.stats.draws import Spread as Spread
 from harness.stats.draws import between as between
 from harness.stats.intervals import Estimate as Estimate
@@ -11,6 +12,7 @@ from harness.stats.paired import Equivalence as Equivalence
 from harness.stats.paired import Pairs as Pairs
 from harness.stats.paired import average as average
 from harness.stats.paired import difference as difference
+from harness.stats.paired import differences as differences
 from harness.stats.paired import equivalence as equivalence
 from harness.stats.paired import holm as holm
 from harness.stats.paired import pair as pair

@@ -78,12 +78,18 @@ def average(several: Sequence[Pairs]) -> Pairs:
     """
     if not several:
         raise ValueError("no comparisons to average")
+    _check_same(several)
+    base = several[0]
+    first, second = (np.mean([getattr(p, side) for p in several], axis=0) for side in ("first", "second"))
+    return Pairs(base.tasks, base.questions, base.images, first, second)
+
+
+def _check_same(several: Sequence[Pairs]) -> None:
+    """Raise ValueError unless these comparisons are on the same questions."""
     base = several[0]
     for other in several[1:]:
         if (other.tasks, other.questions, other.images) != (base.tasks, base.questions, base.images):
-            raise ValueError("comparisons on different questions cannot be averaged")
-    first, second = (np.mean([getattr(p, side) for p in several], axis=0) for side in ("first", "second"))
-    return Pairs(base.tasks, base.questions, base.images, first, second)
+            raise ValueError("comparisons on different questions cannot be taken together")
 
 
 def _by_question(answers: Answers) -> dict[tuple[Hashable, Hashable, Hashable], float]:
@@ -127,46 +133,67 @@ class Difference:
 def difference(
     pairs: Pairs, *, spread: Spread = NONE, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Mean over tasks of the mean paired difference, with a bootstrap clustered by image and stratified by task.
+    """The difference of one comparison; see `differences`."""
+    return differences([pairs], [spread], confidence=confidence, resamples=resamples, seed=seed)[0]
 
-    spread: how far this mean moves with the draws of samples or units that it is over (see `between`), as Student's t.
+
+def differences(
+    several: Sequence[Pairs],
+    spreads: Sequence[Spread],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[Difference]:
+    """Means over tasks of mean paired differences, with a bootstrap clustered by image and stratified by task.
+
+    several: comparisons on the same questions, which share the draws. spreads: how far each mean moves with the draws
+    of samples or units that it is over (see `between`), as Student's t.
 
     The bootstrap is smoothed by two flipped questions each way (of the smallest task), so that answers that agree on
     few questions do not look certain; without any flip, the upper bound is about that of the exact binomial. A task
     with only one image has no known spread: the interval is infinite and p is 1. The smallest possible p is about 1 /
     `resamples`, so a table of hundreds of comparisons needs more resamples. Swapping the two sides swaps the interval.
-    Raises ValueError if there are no questions.
+    Raises ValueError if there are no questions, or others in one comparison.
     Source: Davison and Hinkley (1997), sections 3.4 (smoothed bootstrap) and 3.8 (clusters); Agresti and Caffo, The
     American Statistician 54 (2000) (plus four).
     """
-    if not pairs.questions:
+    base = several[0]
+    if not base.questions:
         raise ValueError("a difference needs at least one question")
+    _check_same(several)
     random = np.random.default_rng(seed)
-    differences, groups = pairs.differences, codes(pairs.tasks)
-    sampled = resample(differences[:, None], pairs.images, pairs.tasks, resamples, random)
+    groups, clusters = codes(base.tasks), len(set(zip(base.tasks, base.images, strict=True)))
+    sampled = resample(np.column_stack([p.differences for p in several]), base.images, base.tasks, resamples, random)
     sizes = np.bincount(groups)
     allowance = math.sqrt(2 * MADE_UP) / (len(sizes) * int(sizes.min()))
     noise = allowance * random.standard_normal(resamples)
-    draws = np.concatenate([sampled.draws[:, 0] + noise, sampled.draws[:, 0] - noise])
-    error = math.hypot(float(draws.std()), math.sqrt(spread.variance))  # Student's t may have no variance of its own
-    if spread.variance:
-        noise = math.sqrt(spread.variance) * random.standard_t(spread.freedom, resamples)
-        draws += np.concatenate([noise, -noise])
-    means = np.bincount(groups, differences) / sizes
     tail = (1 - confidence) / 2
-    return Difference(
-        estimate=float(means.mean()),
-        lo=quantile(draws, tail, sampled.freedom),
-        hi=quantile(draws, 1 - tail, sampled.freedom),
-        p=min(1.0, 2 * min(p_above_zero(draws, sampled.freedom), p_above_zero(-draws, sampled.freedom))),
-        standard_error=error if sampled.freedom else math.inf,
-        questions=len(differences),
-        clusters=len(set(zip(pairs.tasks, pairs.images, strict=True))),
-        tasks=dict(zip(dict.fromkeys(pairs.tasks), means.tolist(), strict=True)),
-        allowance=allowance,
-        freedom=sampled.freedom,
-        draws=draws,
-    )
+    changes = []
+    for pairs, spread, drawn in zip(several, spreads, sampled.draws.T, strict=True):
+        draws = np.concatenate([drawn + noise, drawn - noise])
+        error = math.hypot(
+            float(draws.std()), math.sqrt(spread.variance)
+        )  # Student's t may have no variance of its own
+        if spread.variance:
+            moved = math.sqrt(spread.variance) * random.standard_t(spread.freedom, resamples)
+            draws += np.concatenate([moved, -moved])
+        means = np.bincount(groups, pairs.differences) / sizes
+        change = Difference(
+            estimate=float(means.mean()),
+            lo=quantile(draws, tail, sampled.freedom),
+            hi=quantile(draws, 1 - tail, sampled.freedom),
+            p=min(1.0, 2 * min(p_above_zero(draws, sampled.freedom), p_above_zero(-draws, sampled.freedom))),
+            standard_error=error if sampled.freedom else math.inf,
+            questions=len(base.questions),
+            clusters=clusters,
+            tasks=dict(zip(dict.fromkeys(base.tasks), means.tolist(), strict=True)),
+            allowance=allowance,
+            freedom=sampled.freedom,
+            draws=draws,
+        )
+        changes.append(change)
+    return changes
 
 
 @dataclass(frozen=True)

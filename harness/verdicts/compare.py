@@ -314,7 +314,7 @@ def _pool(rows: Sequence[Row], answers: Mapping[str, stats.Pairs]) -> dict[str, 
         if metric == "speedup":
             ratios = [stats.Ratio(c.estimate or 0.0, c.lo or 0.0, c.hi or 0.0) for c in changes]
             pooled[metric] = _estimated(change, stats.mean_ratio(ratios))
-        elif len({(tuple(own.questions), tuple(own.images)) for own in answers.values()}) == 1:
+        elif len({(tuple(own.tasks), tuple(own.questions), tuple(own.images)) for own in answers.values()}) == 1:
             pooled[metric] = _paired(change, stats.average(list(answers.values())))
         else:
             pooled[metric] = replace(change, estimate=fmean(change.estimate or 0.0 for change in changes))

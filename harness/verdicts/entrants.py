@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from harness.records.comparison import regime
+from harness.records.comparison import pairs, regime
 from harness.records.record import Record
 from harness.records.store import Stored
 from harness.text import plain
-from harness.types import CalibrationSpec, Choice, differs
+from harness.types import CalibrationSpec, Choice, LatencySpec, differs
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def accuracy(stored: Stored) -> float:
 def _key(record: Record) -> tuple[Any, ...]:
     """Key of an entrant: equal for trials that differ only in budget, seed and what is measured."""
     trial, about = record.trial, record.contestant
-    same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=())
+    same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=(), latency=LatencySpec())
     if about.role == "floor":  # random choices use no samples
         same = dataclasses.replace(same, calibration=CalibrationSpec())
     return (same.id, about.role, about.regime)
@@ -95,7 +95,7 @@ def gathered(panel: Sequence[Stored]) -> list[Entrant]:
     names = [(r.trial.method, r.contestant.variant, r.contestant.regime, r.trial.tuning) for r in firsts]
     entrants = []
     for group, record, name in zip(groups.values(), firsts, names, strict=True):
-        several = f" ({record.trial.calibration.samples} samples)" if names.count(name) > 1 else ""
+        several = f" ({pairs(vars(record.trial.calibration))})" if names.count(name) > 1 else ""
         seeds: dict[float, list[Stored]] = {stored.record.trial.budget: [] for stored in group}
         failures = []
         for stored in group:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records.comparison import MACHINE, pairs, regime, terms
+from harness.records.comparison import MACHINE, pairs, regime
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial
 from harness.text import plain, some
@@ -62,8 +62,10 @@ def match(first: Sequence[Stored], second: Sequence[Stored]) -> Matched:
     sides = [list(by_trial(side).values()) for side in (first, second)]
     keys = matched_on(*([stored.record.trial for stored in side] for side in sides))
     before, after = ({_key(stored.record.trial, keys): stored for stored in side} for side in sides)
-    shared = sorted((key for key in before if key in after), key=lambda key: order(before[key].record))
-    only = [[stored.record for key, stored in side.items() if key not in shared] for side in (before, after)]
+    shared = sorted(before.keys() & after.keys(), key=lambda key: order(before[key].record))
+    only = [
+        [s.record for key, s in side.items() if key not in other] for side, other in ((before, after), (after, before))
+    ]
     return Matched(keys, [(before[key], after[key]) for key in shared], (only[0], only[1]))
 
 
@@ -87,7 +89,8 @@ def panel(record: Record, keys: Sequence[str]) -> str:
     apart = [_value(trial, key) for key in keys if key in CIRCUMSTANCES and key != "calibration"]
     if trial.method == DENSE:
         return plain(", ".join([*apart, "dense"]))
-    budget = "" if (trial.currency, trial.align) == ("flops", None) else str(terms(trial).budget)
+    plain_budget = (trial.currency, trial.align) == ("flops", None)
+    budget = "" if plain_budget else pairs({"currency": trial.currency, "align": trial.align})
     units = "" if trial.units == "both" else f"units {trial.units}"
     place = [f"scope {trial.scope}", units, f"regime {regime(record)}"]
     return plain(", ".join(filter(None, [*apart, *place, budget])))

@@ -3,7 +3,7 @@
     findings = accuracy({"taylor 0.5": (before, after)}, Limits())
 
 A larger cost is worse: accuracy lost (a fraction), time and FLOPs as multiples of the baseline's. A cost passes if its
-upper bound is below its limit. Otherwise it fails if it is significant (its lower bound is above no cost, after Holm's
+upper bound is below its limit. Otherwise it fails if it is significant (its lower bound is a cost, after Holm's
 correction over the trials and their pool), and else is inconclusive. Bounds are one-sided at 1 - alpha.
 """
 
@@ -153,8 +153,9 @@ def _measured(
         if values == (None, None):
             continue
         if None in values:
-            side = "candidate" if values[0] is None else "baseline"
-            findings[name] = Finding("refused", why=f"{metric} was measured in the {side} only")
+            lost = values[1] is None  # what was measured before was not shown to be as good
+            why = f"{metric} was measured in the {'baseline' if lost else 'candidate'} only"
+            findings[name] = Finding("inconclusive" if lost and metric != "accuracy" else "refused", why=why)
         elif before.content == after.content:
             no_cost = 0.0 if metric == "accuracy" else 1.0
             findings[name] = Finding("pass", Cost(no_cost, no_cost, no_cost, True, 1.0), why="identical bytes")

@@ -3,9 +3,10 @@
     infoprune verdict results/reference
 
 Per scope and regime, every studied variant is compared with the best reference method of each budget, and with the best
-of the role `floor`, such as random pruning (paired per question, clustered by image). A budget holds if the studied
-method is not significantly below its rival and significantly above the floor (Holm over the budgets); an interval below
-0 never holds.
+of the role `floor`, such as random pruning (paired per question, clustered by image). Which is the best is found in the
+same answers, and the intervals allow for that (`stats.against_best`). A budget holds if the studied method is not
+significantly below its rival and significantly above the floor (Holm over the budgets); an interval below 0 never
+holds.
 The bar holds if two thirds of the budgets hold and no rival's mean over the budgets is as high.
 
 A budget is harmless if a loss of a point against the dense model is ruled out there and at all larger budgets: a fixed
@@ -23,7 +24,7 @@ import dataclasses
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +32,7 @@ from typing import Any, Literal
 
 from harness import stats
 from harness.progress import Progress, silent
-from harness.records.comparison import BudgetTerms, Setting, Terms, common, differing, terms
+from harness.records.comparison import Setting, Terms, common, differing, fullest, terms
 from harness.records.store import Stored, by_trial, collect
 from harness.text import plain
 from harness.types import InputError, differs
@@ -181,7 +182,8 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
         )
     panels: dict[Terms, list[Stored]] = defaultdict(list)
     dense: dict[Setting, Stored] = {}
-    for entry in stored:
+    kept = {record.id for record in fullest([entry.record for entry in stored])}
+    for entry in (entry for entry in stored if entry.record.id in kept):
         if entry.record.trial.method != DENSE:
             panels[terms(entry.record.trial)].append(entry)
         elif "accuracy" in entry.record.metrics:
@@ -225,7 +227,7 @@ def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -
     floors = floors or [entrant for entrant in references if entrant.floor and entrant.record.trial.tuning == tuning]
     shared = common((name, budget) for name, entrant in enumerate((studied, *alike)) for budget in entrant.seeds)
     budgets = sorted({*studied.seeds, *shared}, reverse=True)
-    above, beside = (_compare(studied, _best(studied, others, budgets)) for others in (floors, rivals))
+    above, beside = (_compare(studied, others, budgets) for others in (floors, rivals))
     losses, unknown = _losses(dense, studied)
     return Verdict(
         studied.name,
@@ -234,7 +236,7 @@ def _verdict(studied: Entrant, panel: Sequence[Entrant], dense: Stored | None) -
         studied.regime,
         tuple(AtBudget(at, _known(studied.mean(at)), beside.get(at), above.get(at), losses.get(at)) for at in budgets),
         tuple(rival for entrant in (*rivals, *floors) if (rival := _means(studied, entrant, budgets))),
-        _overall(studied, rivals, budgets),
+        _hardest(studied, rivals, budgets),
         (*_notes(studied, rivals, floors, budgets), *unknown),
     )
 
@@ -243,8 +245,9 @@ def _notes(
     studied: Entrant, rivals: Sequence[Entrant], floors: Sequence[Entrant], budgets: Sequence[float]
 ) -> Iterator[str]:
     """What limits a verdict: terms, failures, single seeds, new weights against old; who and what is missing."""
-    if (budget := terms(studied.record.trial).budget) != BudgetTerms():
-        yield f"budgets of currency {budget.currency}, align {budget.align}"
+    trial = studied.record.trial
+    if (trial.currency, trial.align) != ("flops", None):
+        yield f"budgets of currency {trial.currency}, align {trial.align}"
     for entrant in (studied, *rivals):
         yield from entrant.failures
     everybody = (studied, *rivals, *floors)
@@ -275,26 +278,11 @@ def _notes(
 # --- comparisons --------------------------------------------------------------------------------------------
 
 
-def _best(studied: Entrant, others: Sequence[Entrant], budgets: Sequence[float]) -> dict[float, Entrant | None]:
-    """The most accurate of the others at each budget, of those that keep the same share."""
-    return {
-        budget: max((r for r in others if studied.meets(r, budget)), key=lambda r: r.mean(budget), default=None)
-        for budget in budgets
-    }
-
-
-def _compare(studied: Entrant, others: Mapping[float, Entrant | None]) -> dict[float, Against]:
-    """Studied minus other at each budget where both have an accuracy, with Holm's correction over the budgets."""
-    differences = {
-        budget: (other.name, _difference(other, studied, [budget]))
-        for budget, other in others.items()
-        if other and studied.meets(other, budget)
-    }
-    adjusted = stats.holm([change.p for _, change in differences.values()])
-    return {
-        budget: Against(name, change.estimate, change.lo, change.hi, p)
-        for (budget, (name, change)), p in zip(differences.items(), adjusted, strict=True)
-    }
+def _compare(studied: Entrant, others: Sequence[Entrant], budgets: Sequence[float]) -> dict[float, Against]:
+    """Studied minus the best of the others at each budget, with Holm's correction over the budgets."""
+    found = {at: change for at in budgets if (change := _hardest(studied, others, [at]))}
+    adjusted = stats.holm([change.p for change in found.values()])
+    return {at: dataclasses.replace(change, p=p) for (at, change), p in zip(found.items(), adjusted, strict=True)}
 
 
 def _losses(dense: Stored | None, studied: Entrant) -> tuple[dict[float, Loss], list[str]]:
@@ -314,22 +302,19 @@ def _losses(dense: Stored | None, studied: Entrant) -> tuple[dict[float, Loss], 
     return {at: Loss(tested.loss + 0.0, tested.loss_bound) for at, tested in tests.items()}, []  # + 0.0: no -0.0
 
 
-def _overall(studied: Entrant, rivals: Sequence[Entrant], budgets: Sequence[float]) -> Against | None:
-    """Studied minus the rival with the lowest difference, per question averaged over the budgets that both have."""
-    means = {rival.name: (rival, means) for rival in rivals if (means := _means(studied, rival, budgets))}
-    if not means:
+def _hardest(studied: Entrant, others: Sequence[Entrant], budgets: Sequence[float]) -> Against | None:
+    """Studied minus the best of the others, each over the budgets that both have and over all seeds."""
+    met, pairs, spreads = [], [], []
+    for other in others:
+        if shared := [at for at in budgets if studied.meets(other, at)]:
+            seeds = other.by_seed(shared), studied.by_seed(shared)
+            met.append(other)
+            pairs.append(stats.average([_pairs(other.seeds[at], studied.seeds[at]) for at in shared]))
+            spreads.append(stats.between(*seeds, shared=not other.floor))  # a floor draws no samples
+    if not met:
         return None
-    hardest, _ = min(means.values(), key=lambda entry: entry[1].own - entry[1].mean)
-    shared = [at for at in budgets if studied.meets(hardest, at)]
-    change = _difference(hardest, studied, shared)
-    return Against(hardest.name, change.estimate, change.lo, change.hi, change.p)
-
-
-def _difference(other: Entrant, studied: Entrant, budgets: Sequence[float]) -> stats.Difference:
-    """Studied minus other over budgets that both have, and over all seeds."""
-    pairs = stats.average([_pairs(other.seeds[at], studied.seeds[at]) for at in budgets])
-    seeds = other.by_seed(budgets), studied.by_seed(budgets)
-    return stats.difference(pairs, spread=stats.between(*seeds, shared=not other.floor))  # a floor draws no samples
+    place, *change = stats.against_best(stats.differences(pairs, spreads))
+    return Against(met[place].name, *change)
 
 
 def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:

@@ -20,6 +20,7 @@ def test_the_row_is_that_of_the_board(call: Call) -> None:
     assert (record["trial"]["method"], record["trial"]["budget"]) == (choice["name"], 0.5)
     assert record["metrics"]["accuracy"]["mean"] == choice["accuracy"]
     assert choice["command"] in call("recommend", "--budget", "0.5", *DEMO).out
+    assert choice["command"].endswith(f"--results {ROOT / 'results'}"), "it looks where this command looked"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from harness.records import record
 from harness.records.record import Code, Record
 from harness.report import FILES, INDEX, report
 from harness.report.board import Board
-from harness.report.tables import board_frame, declared, escape, panels, summary
+from harness.report.tables import board_frame, declared, escape, panels, summary, task_columns
 from harness.types import InputError
 from tests.support.records import LOSSES, TASKS, accuracy_of, board_record, failed_record
 
@@ -208,6 +208,8 @@ def test_an_unreadable_record_is_counted_and_logged(tmp_path: Path, caplog: pyte
 
 
 def test_nothing_to_report_and_nowhere_to_write_are_bad_input(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="folder of the records"):
+        report(results, results)
     with pytest.raises(InputError, match="no board there"):
         report(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -254,6 +256,25 @@ def test_summary_averages_seeds_marks_the_best_and_never_counts_a_failure() -> N
         ["random", "62.0 ± 2.0 (1 failed)", "–"],
         ["magnitude", "failed", "**50.0**"],  # the only one at another budget, and failed at the common one
     ]
+
+
+def test_trials_that_were_measured_anew_are_no_seeds() -> None:
+    items = [board_record(), board_record("taylor", "vision", 0.5, metrics=accuracy_of(0.7))]
+    less = board_record("taylor", "vision", 0.5, metrics={}, latency={"batches": [1], "repeats": 5})
+    board = Board.of("made", [*items, less])
+    assert len(board.rows) == 2 and "1 of them are not shown" in board.notes
+    other = board_record(
+        "taylor", "vision", 0.5, metrics=accuracy_of(0.6), reference_input={"image": [224, 224], "text": "?"}
+    )
+    titles = {panel.title: summary(panel) for panel in panels(board_frame([*items, other]))}
+    assert len(titles) == 2 and all(("image=224x224" in title) == ("60.0" in text) for title, text in titles.items())
+
+
+@pytest.mark.parametrize("task", ["coarse", "place", "weights_mb", "budget", "accuracy"])
+def test_a_task_may_have_the_name_of_a_column(task: str) -> None:
+    metrics = {"accuracy": {"mean": 0.5, "tasks": {task: {"accuracy": 0.5}}}}
+    frame = board_frame([board_record(tasks=[task], metrics=metrics)])
+    assert task_columns(frame) == [f"task {task}"] and frame[f"task {task}"].tolist() == [0.5]
 
 
 def test_dense_counts_for_every_scope_and_settings_stay_apart() -> None:

@@ -83,9 +83,10 @@ def put(
     metrics: dict[str, Any] = {}
     answers = None
     if scores is not None and not error:
-        answers = samples(scores)
-        each = np.asarray(scores, dtype=float).reshape(len(TASKS), -1).mean(axis=1).tolist()
-        tasks = {task: {"accuracy": mean} for task, mean in zip(TASKS, each, strict=True)}
+        names = asked.questions.tasks
+        answers = samples(scores, names)
+        each = np.asarray(scores, dtype=float).reshape(len(names), -1).mean(axis=1).tolist()
+        tasks = {task: {"accuracy": mean} for task, mean in zip(names, each, strict=True)}
         metrics["accuracy"] = {"mean": float(np.mean(each)), "tasks": tasks}
         if interval:
             images, strata = answers["image_id"].to_pylist(), answers["task"].to_pylist()

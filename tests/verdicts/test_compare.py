@@ -275,6 +275,14 @@ def test_a_mean_over_other_questions_has_no_interval(a: Path, b: Path) -> None:
 # --- order, sources, refusals -------------------------------------------------------------------------------
 
 
+def test_questions_of_other_tasks_are_not_taken_for_the_same(a: Path, b: Path) -> None:
+    """Two data sets may name their questions alike."""
+    for side, answers in ((a, BEFORE), (b, flipped(BEFORE, 0.05))):
+        put(side, answers)
+        put(side, answers, method="wanda", tasks=["gqa", "textvqa_val", "vqav2_val"], data="e")
+    assert len(beside(a, b).rows) == 2
+
+
 def test_the_largest_difference_is_first_and_marked(
     call: Call, a: Path, b: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from harness.types import CalibrationSpec, InputError, Questions, ReferenceInput
 from harness.verdicts import gate, regressions
 from harness.verdicts.regressions import Cost, Limits
 from tests.support.commands import Call, refused
-from tests.support.stored import PER_IMAGE, TASKS, flipped, put, scores
+from tests.support.stored import OK, PER_IMAGE, TASKS, flipped, put, scores
 
 BEFORE = scores(1800)
 EVIL = "<img src=x onerror=alert(1)> | ]]> & \x1b[31m [bold]b[/]"
@@ -330,6 +330,17 @@ def test_empty_folders_and_bad_limits(call: Call, old: Path, new: Path) -> None:
 # --- output -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("lost", "says"), [(False, "pass"), (True, "inconclusive")])
+def test_a_metric_that_some_trials_lost_does_not_pass(old: Path, new: Path, lost: bool, says: str) -> None:
+    """One that they gained says nothing of the change."""
+    for number, method in enumerate(("taylor", "wanda", "flap")):
+        sides = (old, new) if lost else (new, old)
+        for side, speedup in zip(sides, (OK["speedup"], None if number else OK["speedup"]), strict=True):
+            put(side, BEFORE, method=method, speedup=speedup, revision=side.name)
+    found = judged(old, new)
+    assert (found.metrics["latency"], found.verdict) == (says, says)
+
+
 def test_markdown_and_junit_hold_every_outcome_and_escape_what_records_say(call: Call, old: Path, new: Path) -> None:
     put(old, BEFORE, method=EVIL)
     put(new, flipped(BEFORE, 0.05, 0.02), method=EVIL, env={"cpu": EVIL, "threads": 2})
@@ -342,6 +353,7 @@ def test_markdown_and_junit_hold_every_outcome_and_escape_what_records_say(call:
     root = ElementTree.parse("out/gate.xml").getroot()
     suites = {suite.get("name"): suite for suite in root}
     assert set(suites) == {"accuracy", "latency", "flops", "run"}
+    assert "fragile" in (suites["run"][0].get("name") or "") and "failed" not in (suites["run"][0].get("name") or "")
     assert [suites["accuracy"].get(key) for key in ("tests", "failures", "skipped")] == ["1", "1", "0"]
     assert [suites["latency"].get(key) for key in ("tests", "failures", "skipped")] == ["1", "0", "1"]
     case = suites["accuracy"][0]
