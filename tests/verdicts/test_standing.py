@@ -203,20 +203,7 @@ def test_a_trial_that_was_measured_anew_is_no_second_seed_and_another_input_anot
     before = verdict(results / "made")
     run(results, "taylor", 0.02, metrics=["accuracy"], kept=None, speedup=None)  # measured less
     run(results, "taylor", 0.02, reference_input={"image": [224, 224], "text": "?"})
-    assert verdict(results / "made") == before
-
-
-def test_rivals_of_one_name_both_count(results: Path) -> None:
-    floor(results)
-    run(results, "mine", 0.1)
-    for loss, split in ((0.05, "calibration"), (0.2, "dev")):
-        run(results, "taylor", loss, calibration={"samples": 128, "tasks": list(TASKS), "split": split})
-    bar = only(results)  # of its own calibration samples, the other is no rival
-    assert [rival.name for rival in bar.rivals] == [
-        f"taylor (samples=128 split=calibration tasks={'+'.join(TASKS)})",
-        "random",
-    ]
-    assert bar.overall and bar.overall.below
+    assert verdict(results / "made") == before  # a loss of 0.02 would be the hardest rival's
 
 
 def test_a_control_with_the_same_tuning_is_a_rival(results: Path) -> None:
