@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -23,18 +23,31 @@ LONG = 200  # bytes of a name that leave no room for what a temporary file's nam
 
 def put(path: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write a temporary file beside `path`, flush it to disk, and move it into place."""
-    name = path.name if len(os.fsencode(path.name)) < LONG else sha256(os.fsencode(path.name)).hexdigest()
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    put_all({path: fill})
+
+
+def put_all(fills: Mapping[Path, Callable[[Path], object]]) -> None:
+    """`put` for several files: they are moved into place in this order, once all of them are written and flushed.
+
+    An error while they are written leaves all old files; only a kill between two moves leaves some old and some new.
+    """
+    moves: dict[Path, Path] = {}
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        fill(temporary)
-        temporary.chmod(stat.S_IMODE(mode))  # safetensors makes its files private
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, fill in fills.items():
+            name = path.name if len(os.fsencode(path.name)) < LONG else sha256(os.fsencode(path.name)).hexdigest()
+            temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+            moves[temporary] = path
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            fill(temporary)
+            temporary.chmod(stat.S_IMODE(mode))  # safetensors makes its files private
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        for temporary, path in moves.items():
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in moves:
+            temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, text: str) -> None:
@@ -42,21 +55,27 @@ def save(path: Path, text: str) -> None:
 
     Raises InputError if the file cannot be written.
     """
+    target = Path(os.path.realpath(path))
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8", newline="\n")
         else:
-            put(
-                Path(os.path.realpath(path)),
-                lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"),
-            )
+            put(target, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, target.parent) from error
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
-    """The error for a file or folder that the system does not let us write."""
-    return InputError(f"{path}: cannot be written: {error.strerror or error}")
+def unwritable(path: Path, error: OSError, *folders: Path) -> InputError:
+    """The error for a file or folder that the system does not let us write; `folders`: where its files are made.
+
+    An error of another file, such as one that was to be read, names that file.
+    """
+    place = error.filename
+    if place is None and error.errno is not None:  # of a file that was opened before, as on a full disk
+        place = path
+    if isinstance(place, str | Path) and any(Path(place).is_relative_to(own) for own in (path, *folders)):
+        return InputError(f"{path}: cannot be written: {error.strerror}")
+    return InputError(f"{path}: cannot be made: {f'{place}: {error.strerror}' if place else error}")
 
 
 # --- before the work ------------------------------------------------------------------------------------------
@@ -141,7 +160,7 @@ def new_folder(target: Path, stamp: str = "config.json") -> Iterator[Path]:
             else:
                 part.rename(target)
         except OSError as error:
-            raise unwritable(target, error) from error
+            raise unwritable(target, error, part) from error
         except Exception as error:
             if "(os error " not in str(error):  # as libraries in Rust say it
                 raise
@@ -151,10 +170,15 @@ def new_folder(target: Path, stamp: str = "config.json") -> Iterator[Path]:
 
 
 def _move(part: Path, target: Path, stamp: str, older: bool) -> None:
-    """Move the files of `part` into `target`, the stamp last. What is older there goes; else the folder is empty."""
+    """Move the files of `part` into `target`, the stamp last. What is older there goes; else the folder is empty.
+
+    An older stamp goes first, so that a folder that was left halfway has none.
+    """
     others = set(target.iterdir()) - {part}
     if others and not older:
         raise InputError(f"{target}: something else was written there meanwhile; it is left as it is")
+    (target / stamp).unlink(missing_ok=True)
+    others.discard(target / stamp)
     files = sorted(part.iterdir(), key=lambda file: file.name == stamp)
     for file in files:
         file.rename(target / file.name)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from harness.files import check_file, check_new, new_folder, public, put, save
+from harness.files import check_file, check_new, new_folder, public, put, put_all, save
 from harness.types import InputError
 
 
@@ -70,6 +70,42 @@ def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path, error: Exceptio
         raise RuntimeError
 
 
+@pytest.mark.parametrize("fault", ["write", "flush"])
+def test_several_files_are_moved_once_all_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    fills = {tmp_path / name: lambda temporary: temporary.write_text("new") for name in ("a", "b")}
+    for path in fills:
+        path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    flush = os.fsync
+    if fault == "flush":
+        monkeypatch.setattr(
+            os, "fsync", lambda file: full() if (tmp_path / f".b.{os.getpid()}.tmp").exists() else flush(file)
+        )
+    with pytest.raises(OSError, match="No space left"):
+        put_all({**fills, tmp_path / "b": full} if fault == "write" else fills)
+    assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == [("a", "old"), ("b", "old")]
+    monkeypatch.undo()
+    put_all(fills)
+    assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == [("a", "new"), ("b", "new")]
+
+
+@pytest.mark.parametrize("read", [Path.read_bytes, load_file])
+def test_a_file_that_cannot_be_read_is_blamed_itself(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """Whether the error has a file name or, as that of safetensors, names it in its text."""
+    with pytest.raises(InputError) as caught, new_folder(tmp_path / "out"):
+        read(tmp_path / "missing.safetensors")
+    assert f"{tmp_path}/missing.safetensors" in str(caught.value) and "No such file" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path}/out: cannot be made: ")
+    ours = r"/out: cannot be written: No such file or directory$"
+    with pytest.raises(InputError, match=ours), new_folder(tmp_path / "out") as part:
+        (part / "missing" / "file").write_text("")
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_what_another_wrote_meanwhile_is_left(tmp_path: Path, exists: bool) -> None:
     target = tmp_path / "new" / "out"
@@ -96,6 +132,26 @@ def test_an_older_folder_is_replaced_whole(tmp_path: Path) -> None:
     with new_folder(target, "stamp") as part:
         (part / "stamp").write_text("new")
     assert [(path.name, path.read_text()) for path in target.rglob("*")] == [("stamp", "new")]
+
+
+def test_a_replacement_that_was_interrupted_has_no_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of two checkpoints would look like one."""
+    names, moved = ("config.json", "model.safetensors", "tokenizer.json"), []
+    for name in names:
+        (tmp_path / name).write_text("old")
+
+    def rename(file: Path, target: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        os.replace(file, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path) as part:
+        for name in names:
+            (part / name).write_text("new")
+    texts = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(texts.values()) == {"old", "new"} and "config.json" not in texts
 
 
 def test_a_folder_is_filled_where_the_path_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from harness import registry
+from harness.files import unwritable
 from harness.records.record import Record, load
 from harness.records.store import board_folders
 from harness.report import choices, details, examples, latex, page, plots, reported, spreadsheet, tables, totals
@@ -61,7 +62,7 @@ def report(results: Path, out: Path, names: Sequence[str] = ()) -> list[Path]:
             os.replace(Path(scratch) / INDEX, out / INDEX)
         return [*files, out / INDEX]
     except OSError as error:
-        raise InputError(plain(f"{out}: cannot write the report there: {error.strerror or error}")) from error
+        raise unwritable(out, error, out.absolute()) from error
     finally:
         if collects:
             gc.enable()

@@ -214,8 +214,19 @@ def test_nothing_to_report_and_nowhere_to_write_are_bad_input(results: Path, tmp
         report(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write the report there"):
+    with pytest.raises(InputError, match="file: cannot be written: File exists"):
         report(results, tmp_path / "file")
+
+
+def test_a_file_that_cannot_be_read_is_blamed_itself(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.report.details.data", lambda *_: (tmp_path / "missing").read_text())
+    with pytest.raises(InputError, match=r"out: cannot be made: .*/missing: No such file or directory"):
+        report(results, tmp_path / "out")
+    monkeypatch.setattr("harness.report.details.data", lambda *_: (tmp_path / "out" / "a" / "b").write_text(""))
+    with pytest.raises(InputError, match="out: cannot be written: No such file or directory"):
+        report(results, tmp_path / "out")
 
 
 def test_a_board_of_failures_alone_is_reported(tmp_path: Path) -> None:
