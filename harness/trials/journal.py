@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.records import record
 from harness.text import plain
-from harness.trials.locks import held
+from harness.trials.locks import held, is_id
 from harness.types import InputError
 
 NAME = "sweep.log"
@@ -31,11 +31,13 @@ class Journal:
         self.path = folder / NAME
 
     def note(self, event: str, **more: Any) -> None:
-        """Append one line. Raises InputError if the log cannot be written."""
+        """Append one line, below half a line that a killed sweep has left. Raises InputError if that is impossible."""
         about = {"time": time.time(), "event": event, "host": socket.gethostname(), "pid": os.getpid(), **more}
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(about) + "\n")
+            with self.path.open("a+b") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                torn = file.read() not in (b"", b"\n")
+                file.write(b"\n" * torn + json.dumps(about).encode() + b"\n")
         except OSError as error:
             raise InputError(plain(f"{self.path}: cannot write the log: {error.strerror or error}")) from error
 
@@ -81,21 +83,27 @@ def _status(folder: Path) -> Status:
     if running and last:
         left = max(len(running), last[0]["trials"] - len(ends))
         if ends:
-            end = ends[-1]["time"] + left * (ends[-1]["time"] - last[0]["time"]) / len(ends)
+            expected = ends[-1]["time"] + left * (ends[-1]["time"] - last[0]["time"]) / len(ends)
+            end = expected if _is_time(expected) else None
     return Status(folder.resolve().name, len(records) - failed, failed, running, left, end)
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
-    """The events of a log. Other lines, such as half a line of a killed sweep, are ignored."""
-    needed = {"sweep": ("trials",), "begin": ("trial",), "end": ("trial", "time")}
+    """The events of a log that a status is made of. Other lines, such as damaged ones, are ignored."""
+    valid = {"time": _is_time, "trial": is_id, "trials": lambda value: type(value) is int and 0 <= value < 1e9}
+    needed = {"sweep": ("time", "trials"), "begin": ("time", "trial"), "end": ("time", "trial")}
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and all(
-            key in event for key in ("time", "event", *needed.get(str(event.get("event")), ()))
-        ):
+        keys = needed.get(str(event.get("event"))) if isinstance(event, dict) else None
+        if keys and all(valid[key](event.get(key)) for key in keys):
             events.append(event)
     return events
+
+
+def _is_time(value: object) -> bool:
+    """Whether this is a number of seconds since 1970 that a date can name."""
+    return isinstance(value, int | float) and 0 <= value < 2.5e11

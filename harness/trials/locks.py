@@ -76,7 +76,7 @@ class Claims:
         """Remove temporary files of killed sweeps. Files of trials that another process holds stay."""
         for path in self.folder.glob(".*.tmp"):
             trial_id = path.name[1:17]
-            if _is_id(trial_id) and self.take(trial_id):
+            if is_id(trial_id) and self.take(trial_id):
                 path.unlink(missing_ok=True)
                 self.give_up(trial_id)
 
@@ -103,8 +103,9 @@ def _lock(file: IO[bytes], kind: int, trial_id: str) -> bool:
     return True
 
 
-def _is_id(text: str) -> bool:
-    return len(text) == 16 and set(text) <= set("0123456789abcdef")
+def is_id(value: object) -> bool:
+    """Whether this is the text of a trial's id."""
+    return isinstance(value, str) and len(value) == 16 and set(value) <= set("0123456789abcdef")
 
 
 def _place(trial_id: str) -> int:
