@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.files import put
+from harness.files import put_all
 from harness.records.schema import SCHEMA, migrate, problem
 from harness.text import plain
 from harness.types import BOTH, InputError, Plan, Trial
@@ -144,7 +144,7 @@ class Record:
         Raises ValueError, KeyError or TypeError for other content.
         """
         plan, error = content.get("plan"), content["error"]
-        contestant = Contestant(**content["contestant"])
+        contestant = _part(Contestant, content["contestant"])
         return cls(
             trial=replace(Trial.of(content["trial"]), method_file=contestant.file),
             contestant=contestant,
@@ -183,30 +183,35 @@ def content_hash(content: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path | str, record: Record, samples: pyarrow.Table | None = None) -> Record:
-    """Write `<id>.json`, and `<id>.parquet` for samples, atomically into `folder`. Returns the record with its hashes.
+    """Write `<id>.json`, and `<id>.parquet` for samples, into `folder`. Returns the record with its hashes.
 
-    The samples are written first, so an existing record has its samples. `hashes.samples` gets their SHA-256,
-    `hashes.record` that of the record.
+    An error while they are written leaves the old record with its samples. Then one is moved into place right after the
+    other; a kill in between shows, because `hashes.samples` is the SHA-256 of the samples. `hashes.record` is that of
+    the record.
     Raises InputError if the folder cannot be written or the record does not fit the schema, ValueError on NaN.
     """
     folder = Path(folder)
     path = folder / f"{record.id}.json"
     table = path.with_suffix(".parquet")
-    content = json.loads(_dumps(record.to_json()))
+    content = _loads(_dumps(record.to_json()))
     if fault := problem(content):
         raise InputError(plain(f"{path}: {fault}"))
+
+    def fill_table(temporary: Path) -> None:
+        from pyarrow import parquet
+
+        parquet.write_table(samples, temporary)
+        content["hashes"]["samples"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
+
+    def fill_record(temporary: Path) -> None:
+        content["hashes"]["record"] = content_hash(content)
+        temporary.write_text(_dumps(content), encoding="utf-8", newline="\n")
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        put_all({path: fill_record} if samples is None else {table: fill_table, path: fill_record})
         if samples is None:
             table.unlink(missing_ok=True)  # samples of an earlier run of this trial
-        else:
-            from pyarrow import parquet
-
-            put(table, lambda temporary: parquet.write_table(samples, temporary))
-            content["hashes"]["samples"] = hashlib.sha256(table.read_bytes()).hexdigest()
-        content["hashes"]["record"] = content_hash(content)
-        text = _dumps(content)
-        put(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
     except OSError as error:
         raise InputError(plain(f"{folder}: cannot write records there: {error.strerror or error}")) from error
     return replace(record, hashes=content["hashes"])
@@ -231,7 +236,7 @@ def parse(
     content is no record, comes from a newer version, or was changed after it was written.
     """
     try:
-        values = json.loads(content, parse_float=_finite, parse_constant=_finite)
+        values = _loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(plain(f"{path}: not a record: not valid JSON: {error}")) from error
     if fault := _checked(values, path, content):
@@ -307,8 +312,19 @@ def _dumps(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
+def _loads(content: bytes | str) -> Any:
+    """The values of JSON text. Raises ValueError for a number that is not finite as a float."""
+    return json.loads(content, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text:.40} is not a finite number")
     return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 300:  # readers calculate with numbers as floats, which end at 1.8e308
+        _finite(text)
+    return int(text)

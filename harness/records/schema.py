@@ -1,8 +1,11 @@
 """The schema of a record file, and the migrations of older files.
 
-A record may hold further keys. Version 2 added the hash of the content. Version 3 moved the description of the method
-from the trial to `contestant`. Version 4 names the recovery in the regime; before, it was training-free, repaired or
-trained. Version 5 gives methods that choose at random the role `floor`; before, they were references.
+A record may hold further keys, but not in the settings of a trial (`_Settings`): an unknown one makes another trial.
+The bounds of figures lie far beyond what is measured; within them, readers can calculate.
+
+Version 2 added the hash of the content. Version 3 moved the description of the method from the trial to `contestant`.
+Version 4 names the recovery in the regime; before, it was training-free, repaired or trained. Version 5 gives methods
+that choose at random the role `floor`; before, they were references.
 """
 
 from __future__ import annotations
@@ -33,15 +36,18 @@ SCHEMA = 5
 # The code's description of a trial's method; the trial's id does not depend on it.
 DESCRIBED = ("title", "variant", "role", "regime", "resolved")
 
-Number = float | None
+LARGEST = 1e18  # of a figure
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None
 Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=1e-9, le=1e9)] | None  # of times, whose logarithms are taken
+Whole = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class _Contestant(TypedDict):
     title: str
     variant: str
     role: Literal["studied", "reference", "floor"]
-    regime: str
+    regime: Annotated[str, Field(pattern="^[a-z]")]
     resolved: NotRequired[dict[str, Any]]
     file: NotRequired[str]
 
@@ -60,10 +66,10 @@ class _Trial(TypedDict):
     units: UnitKinds
     scope: Scope
     budget: Annotated[float, Field(gt=0, le=1)]
-    seed: int
+    seed: Whole
     tasks: list[str]
     split: str
-    limit: int | None
+    limit: Whole | None
     dtype: str
     metrics: list[str]
     calibration: dict[str, Any]
@@ -84,24 +90,28 @@ class _Kept(TypedDict, total=False):
     kept: Number
 
 
+class _Params(_Kept, total=False):
+    pruned: Number
+
+
 class _Flops(_Kept, total=False):
     reduction: Number
     total: _Kept
-    params: _Kept
+    params: _Params
 
 
 class _Latency(TypedDict, total=False):
-    speedup: Number
-    speedup_lo: Number
-    speedup_hi: Number
+    speedup: Factor
+    speedup_lo: Factor
+    speedup_hi: Factor
 
 
 class _Task(TypedDict):
     accuracy: Share
     lo: NotRequired[Number]
     hi: NotRequired[Number]
-    n: NotRequired[int]
-    images: NotRequired[int]
+    n: NotRequired[Whole]
+    images: NotRequired[Whole]
 
 
 class _Accuracy(TypedDict):
@@ -117,7 +127,7 @@ class _Floor(TypedDict):
 
 
 class _Gain(TypedDict):
-    mean: float
+    mean: Annotated[float, Field(ge=-1, le=1)]
     lo: NotRequired[Number]
     hi: NotRequired[Number]
 
@@ -135,12 +145,21 @@ class _Fidelity(TypedDict, total=False):
     kl_first_token: Number
 
 
+class _Weights(TypedDict, total=False):
+    weight_bytes: Number
+
+
+class _Memory(TypedDict, total=False):
+    pruned: _Weights
+
+
 class _Metrics(TypedDict, total=False):
     flops: _Flops
     latency: _Latency
     accuracy: _Accuracy
     floors: _Floors
     fidelity: _Fidelity
+    memory: _Memory
 
 
 class _Cost(TypedDict, total=False):
@@ -149,6 +168,15 @@ class _Cost(TypedDict, total=False):
     total_s: Number
     calibration_samples: Number
     peak_memory_bytes: Number
+
+
+class _Plan(TypedDict):
+    requested: Share
+    achieved: Annotated[float, Field(ge=0, le=LARGEST)]
+
+
+class _Env(TypedDict, total=False):
+    packages: dict[str, str]
 
 
 class _Error(TypedDict):
@@ -164,13 +192,13 @@ class _Record(TypedDict):
     error: _Error | None
     trial: _Trial
     contestant: _Contestant
-    plan: NotRequired[dict[str, Any] | None]
+    plan: NotRequired[_Plan | None]
     metrics: NotRequired[_Metrics | None]
     cost: NotRequired[_Cost | None]
     log: NotRequired[dict[str, Any] | None]
-    env: dict[str, Any]
+    env: _Env
     code: dict[str, Any]
-    hashes: dict[str, Any]
+    hashes: dict[str, str]
 
 
 class _Settings(TypedDict):
@@ -209,7 +237,7 @@ def _flops_disagreement(content: dict[str, Any]) -> str:
     stated = (content.get("plan") or {}).get("achieved")
     measured = ((content.get("metrics") or {}).get("flops") or {}).get("kept")
     in_flops = content["trial"].get("currency", "flops") == "flops"
-    if not in_flops or not isinstance(stated, int | float) or not isinstance(measured, int | float):
+    if not in_flops or stated is None or measured is None:
         return ""
     if differs(stated, measured):
         return f"plan.achieved: {stated:.4f} of the FLOPs, but metrics.flops.kept is {measured:.4f}; they must agree"

@@ -50,7 +50,7 @@ class Choice:
     @property
     def trains(self) -> bool:
         """Whether gates or weights are trained to make the model."""
-        return self.regime.split()[0].rstrip(",") not in TRAINING_FREE
+        return self.regime.partition(" ")[0].rstrip(",") not in TRAINING_FREE
 
     @property
     def command(self) -> str:
@@ -88,7 +88,7 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     # Heads or FFNs alone: their budget is a share of their own cost. Other regimes: older forms of a method, or fewer
     # bits, which save no FLOPs.
     own = [set(kinds(units)) < set(WIDTHS) for units in frame.units]
-    known = [regime.split()[0].rstrip(",") in REGIMES and ", int" not in regime for regime in frame.regime]
+    known = [regime.partition(" ")[0].rstrip(",") in REGIMES and ", int" not in regime for regime in frame.regime]
     frame = frame.loc[[not alone and named for alone, named in zip(own, known, strict=True)], :]
     rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}

@@ -73,7 +73,7 @@ def read(path: Path) -> pd.DataFrame:
                 frame[name] = frame[name].map(original)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: no board.csv: {' '.join(str(error).split())}") from error
     known = {*tables.ORDER, *tables.declared(), tables.TERMS}
     frame.attrs["tasks"] = [name for name in frame.columns if name not in known]

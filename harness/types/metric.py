@@ -7,6 +7,7 @@ def measure(pruned, dense, trial, context: MetricContext) -> dict: ...
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -63,7 +64,8 @@ class Column:
         """The figure as a number; None where the result has none, or one that no float holds."""
         try:
             value = (self.read or at(self.name))(result, trial)
-            return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+            known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            return float(value) if known else None
         except OverflowError:
             return None
 

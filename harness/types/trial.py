@@ -20,7 +20,8 @@ from harness.types.kinds import KINDS, Kind, UnitKinds
 from harness.types.model import FORBID, GREEDY, Generation, Scope
 from harness.types.plan import Align, Currency
 
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**9  # of whatever is counted; far beyond what any trial asks for
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Size = tuple[Count, Count]  # width and height of an image, in pixels
 Mode = Literal["eager", "compile", "graphs"]
 # How images become RGB: as a viewer shows them, or as lmms-eval does (16-bit greys clipped, transparency dropped).
@@ -172,7 +173,7 @@ class LatencySpec:
     """
 
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 8)
-    repeats: Annotated[int, Field(ge=3)] = 20
+    repeats: Annotated[int, Field(ge=3, le=MOST)] = 20
     images: tuple[Size, ...] = ()
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("eager",)
 

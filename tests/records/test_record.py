@@ -168,9 +168,26 @@ def test_a_failure_while_writing_leaves_the_old_record_and_nothing_else(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_not_written(tmp_path: Path, number: float) -> None:
-    with pytest.raises(ValueError, match="JSON"):
+@pytest.mark.parametrize("again", [True, False])
+def test_a_disk_that_is_full_for_the_record_leaves_the_old_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Whether the new record has samples, too, or would take the old ones away."""
+    record.write(tmp_path, RECORD, pyarrow.table({"score": [1.0]}))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        record.write(tmp_path, RECORD, pyarrow.table({"score": [0.0]}) if again else None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400], ids=["nan", "infinity", "no float"])
+def test_what_is_no_finite_number_is_not_written(tmp_path: Path, number: float) -> None:
+    with pytest.raises(ValueError, match=r"JSON|not a finite number"):
         record.write(tmp_path, replace(RECORD, cost=Cost(ranking_s=number)), pyarrow.table({"score": [1.0]}))
     assert list(tmp_path.iterdir()) == []
 
@@ -206,6 +223,26 @@ def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
         ("env", DELETE, "env: Field required"),
         ("contestant", DELETE, "contestant: Field required"),
         ("contestant.role", "rival", "contestant.role: "),
+        ("trial.seed", -1, "trial.seed: "),
+        ("trial.seed", 2**63, "trial.seed: "),
+        ("trial.limit", 10**30, "trial.limit: "),
+        ("trial.latency.repeats", 10**30, "trial.latency.repeats: "),
+        ("trial.calibration.samples", 10**30, "trial.calibration.samples: "),
+        ("contestant.regime", "", "contestant.regime: "),
+        ("contestant.regime", " ", "contestant.regime: "),
+        ("contestant.regime", "\x1b", "contestant.regime: "),
+        ("plan.achieved", "all", "plan.achieved: "),
+        ("plan.achieved", 1e308, "plan.achieved: "),
+        ("metrics.accuracy.hi", 1e308, "metrics.accuracy.hi: "),
+        ("metrics.latency", {"speedup": 1e308}, "metrics.latency.speedup: "),
+        ("metrics.latency", {"speedup_lo": 0.0}, "metrics.latency.speedup_lo: "),
+        ("metrics.flops", {"params": {"pruned": 1e308}}, "metrics.flops.params.pruned: "),
+        ("metrics.memory", {"pruned": {"weight_bytes": -1e308}}, "metrics.memory.pruned.weight_bytes: "),
+        ("cost.total_s", 1e308, "cost.total_s: "),
+        ("env.packages", ["a"], "env.packages: "),
+        ("env.packages", {"torch": 2}, "env.packages.torch: "),
+        ("hashes.calibration", None, "hashes.calibration: "),
+        ("hashes.data", {}, "hashes.data: "),
         ("metrics.flops", {"kept": 1.0}, "plan.achieved: 0.4996 of the FLOPs, but metrics.flops.kept is 1.0000"),
     ],
 )
@@ -219,8 +256,9 @@ def test_a_bad_record_is_refused_with_file_and_key(tmp_path: Path, path: str, va
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": NaN}', b'{"schema": 1e999}', b"[" * 100_000],
-    ids=["empty", "cut off", "list", "null", "not utf-8", "nan", "infinity", "deep"],
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": NaN}', b'{"schema": 1e999}', b"[" * 100_000]
+    + [b'{"schema": 5, "log": {"x": -1%s}}' % (b"0" * zeros) for zeros in (309, 5000)],
+    ids=["empty", "cut off", "list", "null", "not utf-8", "nan", "infinity", "deep", "no float", "too long"],
 )
 def test_what_is_no_record_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / f"{ID}.json"
@@ -297,6 +335,13 @@ def test_load_gives_the_good_and_names_the_bad(tmp_path: Path) -> None:
     records, problems = record.load(tmp_path)
     assert records == [good]
     assert len(problems) == 1 and f"{'e' * 16}.json" in problems[0]
+
+
+@pytest.mark.parametrize("part", ["contestant", "cost", "code", "env", "plan", "metrics.accuracy", "trial"])
+def test_further_keys_are_ignored(tmp_path: Path, part: str) -> None:
+    file = tmp_path / f"{ID}.json"
+    file.write_text(json.dumps(sealed(changed(f"{part}.new", 1))), encoding="utf-8")
+    assert record.read(file).label == RECORD.label
 
 
 @pytest.mark.parametrize("part", ["metrics", "plan", "metrics.accuracy", "cost", "log"])

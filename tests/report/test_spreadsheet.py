@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import harness
 from harness.records import record
 from harness.report import report
-from harness.report.spreadsheet import neutral, original, read, rows_text
+from harness.report.spreadsheet import frame_text, neutral, original, read, rows_text
 from harness.report.tables import board_frame
 from harness.types import InputError
 from tests.support.paths import ROOT
@@ -86,3 +86,10 @@ def test_what_is_no_board_is_one_line(tmp_path: Path, content: str) -> None:
         read(path)
     with pytest.raises(InputError, match=r"none\.csv: cannot be read: No such file"):
         harness.results(tmp_path / "none.csv")
+
+
+def test_a_seed_that_no_column_holds_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "board.csv"
+    path.write_text(frame_text(board_frame([board_record()]).assign(seed="9" * 30)))
+    with pytest.raises(InputError, match=r"board\.csv: no board\.csv: "):
+        read(path)
