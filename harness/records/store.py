@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.files import put
+from harness.files import put_all
 from harness.records import record
 from harness.records.record import SAMPLES, Record
 from harness.text import plain
@@ -225,7 +227,7 @@ def verify(source: str | Path) -> tuple[int, list[str]]:
     """The number of checked records, and a line for each faulty file.
 
     Faults: an unreadable or changed file, a newer schema, a wrong id or folder, a duplicate trial, missing or changed
-    samples, samples without a record. Raises InputError if the source has no record.
+    samples, accuracies that they do not give, samples without a record. Raises InputError if the source has no record.
     """
     files = _files(str(source))
     names, problems = _records(files, source), []
@@ -263,16 +265,18 @@ def _faults(stored: Stored) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
+    if measured is None:
+        return
     means = _means(answers)
-    for task, result in (measured or {}).get("tasks", {}).items():
-        mean = means.get(task)
-        if mean is None or abs(mean - result["accuracy"]) > ROUNDING:
-            yield plain(
-                f"{stored.name}: metrics.accuracy.tasks.{task}: {result['accuracy']}, but the samples give {mean}"
-            )
+    figures = [(f"tasks.{task}", each["accuracy"], means.get(task)) for task, each in measured.get("tasks", {}).items()]
+    for key, accuracy, mean in [*figures, ("mean", measured["mean"], sum(means.values()) / len(means))]:
+        if mean is None or not abs(mean - accuracy) <= ROUNDING:  # NaN is near nothing
+            yield plain(f"{stored.name}: metrics.accuracy.{key}: {accuracy}, but the samples give {mean}")
 
 
 def _means(answers: pyarrow.Table) -> dict[str, float]:
+    """The mean score of each task; NaN if one of its scores is missing or NaN."""
+    answers = answers.set_column(answers.schema.get_field_index("score"), "score", answers["score"].fill_null(math.nan))
     grouped = answers.group_by("task").aggregate([("score", "mean")])
     return dict(zip(grouped["task"].to_pylist(), grouped["score_mean"].to_pylist(), strict=True))
 
@@ -301,14 +305,12 @@ def merge(sources: Sequence[Path], out: Path) -> Merged:
     try:
         for source_record in new.values():
             target = out / Path(source_record.name).absolute().parent.name / Path(source_record.name).name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            copies = {target: source_record.content}
             if source_record.samples is not None:
-                _copy(source_record.samples(), target.with_suffix(".parquet"))
-            _copy(source_record.content, target)
+                answers = _bytes(str(Path(source_record.name).with_suffix(".parquet")), source_record.samples)
+                copies = {target.with_suffix(".parquet"): answers, **copies}
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put_all({path: partial(Path.write_bytes, data=content) for path, content in copies.items()})
     except OSError as error:
         raise InputError(plain(f"{out}: cannot write records there: {error.strerror or error}")) from error
     return Merged(len(new), len(stored) - len(new))
-
-
-def _copy(content: bytes, target: Path) -> None:
-    put(target, lambda temporary: temporary.write_bytes(content))

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +226,11 @@ def _done(path: Path, trial: Trial) -> bool:
 
 
 def _whole(stored: Record, folder: Path) -> bool:
-    """Whether a record is a result and its samples, if any, still exist (a power cut can lose them)."""
-    samples = folder / f"{stored.id}.parquet"
-    return stored.status == "ok" and ("samples" not in stored.hashes or samples.is_file())
+    """Whether a record is a result, and its samples are those that it was written with (a power cut can lose them)."""
+    if stored.status != "ok":
+        return False
+    try:
+        found = sha256((folder / f"{stored.id}.parquet").read_bytes()).hexdigest()
+    except OSError:
+        found = None
+    return found == stored.hashes.get("samples")

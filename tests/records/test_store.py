@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from harness.records import record, schema
 from harness.records.store import collect, find, merge, verify
@@ -193,6 +196,56 @@ def test_verify_names_every_kind_of_fault(call: Call, results: Path) -> None:
     made["metrics"]["accuracy"]["tasks"]["mini_gqa"]["accuracy"] = 1.0
     made["hashes"]["record"] = record.content_hash(made)
     says(first, json.dumps(made).encode(), "metrics.accuracy.tasks.mini_gqa: 1.0, but the samples give")
+
+
+@pytest.mark.parametrize("score", [float("nan"), None, float("inf")])
+def test_a_score_that_is_no_number_is_a_fault(results: Path, tmp_path: Path, score: float | None) -> None:
+    """Of one answer, of a task, or of all: what is left may well have the mean that the record states."""
+    path = next(results.glob("made/*.json"))
+    stored = record.read(path)
+    table = parquet.read_table(path.with_suffix(".parquet"))
+    for number in (1, 30, 90):
+        scores = [*[score] * number, *table["score"].to_pylist()[number:]]
+        spoilt = table.set_column(4, "score", pyarrow.array(scores, pyarrow.float64()))
+        known = [each for each in scores[:30] if each is not None] or [0.5]
+        metrics: dict[str, Any] = json.loads(json.dumps(stored.metrics))
+        if score is None:
+            metrics["accuracy"]["tasks"]["mini_gqa"]["accuracy"] = sum(known) / len(known)
+        record.write(path.parent, replace(stored, metrics=metrics), spoilt)
+        problems = verify(results)[1]
+        assert problems and all("but the samples give" in line and str(path) in line for line in problems)
+        with pytest.raises(InputError, match="but the samples give"):
+            merge([results], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tasks", [True, False])
+def test_the_mean_is_that_of_the_tasks(results: Path, tasks: bool) -> None:
+    path = next(results.glob("made/*.json"))
+    stored = record.read(path)
+    accuracy = {**stored.metrics["accuracy"], "mean": 0.01}
+    if not tasks:
+        del accuracy["tasks"]
+    record.write(
+        path.parent, replace(stored, metrics={"accuracy": accuracy}), parquet.read_table(path.with_suffix(".parquet"))
+    )
+    (problem,) = verify(results)[1]
+    assert problem.startswith(f"{path}: metrics.accuracy.mean: 0.01, but the samples give 0.")
+
+
+def test_merge_leaves_no_samples_without_their_record(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        if path.name.startswith(".") and ".json" in path.name:
+            raise OSError(28, "No space left on device")
+        with path.open("wb") as file:
+            file.write(data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="cannot write records there: No space left"):
+        merge([results], tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_verify_as_json_and_of_nothing(call: Call, results: Path) -> None:

@@ -155,6 +155,13 @@ def test_a_record_that_lost_its_samples_is_made_again(done: Path) -> None:
     assert (outcome.ran, outcome.skipped) == (1, 5) and stubs.contents(done / "made") == before
 
 
+def test_a_record_with_the_samples_of_another_run_is_made_again(done: Path) -> None:
+    before, (one, other, *_) = stubs.contents(done / "made"), sorted((done / "made").glob("*.parquet"))
+    one.write_bytes(other.read_bytes() + b" ")
+    outcome = run(stubs.board(0, 1, 2), done)
+    assert (outcome.ran, outcome.skipped) == (1, 5) and stubs.contents(done / "made") == before
+
+
 def test_records_without_a_hash_of_the_code_are_stale_and_others_may_be_missing(done: Path) -> None:
     """The code is always known, so such a record is of a version that did not note it; a hub's files may be unknown."""
     for path in (done / "made").glob("*.json"):
