@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
-from harness import stats
 from harness.records.store import collect
-from harness.stats import Pairs
 from harness.trials import sweep
 from harness.types import CalibrationSpec, InputError, Questions, ReferenceInput, Trial
 from harness.verdicts import gate, regressions
 from harness.verdicts.regressions import Cost, Limits
 from tests.support.commands import Call, refused
-from tests.support.stored import OK, PER_IMAGE, TASKS, flipped, put, scores
+from tests.support.stored import OK, TASKS, flipped, put, scores
 
 BEFORE = scores(1800)
 EVIL = "<img src=x onerror=alert(1)> | ]]> & \x1b[31m [bold]b[/]"
@@ -375,36 +370,3 @@ def test_json_has_no_infinity(call: Call, old: Path, new: Path) -> None:
     found = json.loads(done.out, parse_constant=never)["trials"][0]["accuracy"]
     assert (found["outcome"], found["lo"], found["hi"], found["needed"]) == ("inconclusive", None, None, None)
     assert "no number of questions known" in call("gate", old, new).out
-
-
-# --- how often it is right ----------------------------------------------------------------------------------
-
-
-def _rough(difference: Callable[..., stats.Difference], pairs: Pairs, **options: Any) -> stats.Difference:
-    return difference(pairs, **{**options, "resamples": 1000})
-
-
-def rates(lost: float, gained: float, images: int, changes: int = 500) -> dict[str, float]:
-    """Shares of the outcomes over simulated changes: new questions each time, three an image that flip alike."""
-    random = np.random.default_rng(0)
-    number = images * PER_IMAGE
-    names = [place // PER_IMAGE for place in range(number)]
-    found: dict[str, float] = dict.fromkeys(("pass", "fail", "inconclusive"), 0.0)
-    for _ in range(changes):
-        leaning = np.repeat(random.uniform(0, 2, images), PER_IMAGE)  # some images are hit harder
-        draw = random.random(number)
-        first = (random.random(number) < 0.8).astype(float)
-        second = np.where(draw < leaning * np.where(first == 1, lost / 0.8, gained / 0.2), 1 - first, first)
-        pairs = Pairs(["t"] * number, names, names, first, second)
-        outcome = regressions._settle({"t": regressions._loss(pairs, Limits(), 1)}, {}, Limits())["t"].outcome
-        found[outcome] += 1 / changes
-    return found
-
-
-def test_power_and_false_alarms_over_500_simulated_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,800 questions about 600 images: 5 % of the answers change, to no avail or at a cost of 3 points."""
-    # A tenth of the resamples: the bounds of one change are rougher, how often they are right is the same.
-    monkeypatch.setattr(stats, "difference", functools.partial(_rough, stats.difference))
-    nothing, three = rates(0.025, 0.025, 600), rates(0.04, 0.01, 600)
-    assert nothing["fail"] <= 0.05 + 0.02 and nothing["pass"] >= 0.5  # 0.02: twice the error of 500 tries
-    assert three["fail"] >= 0.95 and three["pass"] <= 0.005
