@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from harness import registry
+from harness.trials import yaml_text
 from harness.types import InputError
 
 
@@ -96,10 +96,7 @@ def pairs(texts: Iterable[str] | None, option: str) -> dict[str, Any]:
 
 def yaml_value(text: str, where: str) -> Any:
     """The value of a text in YAML."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}{text}: the value is not YAML") from error
+    return yaml_text.value(text, f"{where}{text}: ")
 
 
 def duration(seconds: float | None) -> str:

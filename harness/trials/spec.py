@@ -13,11 +13,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from harness import registry
-from harness.trials import board_checks
+from harness.trials import board_checks, yaml_text
 from harness.types import (
     BOTH,
     GREEDY,
@@ -208,11 +207,11 @@ def read(name: str, /, **overrides: Any) -> Board:
     """
     path = registry.board(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_text.value(path.read_text(encoding="utf-8"), f"board {path}: ")
     except OSError as error:
         raise InputError(f"board {path}: cannot read the file: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
-        raise InputError(f"board {path}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"board {path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(
             f"board {path}: {'empty' if content is None else 'not a mapping of keys'}; see `infoprune list boards`"
@@ -236,11 +235,12 @@ def _replaced(content: Any, path: Sequence[str], value: Any, where: str) -> Any:
         return value
     key, *rest = path
     if isinstance(content, list):
-        if not (key.isdecimal() and int(key) < len(content)):
+        positions = [str(place) for place in range(len(content))]
+        if key not in positions:
             raise InputError(
                 f"{where}{key!r} is not a position of the list, whose positions are 0 to {len(content) - 1}"
             )
-        position = int(key)
+        position = positions.index(key)
         entry = content[position]
         if rest and isinstance(entry, str):  # a method's bare name
             entry = {"method": entry}

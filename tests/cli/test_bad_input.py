@@ -31,6 +31,8 @@ from tests.support.question_files import question_rows
         ("a: !!python/object:os.system {}", ["not YAML"]),
         (b"\x00\x01\xff", ["not YAML"]),
         ("name: x", ["model", "is missing"]),
+        ("name: x\nmodel: !!bool z", ["not YAML: 'z' is no bool", "line 2"]),
+        ("budgets: [0.5]\nname: x\nbudgets: [0.9]", ["give the key 'budgets' once", "line 3"]),
     ],
 )
 def test_what_is_no_board(call: Call, tmp_path: Path, content: str | bytes, words: list[str]) -> None:

@@ -182,6 +182,9 @@ def test_a_set_key_is_an_edited_file(
         ("budgets", ["--set budgets", "name=value"]),
         ("budgets=[0.5", ["--set budgets=[0.5", "not YAML"]),
         ("methods=[!!python/object:os.system x]", ["--set", "not YAML"]),
+        ("limit=!!bool x", ["--set limit=!!bool x", "'x' is no bool"]),
+        ("calibration={samples: 3, samples: 4}", ["--set calibration=", "give the key 'samples' once"]),
+        (f"methods.{'9' * 5000}.seeds=3", ["is not a position", "0 to 1"]),
     ],
 )
 def test_a_set_key_is_validated_as_the_file_is(
