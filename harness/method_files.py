@@ -18,6 +18,7 @@ from typing import Any
 from harness.types import InputError
 
 PREFIX = "infoprune_file_"  # of the name of such a module; a hash of the file's path follows
+FAILURES = (Exception, SystemExit)  # what code of others may raise, whatever it does; an interrupt is the user's
 
 
 class _Finder(MetaPathFinder):
@@ -58,7 +59,7 @@ def load(file: Path, name: str | None = None) -> ModuleType:
         spec.loader.exec_module(module)
     except InputError:
         raise
-    except Exception as error:
+    except FAILURES as error:
         raise InputError(f"method {name or file}: {reason(error)}") from error
     finally:
         del sys.modules[spec.name]

@@ -20,13 +20,14 @@ import re
 import subprocess
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from harness import method_files
 from harness.text import some
@@ -102,7 +103,8 @@ class Method:
     def check(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The options, validated against the signature; those equal to their default are dropped.
 
-        Raises InputError for an unknown option, a value of the wrong type, NaN or infinity.
+        Raises InputError for an unknown option, a value of the wrong type, NaN or infinity, and for a type that no
+        value can be checked against.
         """
         hints = typing.get_type_hints(self.module.rank)
         checked = {}
@@ -112,6 +114,11 @@ class Method:
             try:
                 adapter = TypeAdapter(hints.get(key, Any), config=ConfigDict(allow_inf_nan=False))
                 checked[key] = adapter.validate_python(value, strict=True)
+            except PydanticUserError as error:  # the type, and not the value, is of no use
+                raise InputError(
+                    f"{where}option {key!r} of method {self.name!r}: values of its type cannot be checked; "
+                    "annotate it with a plain one, such as float, str or list[int]"
+                ) from error
             except ValidationError as error:
                 raise InputError(
                     f"{where}option {key!r} of method {self.name!r}: {wanted(error.errors())} (given: {value!r:.80})"
@@ -152,7 +159,7 @@ def _tried(load: Callable[[], T]) -> T | str:
     """What is loaded, or why it cannot be, in one line."""
     try:
         return load()
-    except (Exception, SystemExit) as error:  # the code of another package: whatever it does
+    except method_files.FAILURES as error:
         return method_files.reason(error)
 
 
@@ -220,13 +227,17 @@ def _in_file(name: str, file: Path, changed: int) -> Method:
         raise InputError(f"method {name}: the file has no function `rank`")
     try:
         return described(Path(name).stem, module)
-    except Exception as error:  # say, an annotation with a name that only type checkers import
+    except method_files.FAILURES as error:  # say, an annotation with a name that only type checkers import
         raise InputError(f"method {name}: {method_files.reason(error)}") from error
 
 
 def module(name: str) -> ModuleType:
     """The module of a registered method, imported; raises as `method` does."""
-    return importlib.import_module(module_path(name))
+    path = module_path(name)
+    try:
+        return importlib.import_module(path)
+    except SystemExit as error:  # it would end the command without a word
+        raise ImportError(f"{path} exits: {error}") from error
 
 
 def described(name: str, module: ModuleType) -> Method:
@@ -237,7 +248,7 @@ def described(name: str, module: ModuleType) -> Method:
     return Method(
         name=name,
         module=module,
-        title=(module.__doc__ or name).strip().splitlines()[0].rstrip("."),
+        title=((module.__doc__ or "").strip() or name).splitlines()[0].rstrip("."),
         role=getattr(module, "ROLE", "reference"),
         units=unit_kinds(getattr(module, "UNITS", BOTH)),
         options=options,
@@ -253,13 +264,21 @@ def commands() -> dict[str, Callable[..., Any] | str]:
 
     Each is a function or app of typer's, loaded here; keep their modules light. A reason for one that cannot be loaded.
     """
-    points = sorted(entry_points(group=COMMANDS), key=lambda point: point.name)
+    return _loaded(COMMANDS)
+
+
+def _loaded(group: str) -> dict[str, Any]:
+    """The entry points of a group, by name; for one that cannot be loaded, the reason."""
+    points = sorted(entry_points(group=group), key=lambda point: point.name)
     return {point.name: _tried(point.load) for point in points}
 
 
-def benches() -> dict[str, Callable[..., Iterable[Bar]]]:
-    """What others add to `infoprune bench`: entry points `infoprune.benches`, each `bars(quick, device, progress)`."""
-    return {point.name: point.load() for point in sorted(entry_points(group=BENCHES), key=lambda point: point.name)}
+def benches() -> dict[str, Callable[..., Iterable[Bar]] | str]:
+    """What others add to `infoprune bench`: entry points `infoprune.benches`, each `bars(quick, device, progress)`.
+
+    A reason for one that cannot be loaded.
+    """
+    return _loaded(BENCHES)
 
 
 def metrics() -> list[str]:
@@ -337,15 +356,16 @@ def board(name: str) -> Path:
 
 @functools.cache
 def code() -> dict[str, Any]:
-    """Version of this package, and the git revision it runs from, if any."""
+    """Version of this package, and the git revision it runs from, if any and if git tells."""
     facts: dict[str, Any] = {"version": version("infoprune-bench"), "revision": None, "dirty": None}
     root = HERE.parent
     if (root / ".git").exists():
 
         def git(*words: str) -> str:
             call = ["git", "--no-optional-locks", "-C", str(root), *words]  # a lock would outlive a killed process
-            return subprocess.check_output(call, text=True).strip()
+            return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
 
-        facts["revision"] = git("rev-parse", "HEAD")
-        facts["dirty"] = bool(git("status", "--porcelain", "--", "harness", BUILT_IN))
+        with suppress(OSError, subprocess.CalledProcessError):  # no git, no commit, or a folder of another user's
+            revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", "harness", BUILT_IN)
+            facts |= {"revision": revision, "dirty": bool(changes)}
     return facts

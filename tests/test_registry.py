@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import registry
+from harness.records.record import Code
 from harness.types import Column, InputError
 
 PLUGIN = '''"""Alphabetical: units in the order of the alphabet.
@@ -134,6 +135,20 @@ def test_a_missing_import_of_a_method_is_passed_on(plugin: str) -> None:
         registry.method("broken")
 
 
+@pytest.mark.parametrize("said", ['"""   """', "", '"""\n\n"""'])
+def test_a_method_that_says_nothing_of_itself_is_called_by_its_name(tmp_path: Path, said: str) -> None:
+    file = tmp_path / "silent.py"
+    file.write_text(f"{said}\ndef rank(vlm, calibration, *, seed): ...\n")
+    assert registry.method(str(file)).title == "silent"
+
+
+def test_a_file_that_exits_ends_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "exits.py"
+    file.write_text("exit(0)\n")
+    with pytest.raises(InputError, match=r"exits.py: cannot be imported: SystemExit: 0"):
+        registry.method(str(file))
+
+
 # --- options ----------------------------------------------------------------------------------------------
 
 
@@ -178,6 +193,19 @@ def test_options_that_fit(plugin: str, given: dict[str, Any], left: dict[str, An
 def test_options_that_do_not(plugin: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         registry.method(plugin).check(given, "here: ")
+
+
+@pytest.mark.parametrize("kind", ["object", "type('Own', (), {})"])
+def test_an_option_whose_type_says_nothing_is_named(tmp_path: Path, kind: str) -> None:
+    """As an array's does; `object` takes any value."""
+    file = tmp_path / "odd.py"
+    file.write_text(f"Kind = {kind}\ndef rank(vlm, calibration, *, seed, a: Kind = None): ...\n")
+    method = registry.method(str(file))
+    if kind == "object":
+        assert method.check({"a": 3}, "here: ") == {"a": 3}
+        return
+    with pytest.raises(InputError, match="here: option 'a' of method 'odd': values of its type cannot be checked"):
+        method.check({"a": 3}, "here: ")
 
 
 # --- the rest ---------------------------------------------------------------------------------------------
@@ -235,3 +263,23 @@ def test_a_metric_without_measure_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delattr(importlib.import_module("harness.metrics.flops"), "measure")
     with pytest.raises(InputError, match=r"harness/metrics/flops\.py: the function `measure` is missing"):
         registry.metric("flops")
+
+
+@pytest.mark.parametrize("broken", ["none there", "another's folder", "no commit"])
+def test_without_a_word_of_git_the_revision_is_unknown(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where git is not installed or refuses a folder that belongs to another user."""
+    monkeypatch.setattr(registry, "HERE", tmp_path / "harness")
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    if broken == "none there":
+        monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    elif broken == "another's folder":
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    registry.code.cache_clear()
+    try:
+        code = registry.code()
+    finally:
+        registry.code.cache_clear()
+    assert code["version"] and code["revision"] is code["dirty"] is None
+    assert "revision" not in str(Code(**code)) and capfd.readouterr() == ("", "")

@@ -49,8 +49,11 @@ SPEEDUPS = {"vision": 2.7, "all": 2.6}  # of a 7B model at 1/3.2 of the scope, b
 Part = Callable[..., Iterable[Bar]]
 
 
-def parts() -> dict[str, Part]:
-    """The parts of a run by name, each `(quick, device, progress)` to bars; those of other packages come last."""
+def parts() -> dict[str, Part | str]:
+    """The parts of a run by name, each `(quick, device, progress)` to bars; those of other packages come last.
+
+    A reason for one that cannot be loaded.
+    """
     return {"answers": answers, "sweeps": sweeps, "estimates": estimates.bars, "speed": speed, **registry.benches()}
 
 
@@ -59,15 +62,22 @@ def bars(
 ) -> Iterator[Bar]:
     """Every bar, as it is measured; `quick` asks fewer questions and times smaller inputs, `device` is cpu or cuda.
 
-    only: these parts, in their order. Raises InputError for a name that no part has.
+    only: these parts, in their order. Raises InputError for a name that no part has, and for a part that cannot be
+    loaded, before anything is measured.
     """
     known = parts()
     for name in only:
         if name not in known:
             raise InputError.unknown("part of bench", name, known)
+    chosen: list[Part] = []
     for name, part in known.items():
-        if not only or name in only:
-            yield from part(quick=quick, device=device, progress=progress)
+        if only and name not in only:
+            continue
+        if isinstance(part, str):
+            raise InputError(f"part {name} of bench: {part}; name other parts with --only")
+        chosen.append(part)
+    for part in chosen:
+        yield from part(quick=quick, device=device, progress=progress)
     if not device.startswith("cuda") and not only:
         yield Bar(
             "evaluation throughput on a GPU", GOALS["throughput"]["cuda"], command="infoprune bench --device cuda"

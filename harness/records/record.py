@@ -62,7 +62,7 @@ class Code:
     dirty: bool | None = None
 
     def __str__(self) -> str:
-        text = f"version {self.version}, revision {self.revision}"
+        text = f"version {self.version}" + (f", revision {self.revision}" if self.revision else "")
         return plain(text + (", with uncommitted changes" if self.dirty else ""))
 
 

@@ -171,7 +171,7 @@ def _git(*words: str) -> bytes | None:
     """The output of git in the current folder; None if git fails or is not installed."""
     try:
         completed = subprocess.run(["git", *words], capture_output=True)
-    except FileNotFoundError:
+    except OSError:
         return None
     return completed.stdout if completed.returncode == 0 else None
 
