@@ -13,7 +13,7 @@ import json
 import random
 import traceback
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -86,7 +86,7 @@ def load(name: str) -> tuple[str, ModuleType]:
         return name, registry.module(name)
     except InputError:
         raise
-    except Exception as error:
+    except method_files.FAILURES as error:
         raise InputError(f"method {name}: cannot be imported: {_one_line(error)}") from error
 
 
@@ -110,7 +110,7 @@ def breaches(name: str, module: ModuleType, vlm: VLM) -> list[Breach]:
 
     The model is restored afterwards, whatever the method does.
     """
-    if wrong := signature(name, module):
+    if wrong := _tried(module, signature, name, module):
         return [Breach("signature", text) for text in wrong]
     method = registry.described(name, module)
     breaches: list[Breach] = []
@@ -131,15 +131,15 @@ def breaches(name: str, module: ModuleType, vlm: VLM) -> list[Breach]:
                     breaches = [Breach("model", text) for text in before.changes()]
                 if not unused():
                     breaches.append(Breach("seed", f"draws from torch's global generator; {OWN_GENERATOR}"))
-        except Exception as error:
+        except method_files.FAILURES as error:
             return [*_once(breaches), Breach("rank", f"raised {_one_line(error, module)}")]
         finally:
             state.restore()
-        if wrong := scores(method, vlm, ranking):
+        if wrong := _tried(module, scores, method, vlm, ranking):
             return [*_once(breaches), *(Breach("scores", text) for text in wrong)]
         rankings.append(ranking)
     breaches += [Breach("seed", text) for text in differences(*rankings)]
-    breaches += [Breach("budgets", text) for text in unsolved(method, vlm, rankings[0])]
+    breaches += [Breach("budgets", text) for text in _tried(module, unsolved, method, vlm, rankings[0])]
     if not breaches:  # a pruned model would show the same faults in other words
         state = State(vlm.model)  # a pruned model shares weights with it
         try:
@@ -147,6 +147,14 @@ def breaches(name: str, module: ModuleType, vlm: VLM) -> list[Breach]:
         finally:
             state.restore()
     return _once(breaches)
+
+
+def _tried(module: ModuleType, check: Callable[..., list[str]], *given: Any) -> list[str]:
+    """What a check finds in what the module gave. An error there is a finding too."""
+    try:
+        return check(*given)
+    except method_files.FAILURES as error:
+        return [f"cannot be checked: {_one_line(error, module)}"]
 
 
 def _once(breaches: Sequence[Breach]) -> list[Breach]:
@@ -171,7 +179,7 @@ def signature(name: str, module: ModuleType) -> list[str]:
             faults.append(f"{constant} = {value!r}; choose from: {', '.join(allowed)}")
     try:
         hints = typing.get_type_hints(rank)
-    except Exception as error:  # for example, a name that only type checkers import
+    except method_files.FAILURES as error:  # for example, a name that only type checkers import
         return [*faults, f"an annotation of `rank` cannot be read: {_one_line(error)}"]
     if faults:
         return faults
@@ -187,7 +195,7 @@ def signature(name: str, module: ModuleType) -> list[str]:
             faults.append(_one_line(error))
     try:
         regime = method.regime({})
-    except Exception as error:
+    except method_files.FAILURES as error:
         return [*faults, f"`regime` raised {_one_line(error, module)}"]
     if regime not in OWN_REGIMES:
         faults.append(f"`regime` returned {regime!r}; choose from: {', '.join(OWN_REGIMES)}")
@@ -267,7 +275,7 @@ def _unsolved(
                         faults.append(f"{keep:g} of scope {scope}: the pruned model's logits are not finite")
             except InputError as error:
                 faults.append(str(error))
-            except Exception as error:
+            except method_files.FAILURES as error:
                 faults.append(f"{keep:g} of scope {scope}: the plan cannot be applied: {_one_line(error)}")
     return faults
 
@@ -284,11 +292,12 @@ def pruned_again(method: registry.Method, vlm: VLM, extents: Mapping[Component, 
         try:
             calibration = Calibration(model, samples(), batch_size=4)
             ranking = method.rank(model, calibration, seed=0, budget=Budget("all", 0.75, extents=extents))
-        except Exception as error:
+        except method_files.FAILURES as error:
             if not (refused and isinstance(error, InputError)):
                 faults.append(f"on a model {what}: raised {_one_line(error, method.module)}")
             continue
-        wrong = scores(method, model, ranking) or unsolved(method, model, ranking, once=True)
+        wrong = _tried(method.module, scores, method, model, ranking)
+        wrong = wrong or _tried(method.module, unsolved, method, model, ranking, True)
         faults += [f"on a model {what}: {text}" for text in wrong]
     return faults
 

@@ -15,6 +15,7 @@ import torch
 
 from harness import families
 from harness.families._choices import source
+from harness.method_files import FAILURES
 from harness.metrics import flops
 from harness.pruning import surgery, tokens
 from harness.statistics.calibration import Calibration
@@ -88,7 +89,7 @@ def unmet(vlm: VLM, ranking: Ranking, method: str, samples: list[Sample]) -> lis
                 wrong += [f"{keep:g} of scope {scope}: {text}" for text in _in_batches(pruned, samples)]
             except InputError as error:
                 wrong.append(str(error))
-            except Exception as error:
+            except FAILURES as error:
                 text = " ".join(str(error).split())
                 wrong.append(f"{keep:g} of scope {scope}: the choice of tokens raised {type(error).__name__}: {text}")
     return wrong

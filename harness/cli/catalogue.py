@@ -96,7 +96,7 @@ def _built(name: str) -> str:
 
 
 def doctor(json_: Json = False) -> None:
-    """Check the installation: versions that must match, the embedded model, a forward pass, the devices."""
+    """Check the installation: versions that must match, devices, what other packages add, the embedded models."""
     from harness.checks.doctor import examine
 
     results = examine()

@@ -167,6 +167,22 @@ BROKEN = {  # what is wrong: the body of `rank`, the check, words of the finding
         "pruned",
         r"on a model with factored ffn: raised AttributeError: .*weight.* \(line 13 of method.py\)",
     ),
+    "exit": ("raise SystemExit(0)", "rank", r"raised SystemExit: 0 \(line 13 of method.py\)"),
+    "exit on a pruned model": (
+        f"[exit(0) for b in vlm.blocks if b.ffn.count % 2]; {FINE}",
+        "pruned",
+        r"on a model of uneven widths: raised SystemExit: 0",
+    ),
+    "exit in an option": (
+        claims("ffn", "lambda: exit(0)"),
+        "budgets",
+        "the plan cannot be applied: SystemExit: 0",
+    ),
+    "options of another class": (
+        "return but(vlm, 'vision.0', 'ffn', Options(({'loss': 0},)))",
+        "scores",
+        "cannot be checked: AttributeError: 'dict' object has no attribute",
+    ),
     "no budget": (HIDDEN, "budgets", "0.75 of the FLOPs of ffn in scope vision: the smallest reachable is 0.9998"),
 }
 SIGNATURES = {
@@ -186,6 +202,15 @@ SIGNATURES = {
     "units": (
         f"UNITS = 'neurons'\n{SIGNATURE}: ...",
         "UNITS: unknown kind of units 'neurons'; choose from: both, ffn, heads, layers, tokens",
+    ),
+    "array": (
+        "import numpy as np\ndef rank(vlm, calibration, *, seed, a: np.ndarray = np.zeros(2)): ...",
+        "default of option 'a' of method 'method': values of its type cannot be checked; annotate it",
+    ),
+    "regime that exits": (f"def regime(options): exit(0)\n{SIGNATURE}: ...", "`regime` raised SystemExit: 0"),
+    "role": (
+        f"import numpy as np\nROLE = np.zeros(2)\n{SIGNATURE}: ...",
+        "cannot be checked: ValueError: The truth value",
     ),
     "regime": (
         f"REGIME = 'repaired'\n{SIGNATURE}: ...",
@@ -283,6 +308,7 @@ def test_a_breach_is_exit_1_and_a_line(call: Call, tmp_path: Path) -> None:
         ("wrong.py", "def rank(vlm,\n", "SyntaxError"),
         ("needs.py", "import not_installed_anywhere\n", "No module named 'not_installed_anywhere'"),
         ("early.py", "1 / 0\n", "ZeroDivisionError"),
+        ("exits.py", "import sys; sys.exit(0)\n", "cannot be imported: SystemExit: 0"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_exit_2(

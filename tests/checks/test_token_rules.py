@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,25 @@ def drawn(states: Any, count: int) -> Any:
 )
 def test_faults_of_a_rule(rule: Any, words: str) -> None:
     assert any(words in fault for fault in token_rules.faults(rule))
+
+
+def test_what_cannot_be_examined_is_a_finding(tmp_path: Path, tiny: VLM) -> None:
+    """And not the end of the check: the signature of a builtin, attention that no layer gives, a choice that exits."""
+    head = (
+        "import torch\nfrom harness.types import Ranking, TokenRule\nUNITS = 'tokens'\n"
+        "def leaves(states, count): raise SystemExit(0)\n"
+        "def by(states, count, attention): return attention.argsort()[:count]\n"
+        "def rank(vlm, calibration, *, seed): return Ranking({}, tokens=TokenRule("
+    )
+    for rule, check, words in (
+        ("torch.topk", "scores", "cannot be checked: ValueError: no signature found"),
+        ("by, 0, 'text'", "budgets", "cannot be checked: tokens: layer: 0 has no layer before it"),
+        ("leaves", "budgets", "the choice of tokens raised SystemExit: 0"),
+    ):
+        file = tmp_path / "chooses.py"
+        file.write_text(f"{head}{rule}))\n")
+        breaches = method_contract.breaches(*method_contract.load(str(file)), tiny)
+        assert {breach.check for breach in breaches} == {check} and words in breaches[0].text, breaches
 
 
 def test_a_good_rule_has_no_fault() -> None:

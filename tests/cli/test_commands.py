@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -159,12 +160,32 @@ def test_help(call: Call) -> None:
         assert call(*words, "-h").out == done.out
 
 
-def test_doctor(call: Call) -> None:
+def test_doctor(call: Call, own_cache: Path) -> None:
     done = call("doctor", "--json")
     checks = json.loads(done.out)
     assert done.code == (0 if all(check["ok"] for check in checks) else 1)
     assert {"Python", "packages", "torchvision matches torch", "methods"} <= {check["check"] for check in checks}
     assert any("mini-qwen2-vl" in check["check"] and check["ok"] for check in checks)
+    (built,) = [check for check in checks if check["check"] == "model dinov2-smollm2"]
+    assert built["ok"] and "not built on this machine yet; run `infoprune reference build" in built["detail"]
+
+
+def test_doctor_goes_on_behind_what_is_broken(
+    call: Call, own_cache: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str, known: Any = importlib.metadata.version) -> str:
+        return known("none-such" if name == "fvcore" else name)
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors").write_text("cut")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(registry, "MODELS", {"broken": folder, "tiny": tiny_folder})
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: 1 / 0)
+    done = call("doctor")
+    assert done.code == 2 and done.err == ""
+    assert "no  packages: torch " in done.out and "fvcore is missing, pandas" in done.out
+    assert "no  free disk: ZeroDivisionError" in done.out and "ok  methods: " in done.out
+    assert "no  model broken: " in done.out and "safetensors" in done.out and "ok  model tiny: qwen2_vl" in done.out
 
 
 # --- as a process -------------------------------------------------------------------------------------------
