@@ -100,7 +100,7 @@ def worse(results: list[Bar], file: Path, env: dict[str, Any], quick: bool) -> l
     """
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
-        known = {bar["name"]: bar for bar in earlier["bars"]}
+        known = {bar["name"]: _figures(bar) for bar in earlier["bars"]}
         for key, before, now in other_machine(earlier["env"], env):
             raise InputError(
                 f"{file}: env.{key}: measured with {before}, not {now}; times of different machines cannot be compared"
@@ -112,8 +112,16 @@ def worse(results: list[Bar], file: Path, env: dict[str, Any], quick: bool) -> l
         return [line for bar in results if bar.name in known and (line := _worse(bar, known[bar.name]))]
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: not a file that `infoprune bench --out` wrote") from error
+
+
+def _figures(bar: dict[str, Any]) -> dict[str, float | None]:
+    """What is compared of an earlier bar; raises TypeError, ValueError or KeyError for a bar without it."""
+    figures = {key: None if bar[key] is None else float(bar[key]) for key in ("ratio", "lo", "hi")}
+    if (figures["lo"] is None) != (figures["hi"] is None):
+        raise ValueError("half an interval")
+    return figures
 
 
 def _worse(bar: Bar, earlier: dict[str, Any]) -> str:

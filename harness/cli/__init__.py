@@ -17,8 +17,10 @@ from rich.markup import escape
 from harness import progress, registry
 from harness.cli import bench, catalogue, checkpoints, quality, recommend, reference, results, sweep, verdicts
 from harness.cli.screen import MARKUP, UNWRITABLE, err, streams
-from harness.cli.shared import homes_expanded
+from harness.cli.shared import Interrupted, homes_expanded
 from harness.types import InputError
+
+log = logging.getLogger(__name__)
 
 LINE = 1500  # characters of an error
 # What no check before the work can know of, such as a disk that becomes full.
@@ -123,7 +125,7 @@ def _everywhere(
 
 
 def main() -> None:
-    """The console script: bad input is one line on stderr and exit code 2."""
+    """The console script: bad input, and what the system refuses, is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with streams():
         _run()
@@ -133,21 +135,30 @@ def _run() -> None:
     try:
         app()
     except InputError as error:
-        from harness.text import plain
-
-        text = plain(str(error))
-        if len(text) > LINE:  # what is named in it may be of any length
-            text = f"{text[: LINE - 300]} ... {text[-300:]}"
-        err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+        _say(str(error))
         sys.exit(2)
     except OSError as error:
-        if error.errno not in UNWRITABLE_FILE:
-            raise
+        log.debug("what the system refused:", exc_info=True)
+        unwritable = error.errno in UNWRITABLE_FILE
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"[red]error:[/red] {escape(where)}cannot be written: {error.strerror}", soft_wrap=True)
-        sys.exit(UNWRITABLE)
+        reason = error.strerror or f"{type(error).__name__}: {error}"
+        _say(f"{where}{'cannot be written: ' if unwritable else ''}{reason}")
+        sys.exit(UNWRITABLE if unwritable else 2)
+    except Interrupted:
+        err.print("interrupted; what was finished is kept, the same command goes on from there")
+        sys.exit(130)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # what typer makes of an interrupt
             raise
-        err.print("interrupted; what was finished is kept, the same command goes on from there")
+        err.print("interrupted")
         sys.exit(130)
+
+
+def _say(reason: str) -> None:
+    """An error in one line."""
+    from harness.text import plain
+
+    text = plain(reason)
+    if len(text) > LINE:  # what is named in it may be of any length
+        text = f"{text[: LINE - 300]} ... {text[-300:]}"
+    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)

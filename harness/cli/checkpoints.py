@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -73,8 +74,8 @@ def prune(
 
     check_device(device)
     currency, keep = _budget(budget)
-    width, _, height = image.partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", image)
+    if sides is None:
         raise InputError(f"--image {image}: use WIDTHxHEIGHT, such as 448x448")
     trial = export.single_trial(
         model,
@@ -86,7 +87,7 @@ def prune(
         options=pairs(option, "--option"),
         tasks=data or (),
         samples=samples,
-        image=(int(width), int(height)),
+        image=(int(sides[1]), int(sides[2])),
         dtype=dtype,
         revision=revision,
         seed=seed,

@@ -10,7 +10,7 @@ import typer
 
 from harness import registry
 from harness.cli.screen import err, out, table
-from harness.cli.shared import Device, Json, Limit, check_device
+from harness.cli.shared import Device, Json, Limit, check_device, resumable
 from harness.types import InputError
 
 Model = Annotated[str, typer.Option(help="mini-qwen2-vl, or dinov2-smollm2, the one made of two pretrained parts.")]
@@ -31,6 +31,7 @@ def build(
     run(out=out_dir, wheels=wheels, adapters=adapters, console=err)
 
 
+@resumable()
 def train(
     out_dir: Annotated[Path, typer.Option("--out", help="Checkpoint folder; a run found there goes on.")],
     model: Model = "mini-qwen2-vl",

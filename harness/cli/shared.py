@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Questions per task; the same ones on every machine.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Run in this process instead of a worker process.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Workers at a time; with --device cuda spread over all GPUs.")]
+MOST = 1e6  # of a limit: what waits for a worker takes no infinity, nor milliseconds beyond 32 bits
 TimeLimit = Annotated[float | None, typer.Option(min=0.1, help="Seconds a trial may take; then it is a failure.")]
 MemoryLimit = Annotated[
     float | None, typer.Option(min=0.1, help="GB that a trial's worker may use (resident); what Ray sets aside for it.")
@@ -47,11 +49,27 @@ def check_device(device: str) -> None:
 
 
 def check_workers(inline: bool, jobs: int, time_limit: float | None, memory_limit: float | None) -> None:
-    """Raise InputError for what needs worker processes where there are to be none."""
+    """Raise InputError for a limit that is none, and for what needs worker processes where there are to be none."""
+    for option, limit in (("--time-limit", time_limit), ("--memory-limit", memory_limit)):
+        if limit is not None and not limit <= MOST:  # NaN, too
+            raise InputError(f"{option} {limit:g}: use at most {MOST:g}, or leave it out for no limit")
     asked = {"--jobs": jobs > 1, "--time-limit": time_limit is not None, "--memory-limit": memory_limit is not None}
     for option, given in asked.items():
         if inline and given:
             raise InputError(f"{option}: needs worker processes; leave out --inline")
+
+
+class Interrupted(Exception):
+    """The user stopped a command that keeps what was finished and goes on from there."""
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Raise Interrupted for an interrupt inside; as a decorator, of such a command."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted from error
 
 
 def homes_expanded(app: typer.Typer) -> None:

@@ -29,6 +29,7 @@ from harness.cli.shared import (
     check_workers,
     duration,
     pairs,
+    resumable,
 )
 from harness.text import TOO_FEW
 from harness.types import InputError
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 Executor = Literal["local", "ray"]
 
 
+@resumable()
 def demo(
     results: Results = Path("runs/demo/results"),
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tables and the plot.")] = Path("runs/demo"),
@@ -65,6 +67,7 @@ def demo(
     note("next: infoprune list boards, infoprune sweep BOARD --dry-run, infoprune check-method FILE", out)
 
 
+@resumable()
 def sweep(
     board: Annotated[str, typer.Argument(help="A shipped board's name or a YAML file.", autocompletion=board_names)],
     results: Results = Path("results"),
@@ -118,8 +121,13 @@ def sweep(
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         needs = Needs(cpus or 1, gpus or int(device.startswith("cuda")), memory)
         cluster = Cluster(address, needs, shards or 1)
-    flags = {"limit": limit, "random_weights": random_weights}
-    read = spec.read(board, **pairs(set_, "--set"), **{key: value for key, value in flags.items() if value})
+    changes = pairs(set_, "--set")
+    for key, value in {"limit": limit, "random_weights": random_weights}.items():
+        if value and key in changes:
+            raise InputError(f"--set {key}: --{key.replace('_', '-')} gives it, too; leave one out")
+        if value:
+            changes[key] = value
+    read = spec.read(board, **changes)
     if dry_run:
         _dry_run(read, results, device if cluster is None else None, against, jobs, json_)
         return

@@ -5,6 +5,8 @@ check_device("cuda:1")
 
 from __future__ import annotations
 
+import re
+
 from harness.types import InputError
 
 
@@ -14,8 +16,8 @@ def check_device(device: str, where: str = "device") -> None:
         return
     import torch
 
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
+    place = re.fullmatch(r"cuda(?::(\d{1,4}))?", device)
+    if place is None:
         raise InputError(f"{where} {device}: use cpu, cuda or cuda:N")
-    if int(number or 0) >= torch.cuda.device_count():
+    if int(place[1] or 0) >= torch.cuda.device_count():
         raise InputError(f"{where} {device}: this machine has {torch.cuda.device_count()} CUDA devices")

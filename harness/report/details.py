@@ -245,8 +245,8 @@ def _latency(metrics: Mapping[str, Any]) -> Iterable[list[Any]]:
 
 
 def _batch(entry: tuple[str, Any]) -> tuple[int, str]:
-    """Sort key of batch sizes, which are texts in JSON."""
-    return (int(entry[0]) if entry[0].isascii() and entry[0].isdigit() else 0, entry[0])
+    """Sort key of batch sizes, which are texts in JSON and may have any number of digits."""
+    return len(entry[0]), entry[0]
 
 
 # --- plans --------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def report(results: Path, out: Path, names: Sequence[str] = ()) -> list[Path]:
 def frame(source: Path) -> pd.DataFrame:
     """The trials of all boards of a results folder, of one board's folder, or of a board.csv, a row each.
 
-    See `tables.board_frame`. A file that is no record is left out and logged. Raises InputError if there is no board.
+    See `tables.board_frame`. A file that is no record is left out and logged. Raises InputError if there is no record.
     """
     if source.suffix == ".csv":
         return spreadsheet.read(source)
@@ -82,6 +82,8 @@ def frame(source: Path) -> pd.DataFrame:
         for problem in problems:
             log.warning(problem)
         frames.append(tables.board_frame(records))
+    if all(frame.empty for frame in frames):
+        raise InputError(f"{source}: no record that can be read there; `infoprune results verify` names what is wrong")
     return pd.concat(frames, ignore_index=True)
 
 

@@ -79,6 +79,10 @@ def test_an_earlier_run_is_held_against(call: Call, monkeypatch: pytest.MonkeyPa
         (lambda made: made.update(quick=True), ["bars.json: quick"]),
         (lambda made: made.pop("bars"), ["bars.json: not a file that"]),
         (lambda made: made.update(bars=3), ["bars.json: not a file that"]),
+        (lambda made: made.update(bars=[{"name": "a"}]), ["bars.json: not a file that"]),
+        (lambda made: made["bars"][0].update(ratio="fast"), ["bars.json: not a file that"]),
+        (lambda made: made["bars"][0].update(ratio=10**400), ["bars.json: not a file that"]),
+        (lambda made: made["bars"][0].update(lo=0.5), ["bars.json: not a file that"]),
     ],
 )
 def test_what_is_no_evidence_is_refused(

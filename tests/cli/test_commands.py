@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import shutil
@@ -9,10 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from harness import registry, tasks
+from harness.bench import performance
+from harness.checks import score_quality
+from harness.reference import run as reference
 from harness.trials import forecast, spec, sweep
 from tests.support.commands import Call, Done, put, refused
 from tests.support.paths import ROOT
@@ -92,6 +97,86 @@ def test_interrupt(call: Call, tmp_path: Path, board: dict[str, Any], monkeypatc
     monkeypatch.setattr(sweep, "sweep", stopped)
     done = call("sweep", put(tmp_path / "board.yaml", board))
     assert done.code == 130 and "the same command goes on" in done.err and "Traceback" not in done.err
+    done = call("demo")
+    assert done.code == 130 and "the same command goes on" in done.err
+    monkeypatch.setattr(performance, "bars", stopped)
+    monkeypatch.setattr(score_quality, "measure", stopped)
+    for words in (["bench"], ["quality", "--methods", "random"]):  # which keep nothing
+        done = call(*words)
+        assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted")
+    monkeypatch.setattr(reference, "run", stopped)
+    done = call("reference", "train", "--out", "mine")
+    assert done.code == 130 and "the same command goes on" in done.err
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", LONG, LONG],
+        ["gate", LONG, LONG],
+        ["verdict", LONG],
+        ["recommend", "--budget", "0.5", "--board", LONG],
+        ["sweep", f"{LONG}.yaml"],
+        ["sweep", "demo", "--dry-run", "--against", LONG],
+        ["sweep", "demo", "--dry-run", "--set", f"split={LONG}"],
+        ["data", "check", f"{LONG}.parquet"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_the_system_refuses_is_no_verdict(call: Call, words: list[str]) -> None:
+    refused(call(*words), LONG)
+
+
+def test_what_the_system_refuses_is_named(
+    call: Call, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error, words in (
+        (PermissionError(errno.EACCES, "Permission denied", "my[file]"), "error: my[file]: Permission denied"),
+        (OSError("no\nnetwork"), "error: OSError: no network"),
+    ):
+        monkeypatch.setattr(forecast, "estimate", Mock(side_effect=error))
+        refused(call("sweep", "demo", "--dry-run"), words)
+    caplog.clear()
+    call("-vv", "sweep", "demo", "--dry-run")
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--time-limit", "inf"], "--time-limit inf: use at most 1e+06"),
+        (["--memory-limit", "inf"], "--memory-limit inf: use at most"),
+        (["--memory-limit", "1e300"], "--memory-limit 1e+300: use at most"),
+        (["--device", "cuda:²"], "--device cuda:²: use cpu, cuda or cuda:N"),
+        (["--device", f"cuda:{'9' * 5000}"], "use cpu, cuda or cuda:N"),
+        (["--set", "limit=5", "--limit", "4"], "--set limit: --limit gives it, too"),
+        (["--set", "random_weights=no", "--random-weights"], "--set random_weights: --random-weights gives it, too"),
+    ],
+    ids=lambda words: words[1][:9] if isinstance(words, list) else "",
+)
+def test_values_that_no_sweep_can_use(call: Call, words: list[str], says: str) -> None:
+    refused(call("sweep", "demo", *words), says)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--image", "²x²", "use WIDTHxHEIGHT"),
+        ("--image", f"{'9' * 5000}x1", "use WIDTHxHEIGHT"),
+        ("--image", "0x448", "greater than or equal to 1"),
+        ("--budget", "nan", "budgets.0"),
+        ("--budget", "inf", "budgets.0"),
+        ("--budget", "-1", "budgets.0"),
+    ],
+    ids=lambda text: text[:9],
+)
+def test_values_that_no_pruning_can_use(call: Call, option: str, value: str, says: str) -> None:
+    given = {"--budget": "0.5", option: value}
+    words = [f"{name}={text}" for name, text in given.items()]
+    refused(call("prune", "mini-qwen2-vl", "--method", "random", "--out", "small", *words), says)
 
 
 # --- what is there ------------------------------------------------------------------------------------------

@@ -40,3 +40,11 @@ def test_it_makes_the_model_of_its_row(call: Call, tmp_path: Path) -> None:
 )
 def test_one_line_says_what_is_wrong(call: Call, more: list[str], says: str) -> None:
     refused(call("recommend", *more), says)
+
+
+def test_a_folder_without_a_record_says_so(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / "0123456789abcdef.json").write_text("{")
+    for more in ([], ["--board", "mine"]):
+        done = call("recommend", "--budget", "0.5", "--results", tmp_path / "results", *more)
+        assert done.code == 2 and "no record that can be read there" in done.err.splitlines()[-1], done

@@ -47,7 +47,7 @@ def run(
     with fetched(wheels) as folder:
         model, processor = assemble(folder)
     learned = Learned.load(begin, model) if begin else None
-    if begin is not None and (seen := about(begin).get("images", "")).isdigit():
+    if begin is not None and (seen := about(begin).get("images", "")).isdecimal():
         recipe = dataclasses.replace(recipe, before=int(seen))
     with progress_bar(console) as bar:
         task = bar.add_task("starting", total=recipe.images)
