@@ -10,6 +10,8 @@ compared; a method without such scores is named, and the outcome holds the reaso
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +21,11 @@ import numpy as np
 import torch
 
 from harness import registry, tasks
+from harness.checks import ranking_rules
+from harness.method_files import FAILURES
 from harness.progress import Track
 from harness.statistics.calibration import Calibration
-from harness.types import VLM, WIDTHS, Additive, Budget, Kind, Options, Ordinal, Questions, Ranking
+from harness.types import VLM, WIDTHS, Additive, Budget, InputError, Kind, Options, Ordinal, Questions, Ranking
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -69,12 +73,14 @@ def measure(
 ) -> dict[str, Any]:
     """The damages, and every method's agreement with them.
 
-    wanted: from `damage_settings`. The damages in `stored` are reused if their settings are the same. A method that
-    fails is listed with its error.
+    wanted: from `damage_settings`. The damages in `stored` are reused if they are whole and their settings are the
+    same. A method that fails, or whose ranking breaks the contract, is listed with its error. Raises InputError for a
+    model whose loss is not finite.
     """
     units = draw(vlm, wanted["channels"])
-    reusable = stored is not None and all(stored.get("truth", {}).get(key) == value for key, value in wanted.items())
-    truth = stored["truth"] if stored is not None and reusable else {**wanted, **_damages(vlm, wanted, units, track)}
+    truth: Any = None if stored is None else stored.get("truth")
+    if not _usable(truth, wanted, units):
+        truth = {**wanted, **_damages(vlm, wanted, units, track)}
     calibration = Calibration(vlm, tasks.samples(Questions(tuple(tasks.names()), "calibration"), CALIBRATION, SEED))
     damage = [row["damage"] for row in truth["units"]]
     methods = {}
@@ -82,13 +88,27 @@ def measure(
         start = time.perf_counter()
         try:
             ranking = _rank(vlm, calibration, method)
-        except Exception as error:  # one method's failure must not stop the others
-            methods[method.name] = {"error": f"{type(error).__name__}: {error}"}
-            continue
-        seconds = time.perf_counter() - start
-        agreement = {kind: _agreement(ranking, units, damage, kind) for kind in WIDTHS}
-        methods[method.name] = {"options": dict(method.options), "ranking_s": seconds, **agreement}
+            seconds = time.perf_counter() - start
+            if faults := ranking_rules.scores(method, vlm, ranking):
+                raise ValueError("; ".join(faults))
+            agreement = {kind: _agreement(ranking, units, damage, kind) for kind in WIDTHS}
+            found = {"options": dict(method.options), "ranking_s": seconds, **agreement}
+            json.dumps(found, allow_nan=False)  # fails, for example, for an option that is no plain value
+        except FAILURES as error:  # one method's failure must not stop the others
+            found = {"error": f"{type(error).__name__}: {error}"}
+        methods[method.name] = found
     return {"truth": truth, "two_halves": _two_halves(truth["units"]), "calibration": CALIBRATION, "methods": methods}
+
+
+def _usable(truth: Any, wanted: Mapping[str, Any], units: Sequence[Unit]) -> bool:
+    """Whether stored damages are of these settings and units, and finite."""
+    try:
+        places = [(row["block"], row["kind"], row["index"]) for row in truth["units"]]
+        figures = [truth["dense_loss"], *(x for row in truth["units"] for x in (row["damage"], *row["halves"]))]
+        same = all(truth[key] == value for key, value in wanted.items()) and places == list(units)
+    except (KeyError, TypeError):
+        return False
+    return same and all(isinstance(figure, float) and math.isfinite(figure) for figure in figures)
 
 
 def _damages(vlm: VLM, wanted: Mapping[str, Any], units: Sequence[Unit], track: Track) -> dict[str, Any]:
@@ -98,6 +118,8 @@ def _damages(vlm: VLM, wanted: Mapping[str, Any], units: Sequence[Unit], track: 
     halves = [Calibration(vlm, part) for part in (samples[:middle], samples[middle:]) if part]
     tokens = [sum(int((batch["labels"] != -100).sum()) for batch in half.batches()) for half in halves]
     dense = [half.answer_loss() for half in halves]
+    if not all(map(math.isfinite, dense)):
+        raise InputError(f"model {vlm.name}: its answer loss is {_mean(dense, tokens)}, so no unit can do damage to it")
     rows = []
     for unit in track(units, "units left out one by one"):
         gates = torch.ones(vlm.block(unit.block).units(unit.kind).count)

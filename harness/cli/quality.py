@@ -55,7 +55,8 @@ def quality(
     with progress_bar(err) as bar:
         wanted = damage_settings(vlm, samples, channels)
         measured = measure(vlm, names, wanted, lambda items, text: bar.track(items, description=text), stored)
-    files = write(measured, out_dir, frozenset(method.name for method in contestants if method.role == "studied"))
+    studied = frozenset(method.name for method in contestants if method.role == "studied")
+    files = write(measured, out_dir, studied, methods or ())
     if json_:
         print(json.dumps(measured, indent=1))
         return
@@ -72,6 +73,6 @@ def _stored(path: Path) -> dict[str, Any] | None:
         return None
     try:
         outcome = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON; delete it to measure anew") from error
     return outcome if isinstance(outcome, dict) else None

@@ -8,7 +8,8 @@ Equal measurements give equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ PLAIN = COLORS["blue"]
 BEHIND: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # box of text over lines
 
 
-def write(measured: Mapping[str, Any], out: Path, studied: frozenset[str] = frozenset()) -> list[Path]:
-    """Write FILES into the folder. `studied` methods get the colour of the method under study."""
+def write(
+    measured: Mapping[str, Any], out: Path, studied: frozenset[str] = frozenset(), asked: Sequence[str] = ()
+) -> list[Path]:
+    """Write FILES into the folder. `studied` methods get the colour of the method under study.
+
+    asked: the methods as the command named them; none: all.
+    """
     paths = [out / name for name in FILES]
     page, table, data, picture = paths
-    save(page, _page(measured))
+    save(data, json.dumps(measured, indent=1, allow_nan=False) + "\n")  # first: it holds what took long
+    save(page, _page(measured, asked))
     save(table, _csv(measured))
-    save(data, json.dumps(measured, indent=1, allow_nan=False) + "\n")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -66,7 +72,7 @@ def _without_scores(measured: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _page(measured: Mapping[str, Any]) -> str:
+def _page(measured: Mapping[str, Any], asked: Sequence[str]) -> str:
     truth = measured["truth"]
     numbers = {kind: sum(unit["kind"] == kind for unit in truth["units"]) for kind in KINDS}
     text = (
@@ -84,7 +90,10 @@ def _page(measured: Mapping[str, Any]) -> str:
     rows.append(["*damage, two halves*", *_cells(measured["two_halves"])])
     others = ", ".join(map(escape, _without_scores(measured)))
     left_out = f"No score for single heads or channels: {others}." if others else ""
-    repeat = f"```sh\ninfoprune quality --samples {truth['samples']} --channels {truth['channels']}\n```"
+    words = ["infoprune", "quality", "--model", truth["model"]]
+    words += ["--samples", str(truth["samples"]), "--channels", str(truth["channels"])]
+    words += [word for name in asked for word in ("--methods", name)]
+    repeat = f"```sh\n{shlex.join(map(plain, words))}\n```"
     parts = ["# Score quality", text, markdown(heads, rows), left_out, "![Kendall's tau](quality.png)", repeat]
     return "\n\n".join(filter(None, parts)) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import pytest
 from PIL import Image
 from scipy.stats import kendalltau
 
-from harness import registry, tasks
+from harness import families, registry, tasks
 from harness.checks import score_quality
 from harness.pruning import surgery
 from harness.report.quality import FILES, standing, write
 from harness.statistics.calibration import Calibration
-from harness.types import VLM, Additive, Keep, Options, Ordinal, Plan, Ranking
+from harness.types import VLM, Additive, InputError, Keep, Options, Ordinal, Plan, Ranking
 from tests.support.commands import Call, refused
 from tests.support.question_files import asked
 
@@ -159,6 +160,57 @@ def test_damages_are_measured_once_and_a_failure_is_named(
     assert loops[1:] == ["units left out one by one", "methods"]
 
 
+def test_a_ranking_that_breaks_the_contract_is_named(
+    tiny: VLM, measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all that was measured is written: NaN, too few scores, no ranking, an exit, an option that JSON lacks."""
+    monkeypatch.setattr(score_quality, "CALIBRATION", 6)
+    wanted = score_quality.damage_settings(tiny, 6, 5)
+    stored = json.loads(json.dumps(measured))
+    head = "from harness.types import Ordinal, Ranking\n"
+    each = "return Ranking({(b.name, k): Ordinal((%s,) * %s) for b, k in vlm.select('all')})"
+    bodies = {
+        "nan": (each % ("float('nan')", "b.units(k).count"), "ValueError: vision.0 heads: score 0 is nan"),
+        "few": (each % (1.0, 1), "ValueError: vision.0 heads: 1 scores for"),
+        "none": ("return None", "ValueError: `rank` returned NoneType"),
+        "leaves": ("exit(0)", "SystemExit: 0"),
+        "odd": (each % (1.0, "b.units(k).count"), "TypeError: Object of type object"),
+    }
+    files = []
+    for name, (body, _) in bodies.items():
+        files.append(tmp_path / f"{name}_.py")
+        option = ", option: object = object()" if name == "odd" else ""
+        files[-1].write_text(f"{head}def rank(vlm, calibration, *, seed{option}):\n    {body}\n")
+    found = score_quality.measure(tiny, [*map(str, files), "random"], wanted, track, stored)
+    for name, (_, words) in bodies.items():
+        assert found["methods"][f"{name}_"]["error"].startswith(words), found["methods"][f"{name}_"]
+    assert found["methods"]["random"]["heads"]["scores"]
+    assert all(path.is_file() for path in write(found, tmp_path))
+
+
+@pytest.mark.parametrize("spoil", ["null", "list", "lost", "nan", "text", "other units"])
+def test_damages_that_are_not_whole_are_measured_anew(tiny: VLM, measured: dict[str, Any], spoil: str) -> None:
+    wanted, units = score_quality.damage_settings(tiny, 6, 5), score_quality.draw(tiny, 5)
+    truth = json.loads(json.dumps(measured["truth"]))
+    assert score_quality._usable(truth, wanted, units)
+    if spoil in ("null", "list"):
+        truth = None if spoil == "null" else []
+    elif spoil == "lost":
+        del truth["dense_loss"]
+    elif spoil == "other units":
+        truth["units"].pop()
+    else:
+        truth["units"][3]["damage"] = float("nan") if spoil == "nan" else "0.5"
+    assert not score_quality._usable(truth, wanted, units)
+
+
+def test_a_model_without_a_finite_loss_is_refused_first(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = families.load(tiny_folder, name="broken")
+    broken.model.get_parameter("lm_head.weight").data.fill_(float("nan"))
+    with pytest.raises(InputError, match="model broken: its answer loss is nan"):
+        score_quality.measure(broken, [], score_quality.damage_settings(broken, 4, 1), track)
+
+
 # --- the outcome ------------------------------------------------------------------------------------------
 
 
@@ -186,8 +238,11 @@ def test_the_outcome_is_the_same_bytes_each_time(measured: dict[str, Any], tmp_p
 def test_the_command(call: Call, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_quality, "CALIBRATION", 6)
     flags = ("--model", tiny_folder, "--samples", 4, "--channels", 2, "--out", tmp_path / "out")
-    done = call("quality", *flags, "--methods", "random", "--methods", "magnitude")
+    named, page = ("--methods", "random", "--methods", "magnitude"), tmp_path / "out" / "README.md"
+    done = call("quality", *flags, *named)
     assert done.code == 0 and done.out.splitlines() == [str(tmp_path / "out" / name) for name in FILES]
+    assert f"infoprune {shlex.join(['quality', *map(str, flags[:-2]), *named])}\n" in page.read_text()
+    page.with_name("quality.json").write_text('{"truth": null}')
     done = call("quality", *flags, "--methods", "random", "--json")
     assert list(json.loads(done.out)["methods"]) == ["random"]
 
