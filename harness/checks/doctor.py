@@ -71,7 +71,7 @@ def _torchvision() -> Iterator[CheckResult]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import torchvision
-    except (ImportError, RuntimeError) as error:
+    except RuntimeError as error:
         hint = "install the torch and torchvision versions in constraints.txt"
         yield CheckResult("torchvision matches torch", False, f"{error}; {hint}")
     else:
