@@ -79,10 +79,16 @@ class Method:
     def rank(
         self, vlm: VLM, calibration: Calibration, *, seed: int, budget: Budget | None = None, **options: Any
     ) -> Ranking:
-        """The module's ranking; it gets the budget if it asks for it. Raises as `check_model` does."""
+        """The module's ranking; it gets the budget if it asks for it. Raises as `check_model` does.
+
+        A method that exits raises RuntimeError instead: it would end a sweep without a word.
+        """
         self.check_model(vlm)
         asked = {"budget": budget} if self.per_budget else {}
-        return self.module.rank(vlm, calibration, seed=seed, **asked, **options)
+        try:
+            return self.module.rank(vlm, calibration, seed=seed, **asked, **options)
+        except SystemExit as error:
+            raise RuntimeError(f"the method exits: {error}").with_traceback(error.__traceback__) from error
 
     def ranked(self, vlm: VLM) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that the method scores; nothing, if it leaves the model dense."""

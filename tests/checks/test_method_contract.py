@@ -167,11 +167,11 @@ BROKEN = {  # what is wrong: the body of `rank`, the check, words of the finding
         "pruned",
         r"on a model with factored ffn: raised AttributeError: .*weight.* \(line 13 of method.py\)",
     ),
-    "exit": ("raise SystemExit(0)", "rank", r"raised SystemExit: 0 \(line 13 of method.py\)"),
+    "exit": ("raise SystemExit(0)", "rank", r"raised RuntimeError: the method exits: 0 \(line 13 of method.py\)"),
     "exit on a pruned model": (
         f"[exit(0) for b in vlm.blocks if b.ffn.count % 2]; {FINE}",
         "pruned",
-        r"on a model of uneven widths: raised SystemExit: 0",
+        r"on a model of uneven widths: raised RuntimeError: the method exits: 0",
     ),
     "exit in an option": (
         claims("ffn", "lambda: exit(0)"),

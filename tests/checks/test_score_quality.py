@@ -173,7 +173,7 @@ def test_a_ranking_that_breaks_the_contract_is_named(
         "nan": (each % ("float('nan')", "b.units(k).count"), "ValueError: vision.0 heads: score 0 is nan"),
         "few": (each % (1.0, 1), "ValueError: vision.0 heads: 1 scores for"),
         "none": ("return None", "ValueError: `rank` returned NoneType"),
-        "leaves": ("exit(0)", "SystemExit: 0"),
+        "leaves": ("exit(0)", "RuntimeError: the method exits: 0"),
         "odd": (each % (1.0, "b.units(k).count"), "TypeError: Object of type object"),
     }
     files = []

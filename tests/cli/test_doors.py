@@ -206,13 +206,16 @@ def test_json_of_a_dry_run(call: Call, tmp_path: Path, board: dict[str, Any]) ->
 
 def test_json_of_a_sweep(call: Call, tmp_path: Path, board: dict[str, Any]) -> None:
     (tmp_path / "broken.py").write_text("def rank(vlm, calibration, *, seed):\n    raise RuntimeError('no idea')\n")
-    file = put(tmp_path / "board.yaml", {**board, "metrics": ["flops"], "methods": ["magnitude", "broken.py"]})
+    (tmp_path / "leaves.py").write_text("def rank(vlm, calibration, *, seed):\n    exit(0)\n")
+    methods = ["magnitude", "broken.py", "leaves.py"]
+    file = put(tmp_path / "board.yaml", {**board, "metrics": ["flops"], "methods": methods})
     done = call("sweep", file, "--inline", "--json", "--profile")
     shown = json.loads(done.out)
-    assert done.code == 1 and shown["folder"] == "results/small" and (shown["ran"], shown["skipped"]) == (3, 0)
+    assert done.code == 1 and shown["folder"] == "results/small" and (shown["ran"], shown["skipped"]) == (4, 0)
     assert sorted(shown["ids"]) == sorted(path.stem for path in Path("results/small").glob("*.json"))
-    (failure,) = shown["failed"]
-    assert failure.startswith("broken ") and "no idea" in failure
+    broken, leaves = shown["failed"]
+    assert broken.startswith("broken ") and "no idea" in broken
+    assert leaves.startswith("leaves ") and "the method exits: 0" in leaves
     assert {phase["phase"] for phase in shown["phases"]} >= {"load", "ranking"}
     again = json.loads(call("sweep", file, "--inline", "--json").out)
-    assert (again["ran"], again["skipped"], len(again["ids"])) == (1, 2, 1) and "phases" not in again
+    assert (again["ran"], again["skipped"], len(again["ids"])) == (2, 2, 2) and "phases" not in again
