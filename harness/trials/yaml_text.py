@@ -39,6 +39,6 @@ class _Loader(yaml.SafeLoader):
 def value(text: str, where: str) -> Any:
     """The value of a text in YAML. Raises InputError, which begins with `where`, for what is none or repeats a key."""
     try:
-        return yaml.load(text, _Loader)  # nosec: a SafeLoader
+        return yaml.load(text, _Loader)  # nosec
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{where}not YAML: {' '.join(str(error).split())}") from error
