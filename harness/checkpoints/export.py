@@ -196,7 +196,8 @@ def _names(record: Record) -> list[str]:
     trial, compared = record.trial, terms(record.trial)
     words = [
         f"{trial.method} {record.contestant.variant}".strip(),
-        *(regime(record), trial.units, pairs(vars(trial.calibration)), str(compared.budget), str(compared.setting)),
+        *(regime(record), trial.units, pairs(vars(trial.calibration))),
+        *(str(compared.budget), compared.budget.asked, str(compared.setting)),
     ]
     ends = f"{trial.scope}/{trial.budget:g}/{trial.seed}"
     return [f"{' '.join(words[: count + 1])}/{ends}" for count in range(len(words))]

@@ -59,9 +59,13 @@ class BudgetTerms:
     currency: Currency = "flops"
     align: Align = None
 
+    @property
+    def asked(self) -> str:
+        """The input in words: long, and most boards have one."""
+        return pairs({"image": "x".join(map(str, self.input.image)), "text": self.input.text})
+
     def __str__(self) -> str:
-        image = "x".join(map(str, self.input.image))
-        return pairs({"currency": self.currency, "align": self.align, "image": image, "text": self.input.text})
+        return pairs({"currency": self.currency, "align": self.align})
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,14 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
     tasks = sorted({task for record in records for task in record.trial.questions.tasks})
     names = {task: _task_column(task, known) for task in tasks}
     pruned = [record.trial for record in records if record.trial.method != "none"]
-    several_terms = len({terms(trial).budget for trial in pruned}) > 1
+    budgets = {terms(trial).budget for trial in pruned}
+    several_terms, with_input = len(budgets) > 1, len({budget.input for budget in budgets}) > 1
     rows = []
     for record in records:
         several_calibrations = len(calibrations[record.trial.method]) > 1
-        rows.append(_row(record, known, names, several_calibrations, several_terms))
+        budget = terms(record.trial).budget
+        budget_terms = f"{budget} {budget.asked}" if with_input else str(budget)
+        rows.append(_row(record, known, names, several_calibrations, budget_terms if several_terms else None))
     rest = [name for name in known if name not in ORDER and any(name in row for row in rows)]
     columns = [name for key in ORDER for name in (names.values() if key == TASKS else (key,))]
     columns += [*rest, *([TERMS] if several_terms else []), *([KEEPS] if any(row[KEEPS] for row in rows) else [])]
@@ -291,7 +294,7 @@ def _row(
     known: Mapping[str, tuple[str, MetricColumn]],
     tasks: Mapping[str, str],
     name_calibration: bool,
-    name_terms: bool,
+    budget_terms: str | None,
 ) -> dict[str, Any]:
     trial, about, ok = record.trial, record.contestant, record.error is None
     metrics = record.metrics if ok else {}  # a failed trial counts as not measured
@@ -317,8 +320,8 @@ def _row(
     parts = [trial.method, about.variant]
     if name_calibration:
         parts.append(pairs(vars(trial.calibration)))
-    if name_terms:
-        row[TERMS] = str(terms(trial).budget) if trial.method != "none" else ""
+    if budget_terms is not None:
+        row[TERMS] = budget_terms if trial.method != "none" else ""
         parts.append(row[TERMS])
     row["curve"] = plain(" ".join(filter(None, parts)))
     row["setting"] = plain(str(terms(trial).setting))

@@ -375,7 +375,7 @@ def test_prune_takes_what_a_contestant_on_a_board_takes(
         (["--tuning", "[bias, refit]"], "one model is recovered in one way"),
         (["--tuning", "{method: lora, rank: 0}"], "rank"),
         (["--tuning", "{weights: int8}"], "a checkpoint here has whole weights"),
-        (["--tuning", "{method: lora"], "--tuning {method: lora: the value is not YAML"),
+        (["--tuning", "{method: lora"], "--tuning {method: lora: not YAML"),
         (["--tuning", ""], "one model is recovered in one way"),
         (["--share", "ffn=0.5", "--share", "ffn=0.7"], "ffn is given twice"),
         (["--share", "ffn"], "--share ffn: use name=value"),

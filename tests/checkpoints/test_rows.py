@@ -26,6 +26,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "made/random none both": {"method": "random"},
     "made/amp none both samples=128 align=null currency=params": {"method": "amp", "currency": "params"},
     "made/amp none both samples=128 align=null currency=flops": {"method": "amp"},
+    "made/flap none both samples=128 align=null currency=flops image=96x96 text=?": {"method": "flap"},
+    "made/flap none both samples=128 align=null currency=flops image=8x8 text=?": {
+        "method": "flap",
+        "reference_input": {"image": [8, 8], "text": "?"},
+    },
 }
 
 
@@ -50,7 +55,7 @@ def test_a_row_has_a_name_of_its_own(results: Path, name: str) -> None:
     assert row(results, f"{full(name)}/vision/0.5/0").record.id == expected
 
 
-@pytest.mark.parametrize("method", ["taylor", "wanda", "random", "amp", "michel"])
+@pytest.mark.parametrize("method", ["taylor", "wanda", "random", "amp", "flap", "michel"])
 def test_an_ambiguous_name_lists_names_that_are_not(results: Path, method: str) -> None:
     with pytest.raises(InputError, match=r"records; name one in full, or by its id: ") as error:
         row(results, f"made/{method}/vision/0.5")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.records.comparison import MACHINE, differing, pairs, terms
-from harness.types import CalibrationSpec, LatencySpec, Loading, Questions, Trial, Tuning
+from harness.types import CalibrationSpec, LatencySpec, Loading, Questions, ReferenceInput, Trial, Tuning
 from tests.support.records import board_record
 
 TRIAL = board_record("taylor", "vision", 0.5).trial
@@ -55,6 +55,7 @@ CUTS: dict[str, dict[str, Any]] = {
     "units": {"units": "heads"},
     "currency": {"currency": "params"},
     "align": {"align": 16},
+    "input": {"reference_input": ReferenceInput((224, 224), "?")},
 }
 
 
@@ -63,7 +64,7 @@ def test_everything_else_has_to_agree(key: str) -> None:
     found, own = terms(other(**{**SETTINGS, **CUTS}[key])), terms(TRIAL)
     assert found != own
     assert (found.setting == own.setting) == (key in CUTS)
-    assert (found.budget == own.budget) == (key not in ("currency", "align"))
+    assert (found.budget == own.budget) == (key not in ("currency", "align", "input"))
 
 
 def test_dense_goes_with_all_terms_of_its_setting() -> None:
@@ -75,8 +76,9 @@ def test_dense_goes_with_all_terms_of_its_setting() -> None:
 def test_no_two_terms_read_alike() -> None:
     settings = [str(terms(other(**changes)).setting) for changes in SETTINGS.values()]
     assert len({str(terms(TRIAL).setting), *settings}) == 1 + len(SETTINGS)
-    budgets = [str(terms(other(**CUTS[key])).budget) for key in ("currency", "align")]
-    assert budgets == ["align=null currency=params", "align=16 currency=flops"]
+    budgets = [terms(other(**CUTS[key])).budget for key in ("currency", "align")]
+    assert list(map(str, budgets)) == ["align=null currency=params", "align=16 currency=flops"]
+    assert terms(other(**CUTS["input"])).budget.asked == "image=224x224 text=?"
     trial = other(questions=Questions(("a", "b"), "dev", 5), loading=Loading(attention="eager"))
     assert str(terms(trial).setting) == ("attention=eager dtype=float32 limit=5 model=reference split=dev tasks=a+b")
     assert pairs({"samples": 128, "tasks": ["a", "b"]}) == "samples=128 tasks=a+b"

@@ -126,8 +126,8 @@ def test_gate_and_verdict_pair_by_image_and_question(
 ) -> None:
     """On records whose question ids restart with every image."""
 
-    def samples(scores: Any, samples: Any = stored.samples) -> pa.Table:
-        table = samples(scores)
+    def samples(scores: Any, tasks: Any, samples: Any = stored.samples) -> pa.Table:
+        table = samples(scores, tasks)
         ids = pa.array([f"q{place % stored.PER_IMAGE}" for place in range(table.num_rows)])
         return table.set_column(1, "question_id", ids)
 
