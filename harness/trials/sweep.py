@@ -66,7 +66,7 @@ class Outcome:
 
 
 def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
-    """The trials without a good record, and a time estimate from the existing records.
+    """The trials without a record that stands, and a time estimate from the existing records.
 
     baseline: plan only the trials that a gate against these records (folder, file or git revision) needs. Raises
     InputError if it needs none, or if the baseline is the results folder itself.
@@ -217,7 +217,7 @@ def _collected(
 
 
 def _done(path: Path, trial: Trial) -> bool:
-    """Whether the trial has a good record now, perhaps from another sweep."""
+    """Whether the trial has a record that stands now, perhaps from another sweep."""
     try:
         stored = record.read(path)
     except InputError:
@@ -226,9 +226,12 @@ def _done(path: Path, trial: Trial) -> bool:
 
 
 def _whole(stored: Record, folder: Path) -> bool:
-    """Whether a record is a result, and its samples are those that it was written with (a power cut can lose them)."""
-    if stored.status != "ok":
-        return False
+    """Whether a record is a result, and its samples are those that it was written with (a power cut can lose them).
+
+    A failure is none, as it may pass; but that no plan meets the budget comes out the same again.
+    """
+    if stored.error is not None:
+        return (stored.error.phase, stored.error.type) == ("solve", InputError.__name__)
     try:
         found = sha256((folder / f"{stored.id}.parquet").read_bytes()).hexdigest()
     except OSError:

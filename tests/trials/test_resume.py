@@ -162,6 +162,17 @@ def test_a_record_with_the_samples_of_another_run_is_made_again(done: Path) -> N
     assert (outcome.ran, outcome.skipped) == (1, 5) and stubs.contents(done / "made") == before
 
 
+@pytest.mark.parametrize("failed", ["solve InputError", "solve MemoryError", "ranking InputError"])
+def test_a_budget_that_cannot_be_met_is_not_tried_again(done: Path, failed: str) -> None:
+    board, chosen = stubs.board(0, 1, 2), stubs.board(0, 1, 2).trials()[3]
+    path = done / "made" / f"{chosen.id}.json"
+    failure = {"type": failed.split()[1], "message": "the smallest reachable is 0.3", "phase": failed.split()[0]}
+    _rewrite(path, json.loads(path.read_text()) | {"status": "failed", "error": failure, "metrics": {}})
+    assert plan(board, done).trials == (() if failed == "solve InputError" else (chosen,))
+    _rehash(path, code="0" * 16)
+    assert plan(board, done).trials == (chosen,)
+
+
 def test_records_without_a_hash_of_the_code_are_stale_and_others_may_be_missing(done: Path) -> None:
     """The code is always known, so such a record is of a version that did not note it; a hub's files may be unknown."""
     for path in (done / "made").glob("*.json"):
