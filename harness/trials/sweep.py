@@ -231,7 +231,7 @@ def _whole(stored: Record, folder: Path) -> bool:
     A failure is none, as it may pass; but that no plan meets the budget comes out the same again.
     """
     if stored.error is not None:
-        return (stored.error.phase, stored.error.type) == ("solve", InputError.__name__)
+        return stored.error.type == InputError.__name__ and stored.error.message.startswith("budget:")
     try:
         found = sha256((folder / f"{stored.id}.parquet").read_bytes()).hexdigest()
     except OSError:
