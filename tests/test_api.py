@@ -183,7 +183,7 @@ def test_pareto_shows_itself() -> None:
     some: Any = frame[frame.board.isin(["demo", "tuned-rates"])]
     figure: Any = harness.pareto(some)
     assert figure._repr_png_().startswith(b"\x89PNG")
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in figure.axes]
     assert "demo: Scope vision, heads and FFN, regime none" in titles and any(
         title.startswith("tuned-rates: ") for title in titles
     )

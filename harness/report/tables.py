@@ -109,10 +109,9 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
     several_terms, with_input = len(budgets) > 1, len({budget.input for budget in budgets}) > 1
     rows = []
     for record in records:
-        several_calibrations = len(calibrations[record.trial.method]) > 1
         budget = terms(record.trial).budget
-        budget_terms = f"{budget} {budget.asked}" if with_input else str(budget)
-        rows.append(_row(record, known, names, several_calibrations, budget_terms if several_terms else None))
+        named = (f"{budget} {budget.asked}" if with_input else str(budget)) if several_terms else None
+        rows.append(_row(record, known, names, len(calibrations[record.trial.method]) > 1, named))
     rest = [name for name in known if name not in ORDER and any(name in row for row in rows)]
     columns = [name for key in ORDER for name in (names.values() if key == TASKS else (key,))]
     columns += [*rest, *([TERMS] if several_terms else []), *([KEEPS] if any(row[KEEPS] for row in rows) else [])]

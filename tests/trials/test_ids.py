@@ -34,7 +34,7 @@ IDS = {
     "pretrained-ffn": (85, "be797f2c7894b106", "0218884ef8a798fc", "f7bde2fe0c090f9a"),
     "pretrained-heads": (69, "49edab13c502704f", "9ed8bf59c96ec71c", "cd694955052b3b82"),
     "pretrained-orders": (40, "d3f854b6978033a0", "603aa0923aa7b851", "df7c29ff34f88bab"),
-    "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "d21d8a1fae145264"),
+    "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "6ff3524e1abb6d29"),
     "recovery-rates": (19, "2ca3ad81a40c56df", "4784dc71ef531b52", "b60fa2f1d16028e9"),
     "reference": (1413, "f87da4345c0718ad", "5da159a08148c3d4", "568ef4175b7176e0"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
