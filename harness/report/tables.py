@@ -104,8 +104,7 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
     known = declared()
     tasks = sorted({task for record in records for task in record.trial.questions.tasks})
     names = {task: _task_column(task, known) for task in tasks}
-    pruned = [record.trial for record in records if record.trial.method != "none"]
-    budgets = {terms(trial).budget for trial in pruned}
+    budgets = {terms(record.trial).budget for record in records if record.trial.method != "none"}
     several_terms, with_input = len(budgets) > 1, len({budget.input for budget in budgets}) > 1
     rows = []
     for record in records:
