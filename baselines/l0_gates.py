@@ -11,6 +11,7 @@ gates together; here, as in `infoprune`, weights are frozen and gates only order
 from __future__ import annotations
 
 from baselines import infoprune
+from baselines.hard_concrete import BATCH as BATCH
 from baselines.infoprune import options
 from harness.statistics import Calibration
 from harness.types import VLM, Budget, Ranking

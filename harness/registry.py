@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import pkgutil
 import re
@@ -31,7 +32,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from harness import method_files
 from harness.text import some
-from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, unit_kinds, wanted
+from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, Tuning, unit_kinds, wanted
 
 if TYPE_CHECKING:
     from harness.bench.bar import Bar
@@ -73,8 +74,14 @@ class Method:
         return getattr(self.module, "REGIME", "none")
 
     def steps(self, options: Mapping[str, Any]) -> int:
-        """The mini-batches that the method trains on: its option `steps` if its regime is `trained`, else 0."""
-        return {**self.options, **options}.get("steps", 0) if self.regime(options) == "trained" else 0
+        """The method's own training as steps of a tuning; 0 unless its regime is `trained`.
+
+        It takes the steps of its option `steps`, each of as many questions as its module's BATCH says.
+        """
+        if self.regime(options) != "trained":
+            return 0
+        steps, batch = {**self.options, **options}.get("steps", 0), Tuning.batch
+        return math.ceil(steps * getattr(self.module, "BATCH", batch) / batch)
 
     def rank(
         self, vlm: VLM, calibration: Calibration, *, seed: int, budget: Budget | None = None, **options: Any

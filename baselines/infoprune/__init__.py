@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 
+from baselines.hard_concrete import BATCH as BATCH
 from baselines.infoprune import options
 from baselines.infoprune.gates import Training, threshold
 from baselines.infoprune.heads import Layer, Loss

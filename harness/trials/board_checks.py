@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness import families, registry, tasks
 from harness.trials.tokens import check as check_tokens
 from harness.trials.tokens import check_chooser
-from harness.types import ANSWERED, InputError, check_shares, kinds
+from harness.types import ANSWERED, InputError, Tuning, check_shares, kinds
 
 if TYPE_CHECKING:
     from harness.trials.spec import Board, Entry
@@ -102,5 +102,10 @@ def _contestants(board: Board, entry: Entry) -> Iterator[tuple[Any, ...]]:
     for tuning in entry.tuning or board.tuning:
         if tuning.trains:
             tasks.require(calibration.questions, tuning.samples, "tuning.samples")
+            if method.steps(options) and tuning.batch != Tuning.batch:
+                raise InputError(
+                    f"tuning.batch: {method.name} trains by itself, which is taken off the tuning in steps of "
+                    f"{Tuning.batch} questions; leave tuning.batch out"
+                )
         how = (calibration, tuning, entry.control, entry.sequential, units, sorted(entry.shares.items()), str(chooser))
         yield entry.method, options, *how
