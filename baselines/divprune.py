@@ -3,7 +3,7 @@
     d(i, j) = 1 - cos(x_i, x_j); first the token whose nearest other is farthest, then always the one that is farthest
     from its nearest chosen token (the max-min diversity problem, solved greedily)
 
-As in the paper, the tokens are what the language model reads (behind the projector), before its first layer. A row with
+As in the paper, the tokens are what the language model reads (after the projector), before its first layer. A row with
 several images is one set of tokens.
 """
 

@@ -2,7 +2,7 @@
 
     score_i = mean over heads of softmax(q_last K^T)_i in the layer before the cut; the largest stay
 
-The paper cuts behind the second layer (K = 2) and gives the share that goes; here the budget gives it. The last token
+The paper cuts after the second layer (K = 2) and gives the share that goes; here the budget gives it. The last token
 is that of the whole prompt, as in the released code, and the choice is made once, in the prefill.
 """
 

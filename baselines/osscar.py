@@ -8,7 +8,7 @@ lowest go, W and H^-1 are updated exactly, and so on. Units stay in the reverse 
 same share.
 
 Departures: this method only chooses units. OSSCAR also replaces W by the best V, which is the harness's recovery
-`refit` for every method, with rows weighted by how much the answers feel them. Heads go one by one, not two. One order
+`refit` for every method, with rows weighted by their effect on the answers. Heads go one by one, not two. One order
 serves all budgets, so that the released code's local search by exchanges, which is off by default, is left out. The
 released code reads a layer's X after the earlier layers were cut; here X is the dense model's.
 """

@@ -4,7 +4,7 @@
     contextual: every k-th of the others; each further one joins the most similar of these, and their mean is added
 
 The paper splits 64 tokens into 54 dominant and 10 contextual ones, which the option `contextual` keeps as a share.
-Departures: the paper works on the tower's output and compares keys; here the tokens are those behind the projector,
+Departures: the paper works on the tower's output and compares keys; here the tokens are those after the projector,
 compared by the cosine of themselves, so that one mechanism serves all families. The attention is that of the last block
 of the tower whose output is read; a token made from several patches has their mean.
 """

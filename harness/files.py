@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
+from harness.text import reason
 from harness.types import InputError
 
 LONG = 200  # bytes of a name that leave no room for what a temporary file's name adds
@@ -74,8 +75,8 @@ def unwritable(path: Path, error: OSError, *folders: Path) -> InputError:
     if place is None and error.errno is not None:  # of a file that was opened before, as on a full disk
         place = path
     if isinstance(place, str | Path) and any(Path(place).is_relative_to(own) for own in (path, *folders)):
-        return InputError(f"{path}: cannot be written: {error.strerror}")
-    return InputError(f"{path}: cannot be made: {f'{place}: {error.strerror}' if place else error}")
+        return InputError(f"{path}: cannot be written: {reason(error)}")
+    return InputError(f"{path}: cannot be made: {f'{place}: {reason(error)}' if place else error}")
 
 
 # --- before the work ------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def check_writable(folder: Path, what: str = "results folder") -> None:
             file.write(b"-")  # a full disk still creates files
             file.flush()
     except OSError as error:
-        raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
+        raise InputError(f"{what} {folder}: not writable: {reason(error)}") from error
 
 
 def check_file(path: Path, what: str) -> None:
@@ -106,7 +107,7 @@ def check_file(path: Path, what: str) -> None:
         elif not os.access(path, os.W_OK):
             raise InputError(f"{what} {path}: not writable: {os.strerror(errno.EACCES)}")
     except OSError as error:
-        raise InputError(f"{what} {path}: not writable: {os.strerror(error.errno or 0)}") from error
+        raise InputError(f"{what} {path}: not writable: {reason(error)}") from error
 
 
 def check_new(what: str, folder: Path, stamp: str | None = None) -> Path:
@@ -127,7 +128,7 @@ def check_new(what: str, folder: Path, stamp: str | None = None) -> Path:
                 target.mkdir()  # the name may be impossible
                 target.rmdir()
     except OSError as error:
-        raise InputError(f"{what} {folder}: not writable: {os.strerror(error.errno or 0)}") from error
+        raise InputError(f"{what} {folder}: not writable: {reason(error)}") from error
     return target
 
 

@@ -23,6 +23,11 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def reason(error: OSError) -> str:
+    """Why the system refused."""
+    return error.strerror or f"{type(error).__name__}: {error}"
+
+
 def some(names: Sequence[str]) -> str:
     """The first SHOWN names, and the number of further ones."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

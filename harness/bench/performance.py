@@ -31,6 +31,7 @@ from harness.pruning import solver, surgery
 from harness.records import record
 from harness.records.comparison import other_machine
 from harness.records.record import Record
+from harness.text import reason
 from harness.trials import spec
 from harness.trials.context import Context
 from harness.trials.result import code
@@ -111,7 +112,7 @@ def worse(results: list[Bar], file: Path, env: dict[str, Any], quick: bool) -> l
             )
         return [line for bar in results if bar.name in known and (line := _worse(bar, known[bar.name]))]
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{file}: cannot be read: {reason(error)}") from error
     except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: not a file that `infoprune bench --out` wrote") from error
 

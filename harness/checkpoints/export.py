@@ -28,6 +28,7 @@ from harness.pruning.solver import flops_kept
 from harness.records.comparison import pairs, regime, terms
 from harness.records.record import Record
 from harness.records.store import Stored, collect, find
+from harness.text import reason
 from harness.trials import spec
 from harness.trials.context import Context
 from harness.trials.pruner import Pruned, in_params
@@ -235,7 +236,7 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(file, str | None):
             raise TypeError("a path is text")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a plan.json of an exported model, nor a record with a plan") from error
     return {**saved, "method_file": file}

@@ -1,4 +1,4 @@
-"""A model as other cuts leave it behind: blocks of different widths, and Linears as low-rank factors.
+"""A model as other cuts leave it: blocks of different widths, and Linears as low-rank factors.
 
 narrowed(vlm), factored(vlm, ["ffn"])
 """

@@ -18,6 +18,7 @@ from harness import progress, registry
 from harness.cli import bench, catalogue, checkpoints, quality, recommend, reference, results, sweep, verdicts
 from harness.cli.screen import MARKUP, UNWRITABLE, err, streams
 from harness.cli.shared import Interrupted, homes_expanded
+from harness.text import plain, reason
 from harness.types import InputError
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,7 @@ def _run() -> None:
         log.debug("what the system refused:", exc_info=True)
         unwritable = error.errno in UNWRITABLE_FILE
         where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or f"{type(error).__name__}: {error}"
-        _say(f"{where}{'cannot be written: ' if unwritable else ''}{reason}")
+        _say(f"{where}{'cannot be written: ' if unwritable else ''}{reason(error)}")
         sys.exit(UNWRITABLE if unwritable else 2)
     except Interrupted:
         err.print("interrupted; what was finished is kept, the same command goes on from there")
@@ -154,11 +154,9 @@ def _run() -> None:
         sys.exit(130)
 
 
-def _say(reason: str) -> None:
+def _say(message: str) -> None:
     """An error in one line."""
-    from harness.text import plain
-
-    text = plain(reason)
+    text = plain(message)
     if len(text) > LINE:  # what is named in it may be of any length
         text = f"{text[: LINE - 300]} ... {text[-300:]}"
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)

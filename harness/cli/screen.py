@@ -21,6 +21,7 @@ from rich.text import Text
 
 from harness import progress
 from harness.progress import Progress
+from harness.text import reason
 
 WIDE = 10_000  # columns of a pipe or a file: nothing there needs to be cut or wrapped
 READER_GONE, UNWRITABLE = 141, 74  # exit codes: as of a program that SIGPIPE ends, and EX_IOERR
@@ -144,7 +145,7 @@ class _Stream:
                 return
             if error.errno == errno.EPIPE:
                 raise SystemExit(READER_GONE) from None
-            err.print(f"[red]error:[/red] stdout: cannot be written: {error.strerror}", soft_wrap=True)
+            err.print(f"[red]error:[/red] stdout: cannot be written: {reason(error)}", soft_wrap=True)
             raise SystemExit(UNWRITABLE) from None
 
 

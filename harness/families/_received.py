@@ -146,7 +146,7 @@ def watched(
 
 
 def _at(places: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: Any) -> tuple[Any, Any, Any]:
-    """The query at one place of each row, (batch,), all keys, and a mask that hides the keys behind this place too."""
+    """The query at one place of each row, (batch,), all keys, and a mask that also hides the keys after this place."""
     rows = torch.arange(len(places), device=places.device)
     ahead = (torch.arange(key.shape[-2], device=places.device) > places[:, None])[:, None, None]
     if mask is None:

@@ -201,7 +201,7 @@ class TokenCut(nn.Module):
         self._visual, self._length = marks, marks.shape[1]
         self._positions = kwargs.get("position_ids")
         deep = kwargs.get("deepstack_visual_embeds")
-        if deep is not None:  # features that enter behind the cut are added here, to the tokens that are left
+        if deep is not None:  # features that enter after the cut are added here, to the tokens that are left
             kwargs["deepstack_visual_embeds"] = deep[: self.layer]
             self._deep = list(deep[self.layer :])
         return args, kwargs
@@ -224,7 +224,7 @@ class TokenCut(nn.Module):
     # --- hooks around its layers ------------------------------------------------------------------------------
 
     def before(self, index: int, module: Any, args: Any, kwargs: Any) -> Any:
-        """Before a layer behind the cut: fewer states, and the mask and positions of these."""
+        """Before a layer that follows the cut: fewer states, and the mask and positions of these."""
         states = args[0] if args else kwargs.pop("hidden_states")
         mask = kwargs.get("attention_mask")
         if self._prefill:
@@ -247,7 +247,7 @@ class TokenCut(nn.Module):
         return (states, *args[1:]), kwargs
 
     def after(self, index: int, module: Any, args: Any, output: Any) -> Any:
-        """Behind a layer behind the cut: the image features that enter here."""
+        """After a layer that follows the cut: the image features that enter here."""
         place = index - self.layer
         if place >= len(self._deep):
             return None

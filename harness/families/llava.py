@@ -19,7 +19,7 @@ VISION = "model.vision_tower.encoder.layers"
 def blocks(model: Any) -> tuple[Block, ...]:
     """The blocks at their current sizes, read from the modules.
 
-    The projector reads a layer before the tower's last one. The layers behind it run without effect, so they are not
+    The projector reads a layer before the tower's last one. The layers after it run without effect, so they are not
     among the blocks; they count as a fixed cost.
     """
     return (

@@ -20,7 +20,7 @@ def blocks(model: Any) -> tuple[Block, ...]:
     """The blocks at their current sizes, read from the modules.
 
     The norms of queries and keys are per head, so they do not change. Features leave the tower at some depths and enter
-    the language model behind its first layers; these blocks hold both places.
+    the language model after its first layers; these blocks hold both places.
     """
     tower = model.model.visual
     leave = dict.fromkeys(tower.deepstack_visual_indexes, "features for the language model leave the tower behind it")

@@ -3,7 +3,7 @@
     for step in compensate(pruned, calibration, plan): print(step["module"], step["lost"], step["kept"])
 
 Source: An et al. 2023 (FLAP, arXiv 2312.11983), which adds W_j mean(x_j) of the columns j that went. Here every method
-may have it, behind low-rank pairs too. A plain mean can do harm: a few tokens with large activations rule it. So
+may have it, after low-rank pairs too. A plain mean can do harm: a few tokens with large activations rule it. So
 each row counts the more, the more the answers depend on it, and a change stays only if it helps held-out answers; both
 are ours.
 """
@@ -24,7 +24,7 @@ from harness.types import VLM, Plan
 
 
 def compensate(vlm: VLM, calibration: Calibration, plan: Plan, progress: Progress = silent) -> Iterator[dict[str, Any]]:
-    """Change the biases behind each cut, in place, with the dense model's weighted means in `calibration`.
+    """Change the biases after each cut, in place, with the dense model's weighted means in `calibration`.
 
     plan: what was cut from the dense model to get `vlm`. Yields each Linear with the norm of the mean output that it
     lost, relative to the norm of the mean dense output, and whether the change was kept.

@@ -1,8 +1,8 @@
-"""What stands behind a cut: the Linears that read less than before, and what each should still put out.
+"""The Linears after a cut, which read less than before, and the output that each should still give.
 
     for cut in cut_linears(dense, pruned, plan): cut.linear, cut.take(inputs)
 
-The Linear behind a cut is the one that reads the removed units; of two factors, it is the second. For the inputs of the
+The Linear after a cut is the one that reads the removed units; of two factors, it is the second. For the inputs of the
 dense model, its target is the output of the dense Linear.
 """
 
@@ -22,7 +22,7 @@ from harness.types import VLM, Keep, Kind, Plan, Units
 
 @dataclass(frozen=True)
 class CutLinear:
-    """A Linear behind a cut. part: its block and kind. path: in the dense model. kept: the input columns that stay
+    """A Linear after a cut. part: its block and kind. path: in the dense model. kept: the input columns that stay
     (k,), or the first factor's weight (k, in); None where other producers feed it, so that no dense input is like its
     own.
     """
@@ -50,7 +50,7 @@ class CutLinear:
 
 
 def cut_linears(dense: VLM, vlm: VLM, plan: Plan) -> Iterator[CutLinear]:
-    """The Linears behind the cuts of a plan, in its order. Behind a whole layer that went stands none."""
+    """The Linears after the cuts of a plan, in its order. A whole layer that went has none."""
     for (name, kind), part in plan.parts.items():
         if kind == "layers" or name in plan.gone:
             continue

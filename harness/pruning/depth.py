@@ -93,7 +93,7 @@ def _renumber_indices(holder: Any, places: Mapping[int, int]) -> None:
 
 
 def _read(read: int | list[int], removed: Collection[int], depth: int) -> int | list[int]:
-    """Which hidden states are read in the shorter tower: behind the same layers, counted from the same end."""
+    """Which hidden states are read in the shorter tower: after the same layers, counted from the same end."""
     if isinstance(read, list | tuple):
         return [index for each in read if isinstance(index := _read(each, removed, depth), int)]
     state = read % (depth + 1)

@@ -1,4 +1,4 @@
-"""Least-squares refit: each Linear behind a cut is fitted to the dense one's output, where that helps the answers.
+"""Least-squares refit: each Linear after a cut is fitted to the dense one's output, where that helps the answers.
 
     for step in refit(pruned, calibration, plan): print(step["module"], step["before"], step["after"], step["kept"])
 
@@ -50,7 +50,7 @@ class Wanted:
 
 
 def refit(vlm: VLM, calibration: Calibration, plan: Plan, progress: Progress = silent) -> Iterator[dict[str, Any]]:
-    """Refit the Linears behind each cut to the dense model's outputs, in place.
+    """Refit the Linears after each cut to the dense model's outputs, in place.
 
     plan: what was cut from the dense model, which `calibration` holds. Each Linear is fitted by itself, for the dense
     model's inputs, with an intercept, on three quarters of the questions. Yields its relative squared error before and
@@ -74,7 +74,7 @@ def refit(vlm: VLM, calibration: Calibration, plan: Plan, progress: Progress = s
 
 
 def _wanted(vlm: VLM, calibration: Calibration, plan: Plan) -> Iterator[tuple[CutLinear, Wanted]]:
-    """What each Linear behind a cut reads, and what it should put out, in the order of the plan."""
+    """What each Linear after a cut reads, and the output that it should give, in the order of the plan."""
     cuts = list(cut_linears(calibration.vlm, vlm, plan))
     moments = weighted_moments(calibration, [cut.path for cut in cuts if cut.kept is not None])
     for cut in cuts:

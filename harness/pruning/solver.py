@@ -98,7 +98,7 @@ class _Task:
     budget: Budget
     items: Sequence[Item]  # heads and channels that may go
     whole: Mapping[str, float]  # the cost of what stays whole in a block while the block stays, by its name
-    order: Sequence[Layer]  # layers that may go, the first first
+    order: Sequence[Layer]  # layers that may go, in the order in which they go
     dense: float  # the cost of the dense model that the budget is a share of, with what no cut can save
     widths: Mapping[tuple[str, Kind], int]  # how many units may be cut, as the plan has it
 

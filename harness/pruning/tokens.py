@@ -97,7 +97,7 @@ def blocks_budget(
 ) -> tuple[Budget, float]:
     """The budget of the other kinds once the tokens of the plan `first` are gone, and the share that watching costs.
 
-    Watching is reading the attention that the choice needs. The blocks behind the cut see fewer tokens, so their units
+    Watching is reading the attention that the choice needs. The blocks after the cut see fewer tokens, so their units
     save less. cut: what goes beside the tokens, if it is known, since attention is read of the heads that stay.
     """
     if first.tokens is None or ranking.tokens is None:
@@ -119,7 +119,7 @@ def _without_tokens(budget: Budget) -> dict[Kind, float]:
 
 
 def _fewer(extent: Extent, counts: Sequence[int], share: float) -> Extent:
-    """The tokens and pairs of prompts with these visual tokens, behind the cut."""
+    """The tokens and pairs of prompts with these visual tokens, after the cut."""
     rows = len(counts)
     longest = extent.tokens // rows - min(count - (kept(count, share) if count else 0) for count in counts)
     return Extent(rows * longest, rows * longest**2)

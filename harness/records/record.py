@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.files import put_all
 from harness.records.schema import SCHEMA, migrate, problem
-from harness.text import plain
+from harness.text import plain, reason
 from harness.types import BOTH, InputError, Plan, Trial
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def write(folder: Path | str, record: Record, samples: pyarrow.Table | None = No
     table = path.with_suffix(".parquet")
     content = _loads(_dumps(record.to_json()))
     if fault := problem(content):
-        raise InputError(plain(f"{path}: {fault}"))
+        raise InputError(f"{path}: {fault}")
 
     def fill_table(temporary: Path) -> None:
         from pyarrow import parquet
@@ -213,7 +213,7 @@ def write(folder: Path | str, record: Record, samples: pyarrow.Table | None = No
         if samples is None:
             table.unlink(missing_ok=True)  # samples of an earlier run of this trial
     except OSError as error:
-        raise InputError(plain(f"{folder}: cannot write records there: {error.strerror or error}")) from error
+        raise InputError(f"{folder}: cannot write records there: {reason(error)}") from error
     return replace(record, hashes=content["hashes"])
 
 
@@ -223,7 +223,7 @@ def read(path: Path | str) -> Record:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(plain(f"{path}: cannot read the record: {error.strerror or error}")) from error
+        raise InputError(f"{path}: cannot read the record: {reason(error)}") from error
     return parse(content, path)
 
 
@@ -238,14 +238,14 @@ def parse(
     try:
         values = _loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(plain(f"{path}: not a record: not valid JSON: {error}")) from error
+        raise InputError(f"{path}: not a record: not valid JSON: {error}") from error
     if fault := _checked(values, path, content):
-        raise InputError(plain(f"{path}: {fault}"))
+        raise InputError(f"{path}: {fault}")
     try:
         return Record.of(keep(values))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise InputError(plain(f"{path}: not a record of this version: {reason}")) from error
+        raise InputError(f"{path}: not a record of this version: {reason}") from error
 
 
 def load(
@@ -260,7 +260,7 @@ def load(
         try:
             records.append(parse(path.read_bytes(), path, keep))
         except OSError as error:
-            problems.append(plain(f"{path}: cannot read the record: {error.strerror or error}"))
+            problems.append(plain(f"{path}: cannot read the record: {reason(error)}"))
         except InputError as problem:
             problems.append(str(problem))
     return records, problems

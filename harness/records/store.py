@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness.files import put_all
 from harness.records import record
 from harness.records.record import SAMPLES, Record
-from harness.text import plain
+from harness.text import plain, reason
 from harness.types import InputError
 
 if TYPE_CHECKING:
@@ -57,26 +57,26 @@ def _table(name: str, read: Callable[[], bytes] | None, record: Record, columns:
     from pyarrow import ArrowException, BufferReader, parquet, types
 
     if read is None:
-        raise InputError(plain(f"{name}: samples missing: record {record.id} needs this file"))
+        raise InputError(f"{name}: samples missing: record {record.id} needs this file")
     content = _bytes(name, read)
     if hashlib.sha256(content).hexdigest() != record.hashes.get("samples"):
-        raise InputError(plain(f"{name}: not the samples that the record was written with (their hash differs)"))
+        raise InputError(f"{name}: not the samples that the record was written with (their hash differs)")
     try:
         file = parquet.ParquetFile(BufferReader(content), read_dictionary=["answer"])
         # Threads and chunks would only slow down such a small table.
         table = file.read(list(columns), use_threads=False).combine_chunks()
     except ArrowException as error:
-        raise InputError(plain(f"{name}: not a parquet file: {error}")) from error
+        raise InputError(f"{name}: not a parquet file: {error}") from error
     schema = table.schema
     for column in columns:
         if (place := schema.get_field_index(column)) < 0:
-            raise InputError(plain(f"{name}: column {column} must exist exactly once"))
+            raise InputError(f"{name}: column {column} must exist exactly once")
         kind, expected = schema.types[place], "numbers" if column == "score" else "text"
         kind = kind.value_type if column == "answer" and types.is_dictionary(kind) else kind
         if not (types.is_floating(kind) if column == "score" else types.is_string(kind)):
-            raise InputError(plain(f"{name}: column {column} has type {kind}; it must hold {expected}"))
+            raise InputError(f"{name}: column {column} has type {kind}; it must hold {expected}")
     if not table.num_rows:
-        raise InputError(plain(f"{name}: the file has no rows; it must hold one per question"))
+        raise InputError(f"{name}: the file has no rows; it must hold one per question")
     return table
 
 
@@ -103,7 +103,7 @@ def by_trial(stored: Iterable[Stored]) -> dict[str, Stored]:
     for this in stored:
         other = trials.setdefault(this.record.trial.id, this)
         if other is not this and _unsealed(other.record) != _unsealed(this.record):
-            raise InputError(plain(f"{this.name}: contradicts {other.name}: the same trial, another result"))
+            raise InputError(f"{this.name}: contradicts {other.name}: the same trial, another result")
     return trials
 
 
@@ -122,13 +122,13 @@ def _bytes(name: str, read: Callable[[], bytes]) -> bytes:
     try:
         return read()
     except OSError as error:
-        raise InputError(plain(f"{name}: cannot read the file: {error.strerror or error}")) from error
+        raise InputError(f"{name}: cannot read the file: {reason(error)}") from error
 
 
 def _records(files: dict[str, Callable[[], bytes]], source: str | Path) -> list[str]:
     names = sorted(name for name in files if name.endswith(".json"))
     if not names:
-        raise InputError(plain(f"{source}: no records there; they must lie at <board>/<trial id>.json"))
+        raise InputError(f"{source}: no records there; they must lie at <board>/<trial id>.json")
     return names
 
 
@@ -148,15 +148,15 @@ def _files(source: str, neither: str = "") -> dict[str, Callable[[], bytes]]:
 
 
 def _revision(source: str, neither: str) -> dict[str, Callable[[], bytes]]:
-    """A reader for every file in a git revision: of `results`, or of the folder behind a colon."""
+    """A reader for every file in a git revision: of `results`, or of the folder after a colon."""
     revision, _, folder = source.partition(":")
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if not revision or commit is None:
-        raise InputError(plain(f"{source}: neither a results folder, a record file nor a git revision{neither}"))
+        raise InputError(f"{source}: neither a results folder, a record file nor a git revision{neither}")
     archive = _git("archive", "--format=tar", commit.decode().strip(), "--", folder or "results")
     if archive is None:
         raise InputError(
-            plain(f"{source}: this revision has no folder {folder or 'results'}; name another as REVISION:FOLDER")
+            f"{source}: this revision has no folder {folder or 'results'}; name another as REVISION:FOLDER"
         )
     readers: dict[str, Callable[[], bytes]] = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -183,7 +183,7 @@ def board_folders(results: Path) -> list[Path]:
     """The folders of all boards in a results folder. Raises InputError if it has none."""
     folders = sorted({path.parent for path in results.glob("*/*.json")})
     if not folders:
-        raise InputError(plain(f"{results}: no board there; records must lie at {results}/<board>/<trial id>.json"))
+        raise InputError(f"{results}: no board there; records must lie at {results}/<board>/<trial id>.json")
     return folders
 
 
@@ -216,7 +216,7 @@ def find(results: Path, prefix: str) -> Stored:
     matches = [name for name in _records(files, results) if Path(name).stem.startswith(prefix)]
     if not prefix or len(matches) != 1:
         fault = f"{len(matches)} records begin with {prefix!r}" if matches else f"no record begins with {prefix!r}"
-        raise InputError(plain(f"{results}: {fault}{': ' if matches else ''}{', '.join(matches[:5])}"))
+        raise InputError(f"{results}: {fault}{': ' if matches else ''}{', '.join(matches[:5])}")
     return _stored(matches[0], files)
 
 
@@ -312,5 +312,5 @@ def merge(sources: Sequence[Path], out: Path) -> Merged:
             target.parent.mkdir(parents=True, exist_ok=True)
             put_all({path: partial(Path.write_bytes, data=content) for path, content in copies.items()})
     except OSError as error:
-        raise InputError(plain(f"{out}: cannot write records there: {error.strerror or error}")) from error
+        raise InputError(f"{out}: cannot write records there: {reason(error)}") from error
     return Merged(len(new), len(stored) - len(new))

@@ -42,7 +42,7 @@ def report(results: Path, out: Path, names: Sequence[str] = ()) -> list[Path]:
     none of a name, or `out` cannot be written or is `results` itself.
     """
     if results.resolve() == out.resolve():
-        raise InputError(plain(f"--out {out}: is the folder of the records; name another"))
+        raise InputError(f"--out {out}: is the folder of the records; name another")
     boards = board_folders(results)
     for name in names:
         if name not in [board.name for board in boards]:

@@ -148,7 +148,7 @@ def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
 
 
 def _name(panel: tables.Panel, curve: str) -> str:
-    """A curve's name, which a narrow column breaks behind a comma."""
+    """A curve's name, which a narrow column breaks after a comma."""
     return escape(panel.shown(curve)).replace(",", ",<wbr>")
 
 

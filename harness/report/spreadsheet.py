@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness.report import tables
+from harness.text import reason
 from harness.types import InputError
 
 # What a spreadsheet would calculate: a sign that begins a formula (Excel takes wide ones too) but no number. It may
@@ -72,7 +73,7 @@ def read(path: Path) -> pd.DataFrame:
             else:
                 frame[name] = frame[name].map(original)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: no board.csv: {' '.join(str(error).split())}") from error
     known = {*tables.ORDER, *tables.declared(), tables.TERMS}

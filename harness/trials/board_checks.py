@@ -104,7 +104,7 @@ def _contestants(board: Board, entry: Entry) -> Iterator[tuple[Any, ...]]:
             tasks.require(calibration.questions, tuning.samples, "tuning.samples")
             if method.steps(options) and tuning.batch != Tuning.batch:
                 raise InputError(
-                    f"tuning.batch: {method.name} trains by itself, which is taken off the tuning in steps of "
+                    f"methods: tuning.batch: {method.name} trains by itself, which is taken off the tuning in steps of "
                     f"{Tuning.batch} questions; leave tuning.batch out"
                 )
         how = (calibration, tuning, entry.control, entry.sequential, units, sorted(entry.shares.items()), str(chooser))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records import record
-from harness.text import plain
+from harness.text import reason
 from harness.trials.locks import held, is_id
 from harness.types import InputError
 
@@ -39,7 +39,7 @@ class Journal:
                 torn = file.read() not in (b"", b"\n")
                 file.write(b"\n" * torn + json.dumps(about).encode() + b"\n")
         except OSError as error:
-            raise InputError(plain(f"{self.path}: cannot write the log: {error.strerror or error}")) from error
+            raise InputError(f"{self.path}: cannot write the log: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def status(results: Path) -> list[Status]:
         {path.parent for name in (NAME, "*.json") for path in [*results.glob(name), *results.glob(f"*/{name}")]}
     )
     if not folders:
-        raise InputError(plain(f"{results}: no board there; a board's folder holds records (*.json) or a {NAME}"))
+        raise InputError(f"{results}: no board there; a board's folder holds records (*.json) or a {NAME}")
     return [_status(folder) for folder in folders]
 
 

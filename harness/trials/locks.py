@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from harness.text import plain
+from harness.text import plain, reason
 from harness.types import InputError
 
 NAME = ".claims"
@@ -32,7 +32,7 @@ class Claims:
         try:
             self._file = (folder / NAME).open("ab")
         except OSError as error:
-            raise InputError(plain(f"results folder {folder}: not writable: {error.strerror or error}")) from error
+            raise InputError(f"results folder {folder}: not writable: {reason(error)}") from error
 
     def __enter__(self) -> Claims:
         return self
@@ -51,9 +51,7 @@ class Claims:
                     return True
             except OSError as error:
                 raise InputError(
-                    plain(
-                        f"results folder {self.folder}: cannot lock: {error.strerror or error}; use a folder with locks"
-                    )
+                    plain(f"results folder {self.folder}: cannot lock: {reason(error)}; use a folder with locks")
                 ) from error
             time.sleep(pause)
         return False

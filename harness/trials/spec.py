@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from harness import registry
+from harness.text import reason
 from harness.trials import board_checks, yaml_text
 from harness.types import (
     BOTH,
@@ -209,7 +210,7 @@ def read(name: str, /, **overrides: Any) -> Board:
     try:
         content = yaml_text.value(path.read_text(encoding="utf-8"), f"board {path}: ")
     except OSError as error:
-        raise InputError(f"board {path}: cannot read the file: {error.strerror or error}") from error
+        raise InputError(f"board {path}: cannot read the file: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"board {path}: not YAML: {error}") from error
     if not isinstance(content, dict):

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.text import plain
+
 # What must be, by pydantic's kind of error. The braces name values of the error's context.
 _WANTED = {
     "bool": "true or false",
@@ -33,6 +35,9 @@ _WANTED = {
 
 class InputError(Exception):
     """Unusable input. The message is one line: file and key, what is wrong, what would be right. Exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
     @classmethod
     def unknown(cls, kind: str, name: object, choices: Iterable[str], where: str = "") -> InputError:

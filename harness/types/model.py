@@ -33,7 +33,7 @@ class Rows:
 class Units:
     """The removable units of one kind in one block: attention heads (or KV groups), FFN channels, or the whole block.
 
-    Of a whole block, there is one unit; its `consumer` is the block, and it has no producers. Of the others,
+    A whole block is one unit; its `consumer` is the block, and it has no producers. For the others,
     `producers` compute the units' activations. `consumer` is the Linear that reads them; unit i owns its input columns
     i*width to (i+1)*width. Removing a unit removes only these rows and columns. Zeroing the same columns of the
     consumer's input gives the same function at the old size.

@@ -62,7 +62,7 @@ Replacement = LowRank | Dense | None  # None: the identity (it removes an activa
 class Option:
     """One way to run the Linears of one kind: cost, loss (same currency as Additive), and a function that builds them.
 
-    Of attention, only the Linears count. The attention products keep their cost.
+    In attention, only the Linears count. The attention products keep their cost.
     """
 
     label: str  # "dense", or the kept part: "rank 12/9"

@@ -220,7 +220,7 @@ def _accuracy(first: Stored, second: Stored, name: str, answers: dict[str, stats
         try:
             answers[name] = stats.pair(first.answers(), second.answers())
         except ValueError as error:
-            raise InputError(plain(f"{first.name} and {second.name}: {error}")) from error
+            raise InputError(f"{first.name} and {second.name}: {error}") from error
         return _paired(change, answers[name])
     if how == "unpaired":
         known = [_figures(stored, "accuracy", "mean", "lo", "hi") for stored in (first, second)]
@@ -253,7 +253,7 @@ def _speedup(first: Stored, second: Stored) -> Change:
     try:
         return _estimated(replace(change, how=TIMES[how]), stats.quotient(known[1], known[0]))
     except ValueError as error:
-        raise InputError(plain(f"{first.name} and {second.name}: metrics.latency: {error}")) from error
+        raise InputError(f"{first.name} and {second.name}: metrics.latency: {error}") from error
 
 
 def _time(first: Stored, second: Stored) -> Change:

@@ -94,7 +94,7 @@ def accuracy(compared: Compared, limits: Limits, progress: Progress = silent) ->
         try:
             pairs[name] = stats.pair(before.answers(), after.answers())
         except ValueError as error:
-            raise InputError(plain(f"{before.name} and {after.name}: {error}")) from error
+            raise InputError(f"{before.name} and {after.name}: {error}") from error
     groups: dict[Any, list[str]] = defaultdict(list)
     for name, pair in pairs.items():
         groups[tuple(pair.tasks), tuple(pair.questions), tuple(pair.images)].append(name)
@@ -123,7 +123,7 @@ def latency(compared: Compared, limits: Limits) -> dict[str, Finding]:
         try:
             ratios[name] = stats.quotient(*speedups)
         except ValueError as error:
-            raise InputError(plain(f"{before.name} and {after.name}: metrics.latency: {error}")) from error
+            raise InputError(f"{before.name} and {after.name}: metrics.latency: {error}") from error
         rounds = max(rounds, after.record.trial.latency.repeats)
     pools = _pools([list(ratios)])
     sets = {name: [ratio] for name, ratio in ratios.items()}

@@ -14,8 +14,8 @@ sequence of one-sided tests, which needs no correction within a verdict. None is
 
 Over all budgets together the studied method is ahead, level or behind. The rival against which it does worst decides,
 on the budgets that both have (Holm over the verdicts of the board). Level means that the two cannot be told apart, not
-that they are equal. Intervals hold how questions differ and, where there are several seeds, how draws of calibration
-samples, random units and trainings do; a note names who has only one.
+that they are equal. Intervals include the variation between questions and, where there are several seeds, between draws
+of calibration samples, random units and trainings; a note names who has only one seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from harness.verdicts.entrants import Entrant, accuracy, gathered
 from harness.verdicts.matching import DENSE
 
 ALPHA = 0.05
-ONE_SEED = "one seed: intervals do not hold how draws of samples or units differ"
+ONE_SEED = "one seed: intervals leave out the variation between draws of calibration samples and random units"
 SHARE = 2 / 3  # of the budgets must hold
 MARGIN = 0.01  # a loss of accuracy, as a fraction, below which nothing counts as lost
 
@@ -328,7 +328,7 @@ def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:
     try:
         return stats.average([stats.pair(base, answers) for base in other_answers for answers in studied_answers])
     except ValueError as error:
-        raise InputError(plain(f"{first} and {second}: {error}")) from error
+        raise InputError(f"{first} and {second}: {error}") from error
 
 
 def _means(studied: Entrant, other: Entrant, budgets: Sequence[float]) -> Rival | None:

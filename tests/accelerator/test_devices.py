@@ -226,7 +226,7 @@ def test_score_quality(tiny_folder: Path, gpus: Ledger, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_bars_of_compression(gpus: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoding is no ranking, the baseline is warm, and the routes run where the bars say that they do."""
+    """Encoding is no ranking, the baseline is warm, and singular values are timed where the bars say."""
     monkeypatch.setattr(compression, "SAMPLES", {"cuda": 2})
     folder, calls, svd = compression.reduced(tmp_path), [], torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", lambda x, **k: calls.append(x.shape) or svd(x, **k))
@@ -235,8 +235,8 @@ def test_bars_of_compression(gpus: Ledger, tmp_path: Path, monkeypatch: pytest.M
     assert calls[0][0] <= 64 < calls[1][0]  # the first is not timed
     places = set()
     monkeypatch.setattr(torch.linalg, "svd", lambda x, **k: places.add(str(x.device)) or svd(x, **k))
-    bars = bench.svd_routes([(48, 96)], repeats=1, device="cuda:1")
-    assert places == {"cuda:1"} and all(bar.sound for bar in bars if "gram" in bar.name)
+    bars = list(bench.decomposed([(48, 96)], repeats=1, device="cuda:1"))
+    assert places == {"cuda:1"} and all(bar.sound for bar in bars)
 
 
 # --- tuning -----------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def test_an_entrys_tuning_comes_before_the_boards(read: Any) -> None:
         ({"tuning": {**FULL, "rank": 3}}, "tuning: rank does not apply to method full"),
         ({"tuning": "ful"}, "tuning.method: unknown value 'ful'"),
         ({"tuning": {**FULL, "samples": 500}}, "tuning.samples: task .* must supply 500 of the 500 samples"),
+        ({"methods": ["cofi"], "tuning": FULL}, "methods: tuning.batch: cofi trains by itself.*steps of 16 questions"),
         ({"methods": [{"method": "random", "tuning": {**FULL, "x": 1}}]}, "methods.0.tuning: unknown key 'x'"),
         ({"methods": [{"method": "random", "control": "random"}]}, "methods.0.control: unknown value 'random'"),
         ({"methods": ["random", {"method": "random", "tuning": {"method": "none"}}]}, "methods: random is named twice"),

@@ -100,7 +100,7 @@ class Form:
         return scope.numbers[name]
 
     def _resolve(self, node: ast.AST) -> tuple[Place, list[str]] | None:
-        """The place at the start of `a.b.c`, and the attributes behind it; None if no place is there."""
+        """The place at the start of `a.b.c`, and the attributes after it; None if no place is there."""
         root, attributes = chain(node)
         place = self._binding(root) if root else None
         if not isinstance(place, Place):

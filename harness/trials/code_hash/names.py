@@ -242,7 +242,7 @@ class Sources:
         return self._as_module(module) if name is None else self._search(module, name, seen)
 
     def follow(self, place: Place | None, attributes: list[str]) -> tuple[Place | None, list[str]]:
-        """Follow a chain of attributes from a place. Returns the last place, and the attributes behind it."""
+        """Follow a chain of attributes from a place. Returns the last place, and the attributes after it."""
         while place is not None and attributes:
             if place.kind == "foreign":
                 return Place("foreign", ".".join([place.module, *attributes])), []
@@ -282,7 +282,7 @@ def is_error(name: str) -> bool:
 
 
 def chain(node: ast.AST) -> tuple[str | None, list[str]]:
-    """The first name of `a.b.c` (None if another expression stands first), and the attributes behind it."""
+    """The first name of `a.b.c` (None if another expression stands first), and the attributes after it."""
     attributes: list[str] = []
     while isinstance(node, ast.Attribute):
         attributes.insert(0, node.attr)
