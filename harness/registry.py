@@ -341,13 +341,17 @@ def model(name: str) -> str:
         return str(GEOMETRIES / name)
     if os.path.isdir(name):  # False for what can be no path at all
         return name
-    # What begins with a folder that is there is meant as a path, not as a hub id.
-    if HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(name)):
+    if is_hub_id(name):
         return name
     if "/" in name:
         raise InputError(f"model {name}: no such folder")
     known = (*MODELS, *BUILT, *geometries(), "a checkpoint folder", "a hub id owner/name")
     raise InputError.unknown("model", name, known)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this is an owner/name of the hub. What begins with a folder that is there is meant as a path."""
+    return bool(HUB_ID.fullmatch(name)) and not os.path.isdir(os.path.dirname(name))
 
 
 def boards() -> list[str]:

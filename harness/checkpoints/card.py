@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from harness import registry
 from harness.records.record import Record, dig
 from harness.report.tables import CURRENCIES, escape
 from harness.text import TOO_FEW, plain
@@ -24,7 +24,7 @@ def card(done: Mapping[str, Any], record: Record, measured: Record | None = None
     trial = record.trial
     method = escape(f"{trial.method} {trial.variant}".strip())
     head = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["pruned"]}
-    if trial.model.count("/") == 1 and not Path(trial.model).parent.is_dir():  # a hub id, by the registry's rule
+    if registry.is_hub_id(trial.model):
         head["base_model"] = trial.model
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     trust = ", trust_remote_code=True" if done["form"] == "custom code" else ""

@@ -123,7 +123,6 @@ class Difference:
     p: float
     standard_error: float
     questions: int
-    clusters: int  # images, counted per task
     tasks: dict[Hashable, float]
     allowance: float = field(repr=False)  # the part of the standard error that stands for unseen flips
     freedom: float = field(repr=False)
@@ -163,7 +162,7 @@ def differences(
         raise ValueError("a difference needs at least one question")
     _check_same(several)
     random = np.random.default_rng(seed)
-    groups, clusters = codes(base.tasks), len(set(zip(base.tasks, base.images, strict=True)))
+    groups = codes(base.tasks)
     sampled = resample(np.column_stack([p.differences for p in several]), base.images, base.tasks, resamples, random)
     sizes = np.bincount(groups)
     allowance = math.sqrt(2 * MADE_UP) / (len(sizes) * int(sizes.min()))
@@ -186,7 +185,6 @@ def differences(
             p=min(1.0, 2 * min(p_above_zero(draws, sampled.freedom), p_above_zero(-draws, sampled.freedom))),
             standard_error=error if sampled.freedom else math.inf,
             questions=len(base.questions),
-            clusters=clusters,
             tasks=dict(zip(dict.fromkeys(base.tasks), means.tolist(), strict=True)),
             allowance=allowance,
             freedom=sampled.freedom,
@@ -197,46 +195,26 @@ def differences(
 
 
 @dataclass(frozen=True)
-class Equivalence:
-    """The test of a loss (first - second) against a margin, with one-sided bounds at level 1 - alpha."""
+class NonInferiority:
+    """The one-sided test of a loss (first - second) against a margin."""
 
-    margin: float
     loss: float
-    loss_bound: float  # upper bound of the loss
-    gain_bound: float  # upper bound of the gain
-    p_noninferior: float  # null hypothesis: the loss is the margin or more
-    p: float  # TOST; null hypothesis: a loss or a gain of the margin or more
+    loss_bound: float  # upper bound of the loss, at level 1 - alpha
+    noninferior: bool  # a loss of the margin or more is ruled out
     p_loss: float  # null hypothesis: there is no loss
 
-    @property
-    def noninferior(self) -> bool:
-        return self.loss_bound < self.margin
 
-    @property
-    def equivalent(self) -> bool:
-        return self.loss_bound < self.margin and self.gain_bound < self.margin
-
-
-def equivalence(change: Difference, margin: float, *, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided tests of a difference against a margin (a positive fraction), including non-inferiority.
+def noninferiority(change: Difference, margin: float, *, alpha: float = 0.05) -> NonInferiority:
+    """The test of a difference against a margin (a positive fraction).
 
     If every flip is a loss, the false-positive rate at a true loss of exactly the margin is up to 7 % for alpha 5 %;
     the more gains are among the flips, the closer it is to 5 %. Raises ValueError for a margin that is not positive.
-    Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987).
+    Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987), one of its two tests.
     """
     if not margin > 0:
         raise ValueError(f"the margin must be positive, not {margin}")
-    draws, freedom = change.draws, change.freedom
-    below, above = p_above_zero(draws + margin, freedom), p_above_zero(margin - draws, freedom)
-    return Equivalence(
-        margin=margin,
-        loss=-change.estimate,
-        loss_bound=-quantile(draws, alpha, freedom),
-        gain_bound=quantile(draws, 1 - alpha, freedom),
-        p_noninferior=below,
-        p=max(below, above),
-        p_loss=p_above_zero(-draws, freedom),
-    )
+    bound = -quantile(change.draws, alpha, change.freedom)
+    return NonInferiority(-change.estimate, bound, bound < margin, p_above_zero(-change.draws, change.freedom))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -18,7 +18,7 @@ from harness import families, registry, tasks
 from harness.machine import devices
 from harness.trials.methods import methods_of, per_budget
 from harness.trials.preflight import fetched
-from harness.types import VLM, InputError, Questions, Trial
+from harness.types import ANSWERED, VLM, InputError, Questions, Trial
 
 if TYPE_CHECKING:
     from harness.trials.spec import Board
@@ -131,7 +131,7 @@ def measured_rates(board: Board, trials: Sequence[Trial], device: str) -> Rates:
     timed = 0.0
     if "latency" in asked:
         timed = sum(fastest(call) for batch in board.latency.batches for call in context.stages(vlm, batch).values())
-    answer = _answer(vlm, board.questions) if asked & {"accuracy", "floors", "fidelity"} else 0.0
+    answer = _answer(vlm, board.questions) if asked & set(ANSWERED) else 0.0
     count = _seconds(lambda: _counting.count(vlm.model, context.stages(vlm)["all"]), place)
     return Rates(answer, *_calibration(vlm, trials, place), timed, count, gpu=place.type == "cuda")
 

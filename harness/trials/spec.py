@@ -43,15 +43,14 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _listed(value: Any) -> Any:
-    """One recovery or a list of them, as a list of mappings; a bare name stands for a mapping with that method."""
-    values = value if isinstance(value, list) else [value]
-    return [{"method": item} if isinstance(item, str) else item for item in values]
-
-
 def _named(value: Any) -> Any:
     """A mapping; a bare name stands for one with that method."""
     return {"method": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    """One recovery or a list of them, as a list of mappings."""
+    return [_named(item) for item in (value if isinstance(value, list) else [value])]
 
 
 # `tuning: refit`, `tuning: [none, bias, refit]` or `tuning: {method: full, steps: 100}`
@@ -131,11 +130,7 @@ class Board(_Strict):
     @classmethod
     def _names(cls, value: Any) -> Any:
         """Turn a bare name into an entry without options."""
-        return (
-            [{"method": item} if isinstance(item, str) else item for item in value]
-            if isinstance(value, list)
-            else value
-        )
+        return [_named(item) for item in value] if isinstance(value, list) else value
 
     def trials(self) -> list[Trial]:
         """All trials in the order of their runs: dense first, then the budgets of each ranking together."""
@@ -242,16 +237,14 @@ def _replaced(content: Any, path: Sequence[str], value: Any, where: str) -> Any:
                 f"{where}{key!r} is not a position of the list, whose positions are 0 to {len(content) - 1}"
             )
         position = positions.index(key)
-        entry = content[position]
-        if rest and isinstance(entry, str):  # a method's bare name
-            entry = {"method": entry}
+        entry = _named(content[position]) if rest else content[position]
         return [*content[:position], _replaced(entry, rest, value, where), *content[position + 1 :]]
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{where}the board has the value {content!r:.80} there, which has no key {key!r}")
     content = content or {}
     child = content.get(key)
-    if rest and isinstance(child, str) and key in ("tokens", "tuning"):  # the bare name of a method
-        child = {"method": child}
+    if rest and key in ("tokens", "tuning"):
+        child = _named(child)
     return {**content, key: _replaced(child, rest, value, where)}
 
 

@@ -171,7 +171,7 @@ def _loss(pairs: stats.Pairs, limits: Limits, tests: int) -> Cost:
     # Holm needs p-values down to alpha / tests, so the bootstrap needs enough draws.
     resamples = max(10_000, math.ceil(2 * tests / alpha))
     change = stats.difference(pairs, confidence=1 - 2 * alpha, resamples=resamples)
-    verdict = stats.equivalence(change, margin, alpha=alpha)
+    verdict = stats.noninferiority(change, margin, alpha=alpha)
     question_counts = []
     for gap, level in ((margin - verdict.loss, alpha), (verdict.loss, alpha / tests)):
         if gap > 0 and (needed := stats.questions_needed(change, gap, alpha=level, sides=1)):

@@ -298,7 +298,7 @@ def _losses(dense: Stored | None, studied: Entrant) -> tuple[dict[float, Loss], 
         }
     except InputError as error:
         return {}, [f"losses are not known: {error}"]
-    tests = {at: stats.equivalence(change, MARGIN, alpha=ALPHA) for at, change in changes.items()}
+    tests = {at: stats.noninferiority(change, MARGIN, alpha=ALPHA) for at, change in changes.items()}
     return {at: Loss(tested.loss + 0.0, tested.loss_bound) for at, tested in tests.items()}, []  # + 0.0: no -0.0
 
 

@@ -69,12 +69,10 @@ def test_swapped_sides_give_the_opposite(a: Path, b: Path) -> None:
     put(a, BEFORE, speedup=(1.5, 1.4, 1.6))
     put(b, flipped(BEFORE, 0.05, 0.02), speedup=(1.2, 1.1, 1.4))
     there, back = beside(a, b).rows[0].changes, beside(b, a).rows[0].changes
-    assert (there["accuracy"].estimate, there["accuracy"].lo) == pytest.approx(
-        (-(back["accuracy"].estimate or 0), -(back["accuracy"].hi or 0))
-    )
-    assert (there["speedup"].estimate, there["speedup"].lo) == pytest.approx(
-        (1 / (back["speedup"].estimate or 0), 1 / (back["speedup"].hi or 0))
-    )
+    for name, opposite in (("accuracy", lambda value: -value), ("speedup", lambda value: 1 / value)):
+        change, mirrored = there[name], back[name]
+        assert change.estimate and mirrored.estimate is not None and mirrored.hi is not None
+        assert (change.estimate, change.lo) == pytest.approx((opposite(mirrored.estimate), opposite(mirrored.hi)))
 
 
 def test_the_same_record_differs_in_nothing(call: Call, a: Path, b: Path) -> None:
