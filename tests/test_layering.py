@@ -123,10 +123,11 @@ def test_every_module_stands_in_a_room() -> None:
     assert len(list(ROOT.glob("harness/*.py"))) <= 8
 
 
-def test_what_is_open_to_all_imports_types_at_most() -> None:
+def test_what_is_open_to_all_imports_types_and_text_at_most() -> None:
+    assert not ours("harness.text")
     for module in MODULES:
         if within(module, *(f"harness.{name}" for name in OPEN)):
-            assert all(within(name, "harness.types") for name in ours(module)), module
+            assert all(within(name, "harness.types", "harness.text") for name in ours(module)), module
             assert not within(module, "harness.types") or "torch" not in imports(module), module
 
 
