@@ -39,14 +39,14 @@ HEADS = (
 LEGEND = (
     "The second table has each curve as a whole. Hypervolume: the area between the front of (FLOPs kept, accuracy) "
     "and the corner of all FLOPs and the blind floor (0 where that was not measured), times 100, with its 95 % "
-    "interval from a bootstrap over images (seeds averaged first). Area under the curve: accuracy in points, "
-    "averaged over the range of budgets. Hypervolume, area and mean rank are given only where every budget was "
+    "interval from a bootstrap over images (seeds averaged first). Area under the curve: accuracy in points, averaged "
+    "over the range of budgets. Hypervolume, area and the mean of the ranks are given only where every budget was "
     "measured. Ranking, tuning: seconds, medians over the trials; one ranking serves all budgets, or one where a "
     "method ranks for each, and the passes over the calibration set that it uses count in full (in records of "
     "versions that did not bill them, a pass counts for the method that asked for it first). Samples: drawn for "
-    "calibration, whether or not a method looks at them. Peak memory: the largest of the trials' figures, of "
-    "ranking, cutting and tuning, the model included (in records of versions that did not tell trials apart, of all "
-    "that their process had run)."
+    "calibration, whether or not a method looks at them. Peak memory: the largest of the trials' figures, of ranking, "
+    "cutting and tuning, the model included (in records of versions that did not tell trials apart, of all that their "
+    "process had run)."
 )
 
 

@@ -34,7 +34,7 @@ def test_each_part_is_counted_once(board: dict[str, Any], monkeypatch: pytest.Mo
     two = {**plain, "budgets": [0.5, 0.25]}
     assert total(**two) == pytest.approx(2 * RATES.count + 4 * RATES.learn)  # one ranking for both budgets
     assert total(**two, methods=["infoprune"]) == pytest.approx(
-        2 * (RATES.count + RATES.learn * (4 + FEW * spec.registry.method("infoprune").options["steps"]))
+        2 * (RATES.count + RATES.learn * (4 + FEW * spec.registry.method("infoprune").steps({})))
     )  # which trains anew for each
     timed = {**plain, "metrics": ["flops", "latency"], "latency": {"batches": [1], "repeats": 3}}
     assert total(**timed) - total(**plain) == pytest.approx((WARM + 3) * RATES.timed * (2 + 1.75))
