@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from harness.text import plain, reason
+from harness.text import reason
 from harness.types import InputError
 
 NAME = ".claims"
@@ -51,7 +51,7 @@ class Claims:
                     return True
             except OSError as error:
                 raise InputError(
-                    plain(f"results folder {self.folder}: cannot lock: {reason(error)}; use a folder with locks")
+                    f"results folder {self.folder}: cannot lock: {reason(error)}; use a folder with locks"
                 ) from error
             time.sleep(pause)
         return False
@@ -65,9 +65,7 @@ class Claims:
             if os.path.samestat(os.fstat(self._file.fileno()), (self.folder / NAME).stat()):
                 return
         raise InputError(
-            plain(
-                f"results folder {self.folder}: vanished during the sweep (moved or deleted), with all finished records"
-            )
+            f"results folder {self.folder}: vanished during the sweep (moved or deleted), with all finished records"
         )
 
     def tidy(self) -> None:

@@ -166,10 +166,8 @@ def compare(first: str, second: str, results: Path | None = None, progress: Prog
     if not matched.couples:
         boards = [some(sorted({stored.record.trial.board for stored in side})) for side in sides]
         raise InputError(
-            plain(
-                f"{first} (board {boards[0]}) and {second} (board {boards[1]}) have no trial in common; trials match "
-                f"if they agree in {', '.join(matched.keys)}"
-            )
+            f"{first} (board {boards[0]}) and {second} (board {boards[1]}) have no trial in common; trials match "
+            f"if they agree in {', '.join(matched.keys)}"
         )
     names = names_of({str(place): before.record for place, (before, _) in enumerate(matched.couples)})
     failed, panels, done = [], defaultdict(list), 0

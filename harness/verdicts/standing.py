@@ -34,7 +34,6 @@ from harness import stats
 from harness.progress import Progress, silent
 from harness.records.comparison import Setting, Terms, common, differing, fullest, terms
 from harness.records.store import Stored, by_trial, collect
-from harness.text import plain
 from harness.types import InputError, differs
 from harness.verdicts.entrants import Entrant, accuracy, gathered
 from harness.verdicts.matching import DENSE
@@ -177,9 +176,7 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
     """
     stored = by_trial(collect(folder)).values()
     if len(names := sorted({entry.record.trial.board for entry in stored})) > 1:
-        raise InputError(
-            plain(f"{folder}: records of {len(names)} boards ({', '.join(names)}); name the folder of one board")
-        )
+        raise InputError(f"{folder}: records of {len(names)} boards ({', '.join(names)}); name the folder of one board")
     panels: dict[Terms, list[Stored]] = defaultdict(list)
     dense: dict[Setting, Stored] = {}
     kept = {record.id for record in fullest([entry.record for entry in stored])}
@@ -196,7 +193,7 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
     ]
     if not studied:
         raise InputError(
-            plain(f"{folder}: no trial of a method under study (role studied) has an accuracy; a verdict needs one")
+            f"{folder}: no trial of a method under study (role studied) has an accuracy; a verdict needs one"
         )
     verdicts = []
     for entrant, panel in studied:
@@ -321,9 +318,7 @@ def _pairs(others: Sequence[Stored], studied: Sequence[Stored]) -> stats.Pairs:
     """The average over all pairs of seeds of both sides. Raises InputError if they answer other questions."""
     first, second = others[0].name, studied[0].name
     if any(differing(others[0].record, entry.record, "answers") for entry in (*others, *studied)):
-        raise InputError(
-            plain(f"{first} and {second}: data differ: the trials asked other questions; rerun one of them")
-        )
+        raise InputError(f"{first} and {second}: data differ: the trials asked other questions; rerun one of them")
     other_answers, studied_answers = ([stored.answers() for stored in side] for side in (others, studied))
     try:
         return stats.average([stats.pair(base, answers) for base in other_answers for answers in studied_answers])

@@ -30,6 +30,8 @@ def test_blocks_stand_in_order_and_have_names_of_their_own(tiny: VLM) -> None:
     assert [block.name for block in tiny.blocks] == ["vision.0", "vision.1", "language.0", "language.1"]
     for block in tiny.blocks:
         assert block.name == f"{block.component}.{block.index}"
+        inside = {id(module) for module in tiny.model.get_submodule(block.path).modules()}
+        assert all(id(tiny.model.get_submodule(units.consumer)) in inside for units in (block.heads, block.ffn))
         assert tiny.block(block.name) is block
         assert (block.heads.kind, block.ffn.kind) == ("heads", "ffn")
 

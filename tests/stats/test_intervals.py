@@ -194,6 +194,12 @@ def test_tasks_count_equally_and_images_are_counted_per_task():
     pairs = pairs_of([1.0] * 90 + [0.0] * 10, images=[*range(90), *range(10)], tasks=["big"] * 90 + ["small"] * 10)
     found = difference(pairs)
     assert found.estimate == 0.5 and found.tasks == {"big": 1.0, "small": 0.0}
+    apart = [1.0 if place % 3 else 0.0 for place in range(100)]
+    one, two = (
+        difference(pairs_of(apart, images=[*range(90), *ids], tasks=["big"] * 90 + ["small"] * 10))
+        for ids in (range(10), range(90, 100))
+    )
+    assert (one.lo, one.hi, one.freedom) == (two.lo, two.hi, two.freedom)
 
 
 def test_questions_about_one_image_do_not_narrow_it():

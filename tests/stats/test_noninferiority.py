@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from harness.stats import (
     Difference,
@@ -28,6 +28,9 @@ def test_a_loss_known_answer():
     found = noninferiority(change, 0.01)
     assert found.loss_bound == pytest.approx(1.645 * 0.005, rel=0.06)
     assert found.noninferior and found.p_loss == pytest.approx(0.5, abs=0.03)
+    lost = noninferiority(difference(pairs_of(0.25 * (values - values.mean()) / values.std() - 0.01)), 0.01)
+    assert lost.loss == pytest.approx(0.01) and lost.p_loss == pytest.approx(norm.sf(2), abs=0.006)
+    assert lost.loss_bound == pytest.approx(0.01 + 1.645 * 0.005, rel=0.06) and not lost.noninferior
 
 
 def test_a_gain_is_not_inferior():
@@ -36,12 +39,15 @@ def test_a_gain_is_not_inferior():
 
 
 @given(scores_of_pairs, st.floats(0.01, 0.5))
-def test_a_wider_margin_is_met_sooner_and_a_stricter_level_later(rows, margin: float):
-    change = difference(pairs_of([two - one for one, two, *_ in rows]), resamples=500)
+def test_a_wider_margin_is_met_sooner_and_bounds_agree_with_tests(rows, margin: float):
+    change = difference(pairs_of([two - one for one, two, *_ in rows]), confidence=0.9, resamples=500)
     near, far = noninferiority(change, margin), noninferiority(change, 2 * margin)
     strict = noninferiority(change, margin, alpha=0.01)
     assert far.noninferior >= near.noninferior >= strict.noninferior
-    assert near.loss_bound == far.loss_bound <= strict.loss_bound and near.loss <= strict.loss_bound
+    assert near.loss_bound == far.loss_bound == pytest.approx(-change.lo) and near.loss_bound <= strict.loss_bound
+    assert near.noninferior == (near.loss_bound < margin)
+    assume(abs(near.p_loss - 0.05) > 0.01)
+    assert (near.p_loss < 0.05) == (change.hi < 0)
 
 
 @pytest.mark.parametrize("n", [100, 330, 450, 600, 1000, 1858])

@@ -96,9 +96,7 @@ def mirror(service: str, source: Path) -> int:
         try:
             send(Run.of(entry.record))
         except Exception as error:
-            raise InputError(
-                plain(f"{service}: {number} of {len(stored)} records sent, then {_reason(error)}")
-            ) from error
+            raise InputError(f"{service}: {number} of {len(stored)} records sent, then {_reason(error)}") from error
     return len(stored)
 
 
