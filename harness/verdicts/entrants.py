@@ -24,7 +24,7 @@ class Entrant:
     name: str
     record: Record  # record of one of its trials
     seeds: dict[float, list[Stored]]  # budget -> records with an accuracy
-    failures: list[str]
+    failures: list[tuple[str, str]]  # where and why, such as ("at 0.1, seed 0", "InputError: ...")
 
     @property
     def regime(self) -> str:
@@ -104,8 +104,7 @@ def gathered(panel: Sequence[Stored]) -> list[Entrant]:
                 seeds[trial.budget].append(stored)
             else:
                 why = f"{error.type}: {error.message}" if error else "no accuracy"
-                variant = stored.record.contestant.variant
-                failures.append(plain(f"{trial.method} {variant} at {trial.budget:g}, seed {trial.seed}: {why}"))
+                failures.append((f"at {trial.budget:g}, seed {trial.seed}", plain(why)))
         label = plain(f"{record.trial.method} {record.contestant.variant}{several}")
         entrants.append(Entrant(label, record, seeds, failures))
     return entrants

@@ -245,8 +245,11 @@ def _notes(
     trial = studied.record.trial
     if (trial.currency, trial.align) != ("flops", None):
         yield f"budgets of currency {trial.currency}, align {trial.align}"
+    failed: dict[tuple[str, str], list[str]] = defaultdict(list)
     for entrant in (studied, *rivals):
-        yield from entrant.failures
+        for failure in entrant.failures:
+            failed[failure].append(entrant.name)
+    yield from (f"{', '.join(names)} {where}: {why}" for (where, why), names in failed.items())
     everybody = (studied, *rivals, *floors)
     single = [entrant.name for entrant in everybody if entrant.measured and len(entrant.by_seed(entrant.measured)) < 2]
     if single:

@@ -28,6 +28,8 @@ IDS = {
     "layers": (67, "46995d9e504f6419", "e928cac718a1554c", "d0d8c4cbb564e8dc"),
     "options": (391, "9d5e873511c553c8", "1259306f1f087457", "db509e489859f933"),
     "options-choices": (89, "16bbca43b3ca9691", "38a5dd229a284b91", "4639b75ef65d50cd"),
+    "options-ffn": (103, "85831699d8be3b98", "cc7a41c75b96c1fb", "fb49dcb11baf9568"),
+    "options-heads": (97, "51c08c5a912d8908", "969a53d829b6f5fe", "c785b88b727019dd"),
     "options-layers": (37, "2c0a0f77f37d201e", "4971797e28ecd06c", "6fbb68c35f236c91"),
     "paper": (505, "dc2a12545f2dcbfd", "ba6ca85f2753b491", "5520fdc2f6df09ed"),
     "pretrained": (1081, "fe5f3a9952f06bee", "45088be2b5599704", "6238b143901ebda5"),

@@ -305,6 +305,10 @@ def test_seeds_are_averaged_and_failures_named(results: Path) -> None:
     assert bar.mean is None and not bar.highest and not bar.holds, "a mean without its hardest budget is no mean"
     assert "mine at 0.1, seed 0: MemoryError: out of memory" in bar.notes
     assert {rival.budgets for rival in bar.rivals} == {5}
+    put(results, None, method="taylor", budget=0.1, error="out of memory")
+    notes = only(results).notes
+    assert "mine, taylor at 0.1, seed 0: MemoryError: out of memory" in notes, "who fails alike shares a note"
+    assert "mine at 0.1, seed 1: MemoryError: out of memory" in notes
 
 
 def test_draws_that_differ_make_a_verdict_unsure(results: Path) -> None:
