@@ -48,15 +48,16 @@ def demo(
     """The quick board on the embedded model; prints the table and where the plot is."""
     from harness.files import check_writable
     from harness.records import record
-    from harness.report import report, tables
+    from harness.report import report
     from harness.report.board import unsteady
+    from harness.report.frame import board_frame
     from harness.trials import spec
 
     board = spec.read("demo")
     check_writable(out_dir, "--out")
     _sweep(board, results, device)
     files = report(results, out_dir)
-    frame = tables.board_frame(record.load(results / board.name)[0])
+    frame = board_frame(record.load(results / board.name)[0])
     out.print(_frame_table(frame))
     if text := unsteady(frame.to_dict("records")):
         out.print(text, soft_wrap=True)

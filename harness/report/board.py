@@ -19,6 +19,8 @@ from harness.records.comparison import regime, regime_order
 from harness.records.record import Record, dig
 from harness.report import choices, tables, totals
 from harness.report.choices import Choice
+from harness.report.frame import Row, board_frame
+from harness.report.panels import Panel, panels_of, values
 from harness.report.reported import Figure, figures
 from harness.report.samples import Samples
 from harness.report.totals import Total
@@ -47,16 +49,16 @@ class Board:
     notes: str  # number and state of its trials
     methods: list[Described]
     frame: pd.DataFrame
-    rows: Sequence[tables.Row]  # of the frame
-    panels: list[tables.Panel]
+    rows: Sequence[Row]  # of the frame
+    panels: list[Panel]
     totals: list[list[Total]]  # of each panel
 
     @classmethod
     def of(cls, name: str, records: Sequence[Record], unreadable: int = 0, samples: Samples | None = None) -> Board:
         """The board of these records. `unreadable` counts files beside them that are no records."""
-        frame = tables.board_frame(records)
+        frame = board_frame(records)
         rows = frame.to_dict("records")
-        panels = tables.panels_of(rows)
+        panels = panels_of(rows)
         return cls(
             name,
             facts=_measured(records),
@@ -76,7 +78,7 @@ class Board:
     @property
     def accurate(self) -> bool:
         """Whether accuracy is what the board is about. Boards of random weights show speed instead."""
-        return bool(tables.values(self.rows, "accuracy") or not tables.values(self.rows, "latency_speedup"))
+        return bool(values(self.rows, "accuracy") or not values(self.rows, "latency_speedup"))
 
     @property
     def choices(self) -> list[Choice]:
@@ -146,9 +148,9 @@ def _notes(records: Sequence[Record], unreadable: int, doubles: int) -> str:
     return text
 
 
-def unsteady(rows: Iterable[tables.Row]) -> str:
+def unsteady(rows: Iterable[Row]) -> str:
     """What the dense model's speedup over itself tells of the machine; empty if it is within STEADY of 1."""
-    own = tables.values([row for row in rows if row["method"] == "none"], "latency_speedup")
+    own = values([row for row in rows if row["method"] == "none"], "latency_speedup")
     worst = max(own, key=lambda value: abs(value - 1), default=1.0)
     if abs(worst - 1) <= STEADY:
         return ""

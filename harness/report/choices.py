@@ -16,8 +16,9 @@ from typing import Any, cast
 
 import pandas as pd
 
-from harness.report.tables import NOTHING, budget_text, markdown, values
+from harness.report.panels import NOTHING, budget_text, values
 from harness.report.tables import escape as escaped
+from harness.report.tables import markdown
 from harness.text import TOO_FEW
 from harness.types import REGIMES, TOLERANCE, WIDTHS, InputError, kinds
 from harness.types.kinds import in_words

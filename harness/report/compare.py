@@ -16,7 +16,8 @@ from pathlib import Path
 from harness.files import save
 from harness.report import tables
 from harness.report.page import fill
-from harness.report.tables import NOTHING, budget_text, markdown, marked
+from harness.report.panels import NOTHING, budget_text, marked
+from harness.report.tables import markdown
 from harness.text import plain
 from harness.verdicts.compare import METRICS, SAME, Change, Comparison, Panel, Row
 

@@ -20,10 +20,11 @@ import pandas as pd
 import yaml
 
 from harness.records.record import Record, dig
-from harness.report import tables
 from harness.report.board import Board
 from harness.report.examples import Examples
+from harness.report.frame import declared
 from harness.report.looks import DASHES, MARKERS, curve_looks
+from harness.report.panels import NOTHING, values
 from harness.text import TOO_FEW, plain, shorten
 from harness.types import WIDTHS, Trial
 
@@ -95,7 +96,7 @@ def data(board: Board, records: Sequence[Record]) -> dict[str, Any]:
     by_id = {record.id: record for record in records}
     return {
         "board": board.name,
-        "nothing": tables.NOTHING,
+        "nothing": NOTHING,
         "few": TOO_FEW,
         "axes": _axes(board),
         "rows": {str(key): _values(column) for key, column in board.frame.items() if key not in UNUSED},
@@ -137,12 +138,12 @@ def _axes(board: Board) -> list[dict[str, Any]]:
 
     These are the board's figures with a declared better direction, except accuracy, which is the vertical axis.
     """
-    declared, rows = tables.declared(), board.rows
-    columns = [declared[str(name)][1] for name in board.frame.columns if name in declared and name != "accuracy"]
+    known, rows = declared(), board.rows
+    columns = [known[str(name)][1] for name in board.frame.columns if name in known and name != "accuracy"]
     return [
         {"key": column.name, "label": column.label, "sign": 1 if column.better == "higher" else -1}
         for column in columns
-        if column.better and tables.values(rows, column.name)
+        if column.better and values(rows, column.name)
     ]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.report import reported, tables, totals
+from harness.report import reported, totals
 from harness.report.board import Board
+from harness.report.panels import NOTHING, STUDIED_SIGN, Panel, level_texts, standings
 from harness.text import plain
 
 SPECIAL = {
@@ -24,8 +25,8 @@ SPECIAL = {
     "|": r"\textbar{}",
     "±": r"\ensuremath{\pm}",
     "×": r"\ensuremath{\times}",
-    tables.STUDIED_SIGN: r"\ensuremath{\diamond}",
-    tables.NOTHING: r"\textendash{}",
+    STUDIED_SIGN: r"\ensuremath{\diamond}",
+    NOTHING: r"\textendash{}",
     # No argument of the line before, no ligature with the next character.
     **{char: f"{{{char}}}" for char in "[*-'`,?!"},
 }
@@ -47,18 +48,18 @@ def escape(text: str) -> str:
     return "".join(SPECIAL.get(char, char if ord(char) < 256 else "?") for char in plain(text))
 
 
-def _table(panel: tables.Panel) -> str:
-    columns, curves = tables.standings(panel)
+def _table(panel: Panel) -> str:
+    columns, curves = standings(panel)
     rows = []
     for curve, cells in curves.items():
         texts = [rf"\textbf{{{escape(text)}}}" if best else escape(text) for text, best in cells]
         rows.append([escape(panel.shown(curve)), *texts])
-    levels = "; ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
+    levels = "; ".join(f"{name} {figure}".strip() for name, figure in level_texts(panel))
     caption = escape(f"{panel.title}. Accuracy in points, the mean over tasks. {levels}.")
     return _tabular(caption, "l" + "r" * len(columns), ["method", *columns], rows)
 
 
-def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
+def _totals(panel: Panel, curve_totals: Sequence[totals.Total]) -> str:
     heads, rows = totals.shown(curve_totals)
     body = [[escape(panel.shown(curve)), *map(escape, row)] for curve, row in rows.items()]
     return _tabular(escape(f"{panel.title}. Each curve as a whole."), "l" + "r" * len(heads), ["method", *heads], body)

@@ -24,6 +24,8 @@ from harness.records.record import Record, load
 from harness.records.store import board_folders
 from harness.report import choices, details, examples, latex, page, plots, reported, spreadsheet, tables, totals
 from harness.report.board import Board
+from harness.report.frame import board_frame
+from harness.report.panels import STUDIED_SIGN, Panel, marked
 from harness.report.samples import Samples
 from harness.text import plain
 from harness.types import InputError
@@ -71,7 +73,7 @@ def report(results: Path, out: Path, names: Sequence[str] = ()) -> list[Path]:
 def frame(source: Path) -> pd.DataFrame:
     """The trials of all boards of a results folder, of one board's folder, or of a board.csv, a row each.
 
-    See `tables.board_frame`. A file that is no record is left out and logged. Raises InputError if there is no record.
+    See `board_frame`. A file that is no record is left out and logged. Raises InputError if there is no record.
     """
     if source.suffix == ".csv":
         return spreadsheet.read(source)
@@ -81,7 +83,7 @@ def frame(source: Path) -> pd.DataFrame:
         records, problems = load(folder, _reduced(details.Parts()))
         for problem in problems:
             log.warning(problem)
-        frames.append(tables.board_frame(records))
+        frames.append(board_frame(records))
     if all(frame.empty for frame in frames):
         raise InputError(f"{source}: no record that can be read there; `infoprune results verify` names what is wrong")
     return pd.concat(frames, ignore_index=True)
@@ -178,7 +180,7 @@ def _markdown(board: Board, repeat: str) -> str:
     return "\n\n".join([*sections, "## Repeat", repeat]) + "\n"
 
 
-def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
+def _totals(panel: Panel, curve_totals: Sequence[totals.Total]) -> str:
     heads, rows = totals.shown(curve_totals)
     return tables.markdown(
         ["method", *heads], [[tables.escape(panel.shown(curve)), *row] for curve, row in rows.items()]
@@ -188,7 +190,7 @@ def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
 def _contestants(board: Board) -> str:
     rows = []
     for described in board.methods:
-        name = tables.marked(described.method, described.role == "studied")
+        name = marked(described.method, described.role == "studied")
         rows.append(list(map(tables.escape, (name, *described[1:]))))
     table = tables.markdown(["method", "what it is", "role", "regimes"], rows, "left")
     if any("reconstruct" in row[1].lower() for row in rows):
@@ -206,7 +208,7 @@ def _legend(board: Board) -> str:
         "marks the best method of a budget; ± is half the range over seeds. Rows are sorted by mean rank."
     )
     if any(described.role == "studied" for described in board.methods):
-        text += f" {tables.STUDIED_SIGN} marks the method under study."
+        text += f" {STUDIED_SIGN} marks the method under study."
     text += " A difference smaller than the interval of one trial is not evidence."
     if board.totals:
         text += f"\n\n{totals.LEGEND}"

@@ -20,7 +20,7 @@ from itertools import product
 import yaml
 
 from harness import registry
-from harness.report.tables import Panel
+from harness.report.panels import Panel
 
 # Okabe and Ito's palette for colour-blind readers, without yellow and black, which a white or a dark page hides.
 STUDIED_COLOR = "#D55E00"

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from harness.report import choices, reported, tables, totals
 from harness.report.board import Board
+from harness.report.panels import NOTHING, Panel, level_texts, marked, standings
 from harness.text import plain
 
 SCRIPTS = ("page", "chart", "plot", "trial")  # of a board's page, in the order of their uses
@@ -120,14 +121,14 @@ def _standings(shown: Board) -> str:
     return _template("standings.html", parts)
 
 
-def _summary(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
-    columns, curves = tables.standings(panel)
+def _summary(panel: Panel, curve_totals: Sequence[totals.Total]) -> str:
+    columns, curves = standings(panel)
     heads = "".join(f"<th scope=col>{escape(column)}" for column in columns)
     rows = []
     for curve, cells in curves.items():
         shown = "".join(f"<td>{f'<strong>{escape(text)}</strong>' if best else escape(text)}" for text, best in cells)
         rows.append(f"<tr><th scope=row>{_name(panel, curve)}{shown}")
-    levels = " · ".join(f"{name} {figure}".strip() for name, figure in tables.level_texts(panel))
+    levels = " · ".join(f"{name} {figure}".strip() for name, figure in level_texts(panel))
     return (
         f'<h3>{escape(panel.title)}</h3><p class="quiet">{escape(levels)}</p><div class="scroll" tabindex="0">'
         f'<table class="summary"><thead><tr><th scope=col>method{heads}<tbody>{"".join(rows)}</table></div>'
@@ -135,7 +136,7 @@ def _summary(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
     )
 
 
-def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
+def _totals(panel: Panel, curve_totals: Sequence[totals.Total]) -> str:
     heads, curves = totals.shown(curve_totals)
     rows = []
     for curve, cells in curves.items():
@@ -147,7 +148,7 @@ def _totals(panel: tables.Panel, curve_totals: Sequence[totals.Total]) -> str:
     )
 
 
-def _name(panel: tables.Panel, curve: str) -> str:
+def _name(panel: Panel, curve: str) -> str:
     """A curve's name, which a narrow column breaks after a comma."""
     return escape(panel.shown(curve)).replace(",", ",<wbr>")
 
@@ -187,7 +188,7 @@ def _reported_row(figure: reported.Figure, columns: Sequence[tables.ShownColumn]
     }
     cells = []
     for column in columns:
-        text = escape(known.get(column.key, tables.NOTHING))
+        text = escape(known.get(column.key, NOTHING))
         cells.append(
             f'<th scope=row>{text} <span class="badge">reported</span>'
             if column.key == "method"
@@ -198,8 +199,7 @@ def _reported_row(figure: reported.Figure, columns: Sequence[tables.ShownColumn]
 
 def _methods(shown: Board) -> str:
     return "".join(
-        f"<dt>{_safe(tables.marked(entry.method, entry.role == 'studied'))}<dd>{_safe(entry.title)}"
-        for entry in shown.methods
+        f"<dt>{_safe(marked(entry.method, entry.role == 'studied'))}<dd>{_safe(entry.title)}" for entry in shown.methods
     )
 
 

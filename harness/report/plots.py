@@ -14,14 +14,12 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -32,28 +30,13 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from PIL import Image
 
 from harness.records.comparison import regime_order
+from harness.report.frame import TERMS
 from harness.report.looks import STUDIED_COLOR, Look, curve_looks
-from harness.report.tables import TERMS, Panel, panels, values
+from harness.report.panels import Panel, panels, values
+from harness.report.style import DPI, INK, styled
 
-# Text as outlines and a fixed salt give the same bytes each time and the same look everywhere.
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.titlesize": 12.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.edgecolor": "#777777",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#eeeeee",
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "infoprune-bench",
-    "text.parse_math": False,
-}
-INK, FRONT = "#222222", "#9c9c9c"
+FRONT = "#9c9c9c"
+SMALL_TEXT: Any = {"font.size": 8.5, "axes.titlesize": 9}
 
 # Inches: the figure, and beside, above and below a panel. LETTER is the width of a letter, LINE the height of a line.
 WIDTH, NARROW, HEIGHT = 12.0, 7.0, 2.0
@@ -63,7 +46,6 @@ SMALL = 8  # points
 KEY: Any = {"loc": "upper left", "borderpad": 0, "borderaxespad": 0, "labelspacing": 0.4, "handlelength": 3.2}
 COLUMNS = 4  # panels beside each other
 FEW = 6  # a panel with at most this many curves needs no emphasis
-DPI = 150
 
 
 @dataclass(frozen=True)
@@ -134,16 +116,8 @@ def draw(frame: pd.DataFrame) -> Picture:
             part = part.drop(columns=TERMS)
         name = f"{board}: " if len(boards) > 1 else ""
         rows += [replace(panel, title=name + panel.title) for panel in panels(part)]
-    with _style():
+    with styled(**SMALL_TEXT):
         return _draw(rows, curve_looks(rows))
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own style is
-        matplotlib.rcParams.update(STYLE | {"font.size": 8.5, "axes.titlesize": 9})
-        yield
 
 
 def save(rows: Sequence[Panel], folder: Path) -> list[Path]:
@@ -152,7 +126,7 @@ def save(rows: Sequence[Panel], folder: Path) -> list[Path]:
     A point is the mean over seeds, a bar the hull of their 95 % intervals. Failed trials have no point.
     """
     paths = [folder / "pareto.svg", folder / "pareto.png"]
-    with _style():
+    with styled(**SMALL_TEXT):
         figure = _draw(rows, curve_looks(rows))
         figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.set_dpi(DPI)

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from harness.files import save
 from harness.report.looks import COLORS, STUDIED_COLOR
-from harness.report.plots import DPI, INK, STYLE
+from harness.report.panels import NOTHING
 from harness.report.spreadsheet import rows_text
-from harness.report.tables import NOTHING, escape, markdown
+from harness.report.style import DPI, INK, styled
+from harness.report.tables import escape, markdown
 from harness.text import plain
 
 FILES = ("README.md", "quality.csv", "quality.json", "quality.png")
@@ -42,9 +42,7 @@ def write(
     save(data, json.dumps(measured, indent=1, allow_nan=False) + "\n")  # first: it holds what took long
     save(page, _page(measured, asked))
     save(table, _csv(measured))
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with styled():
         _figure(measured, studied).savefig(picture, dpi=DPI, metadata={"Software": None})
     return paths
 

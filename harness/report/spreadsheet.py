@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report import tables
+from harness.report.coarse import KEEPS
+from harness.report.frame import CLOSING, IDENTITY, ORDER, TERMS, declared
 from harness.text import reason
 from harness.types import InputError
 
@@ -22,7 +23,7 @@ from harness.types import InputError
 # follow apostrophes, as in a cell of ours.
 FORMULA = re.compile(r"'*(?![+-]?[\d.]+(e[+-]?\d+)?$)[=+\-@\t\r\n＝＋－＠]")
 # Columns of text; others hold numbers.
-TEXTS = (*tables.IDENTITY, *tables.CLOSING, "split", "collapse", tables.TERMS, tables.KEEPS)
+TEXTS = (*IDENTITY, *CLOSING, "split", "collapse", TERMS, KEEPS)
 NUMBERS = ("budget", "seed", "ranking_s")  # that are among them
 
 
@@ -56,14 +57,14 @@ def frame_text(frame: pd.DataFrame) -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The frame of a board.csv, its texts as they were; see `tables.board_frame`.
+    """The frame of a board.csv, its texts as they were; see `board_frame`.
 
     Raises InputError if the file is no board.csv.
     """
     try:
         frame: Any = pd.read_csv(path, dtype="str", keep_default_na=False)
         frame.columns = [original(name) for name in frame.columns]
-        if missing := [name for name in (*tables.IDENTITY, *tables.CLOSING) if name not in frame.columns]:
+        if missing := [name for name in (*IDENTITY, *CLOSING) if name not in frame.columns]:
             raise InputError(f"{path}: no board.csv: it has no column {missing[0]!r}")
         for name in frame.columns:
             if name == "seed":
@@ -76,6 +77,6 @@ def read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: no board.csv: {' '.join(str(error).split())}") from error
-    known = {*tables.ORDER, *tables.declared(), tables.TERMS}
+    known = {*ORDER, *declared(), TERMS}
     frame.attrs["tasks"] = [name for name in frame.columns if name not in known]
     return frame

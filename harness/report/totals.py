@@ -1,9 +1,10 @@
 """Summary figures of a method's curve: hypervolume, area under the curve, mean rank, and costs.
 
     python -c "from pathlib import Path; from harness.records.record import load; \
-               from harness.report import tables, totals; from harness.report.samples import Samples; \
-               records = load('results/demo')[0]; panels = tables.panels(tables.board_frame(records)); \
-               print(totals.find(panels, Samples(Path('results/demo')), records))"
+               from harness.report import totals; from harness.report.samples import Samples; \
+               from harness.report.frame import board_frame; from harness.report.panels import panels; \
+               records = load('results/demo')[0]; \
+               print(totals.find(panels(board_frame(records)), Samples(Path('results/demo')), records))"
 
 The hypervolume's interval is a bootstrap over images of the stored scores. Scores of several seeds are averaged first,
 so the interval holds only for these seeds.
@@ -22,8 +23,8 @@ import numpy as np
 from harness.records.comparison import common
 from harness.records.record import Cost, Record
 from harness.report.coarse import KEEPS
+from harness.report.panels import NOTHING, Panel, places, ranked, values
 from harness.report.samples import Answers, Questions, Samples
-from harness.report.tables import NOTHING, Panel, places, ranked, values
 from harness.stats.hypervolume import hypervolume, hypervolume_intervals
 
 RESAMPLES = 2000

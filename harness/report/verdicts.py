@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from xml.etree import ElementTree
 
-from harness.report.tables import NOTHING, escape
+from harness.report.panels import NOTHING
+from harness.report.tables import escape
 from harness.report.tables import markdown as table
 from harness.text import TOO_FEW, plain, some
 from harness.verdicts.gate import METRICS, Gate

@@ -12,6 +12,7 @@ from harness import registry
 from harness.records.record import Record
 from harness.report import details, tables
 from harness.report.board import Board
+from harness.report.frame import CLOSING, IDENTITY, TERMS
 from harness.types import Column
 from tests.support.records import board_record
 
@@ -29,7 +30,7 @@ def test_no_two_columns_have_one_name() -> None:
     assert set(registry.columns()) == set(registry.metrics())
     counts = Counter(column.name for own in registry.columns().values() for column in own)
     assert set(counts.values()) == {1}
-    assert not set(counts) & {*tables.IDENTITY, *tables.CLOSING, tables.TERMS, "collapse"}
+    assert not set(counts) & {*IDENTITY, *CLOSING, TERMS, "collapse"}
 
 
 def test_columns_are_known_without_the_libraries_that_measure() -> None:

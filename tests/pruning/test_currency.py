@@ -13,7 +13,9 @@ from harness import registry
 from harness.pruning import latency_rates, solver, surgery
 from harness.pruning.solver import solve
 from harness.records import record
-from harness.report import report, tables
+from harness.report import report
+from harness.report.frame import board_frame
+from harness.report.panels import panels
 from harness.trials import pruner
 from harness.trials.pruner import Pruner
 from harness.trials.worker import Worker
@@ -211,8 +213,8 @@ def test_budgets_of_other_terms_are_no_seeds_and_share_the_dense_model(tmp_path:
         board_record("random", "vision", 0.5, metrics=accuracy_of(0.3 + 0.2 * i), **own)
         for i, own in enumerate(several)
     ]
-    frame = tables.board_frame(items)
-    found = tables.panels(frame)
+    frame = board_frame(items)
+    found = panels(frame)
     assert [panel.level("accuracy") for panel in found] == [0.9] * 3
     assert [rows[0]["accuracy"] for panel in found for rows in panel.groups.values()] == [0.7, 0.3, 0.5]
     assert all(len(rows) == 1 for panel in found for rows in panel.groups.values())
@@ -222,5 +224,5 @@ def test_budgets_of_other_terms_are_no_seeds_and_share_the_dense_model(tmp_path:
     report(tmp_path / "results", tmp_path)
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     assert "align=8 currency=flops" in text and "align=null currency=params" in text
-    alone = tables.board_frame(items[:1] + items[2:3])
+    alone = board_frame(items[:1] + items[2:3])
     assert "budget_terms" not in alone.columns and list(alone["curve"]) == ["none", "random"]

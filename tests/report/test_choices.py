@@ -11,7 +11,7 @@ import pytest
 
 from harness.records.record import Record
 from harness.report import choices
-from harness.report.tables import board_frame
+from harness.report.frame import board_frame
 from harness.types import InputError
 from tests.support.records import board_record, failed_record
 

@@ -9,7 +9,8 @@ import pytest
 
 from harness.records import record
 from harness.report import report
-from harness.report.tables import board_frame, panels, places
+from harness.report.frame import board_frame
+from harness.report.panels import panels, places
 from harness.types import Keep, Plan
 from harness.verdicts.standing import verdict
 from tests.support import stored

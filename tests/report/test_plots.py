@@ -11,8 +11,9 @@ from matplotlib.colors import same_color
 from PIL import Image
 
 from harness.records.record import Record
+from harness.report.frame import board_frame
+from harness.report.panels import panels
 from harness.report.plots import FRONT, Picture, draw, save
-from harness.report.tables import board_frame, panels
 from tests.support.records import board_record
 
 

@@ -20,7 +20,8 @@ from harness.records import record
 from harness.records.record import Code, Record
 from harness.report import FILES, INDEX, report
 from harness.report.board import Board
-from harness.report.tables import board_frame, declared, escape
+from harness.report.frame import board_frame, declared
+from harness.report.tables import escape
 from harness.types import InputError
 from tests.support.records import LOSSES, TASKS, board_record, failed_record
 

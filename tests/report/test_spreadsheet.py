@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import harness
 from harness.records import record
 from harness.report import report
+from harness.report.frame import board_frame
 from harness.report.spreadsheet import frame_text, neutral, original, read, rows_text
-from harness.report.tables import board_frame
 from harness.types import InputError
 from tests.support.paths import ROOT
 from tests.support.records import board_record

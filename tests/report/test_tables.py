@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from harness.report.board import Board
-from harness.report.tables import board_frame, panels, summary, task_columns
+from harness.report.frame import board_frame, task_columns
+from harness.report.panels import panels
+from harness.report.tables import summary
 from tests.support.records import TASKS, accuracy_of, board_record, failed_record
 
 

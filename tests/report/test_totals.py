@@ -11,8 +11,9 @@ import pytest
 
 from harness.records import record
 from harness.report import report
+from harness.report.frame import board_frame
+from harness.report.panels import panels, places, ranked
 from harness.report.samples import Samples
-from harness.report.tables import board_frame, panels, places, ranked
 from harness.report.totals import RESAMPLES, Total, cells, find, shown
 from harness.stats.hypervolume import hypervolume_intervals
 from tests.support import stored

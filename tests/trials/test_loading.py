@@ -11,7 +11,7 @@ import yaml
 
 from harness import families
 from harness.records.record import Record
-from harness.report.tables import board_frame
+from harness.report.frame import board_frame
 from harness.types import InputError, Loading
 from tests.support.boards import FinishedSweep, read_board
 from tests.support.commands import Call, refused

@@ -11,7 +11,7 @@ import yaml
 
 from harness.records import record
 from harness.records.record import Failure, Record
-from harness.report.tables import board_frame
+from harness.report.frame import board_frame
 from harness.trials import spec
 from harness.types import InputError, Keep, Tuning
 from tests.support.boards import FinishedSweep, read_board
