@@ -17,7 +17,7 @@ from torch import Tensor
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # the stretch and the temperature (1712.01312)
 START = 2.0  # ln a of every gate at the start: nearly open
-BATCH = 8  # questions of a step, see `registry.Method.steps`: half of 16 costs half and trains as well, 4 train worse
+BATCH = 8  # questions of a step, see `registry.Method.steps`: half of a tuning's, and so twice the steps
 
 
 def sample(logits: Tensor, random: torch.Generator) -> Tensor:
