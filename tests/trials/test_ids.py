@@ -18,7 +18,7 @@ IDS = {
     "bits": (12, "ee90a00d0c71303b", "58d78c97fbd92ed5", "f36011920db21750"),
     "choices": (286, "e8a8406cab00af81", "4195cf1989c0ac6c", "4b8a9762f55ca316"),
     "demo": (13, "b8f308cb9a6549a9", "4bd81c2bb3e593bf", "c95d9e3977c0bf99"),
-    "draws": (919, "f3514f411bef346f", "e8c30558d34dcb9e", "2efa672a88d5cac2"),
+    "draws": (919, "f3514f411bef346f", "e8c30558d34dcb9e", "148f54241c774831"),
     "ffn": (265, "9c3a095ffa6f9117", "d1f017e7184aace1", "95a9a78acebca75b"),
     "geometry-llava-1.5-7b": (55, "b6404c500563d38d", "0231b5134339a55d", "3db45084c01dc92d"),
     "geometry-mini": (19, "86675ec0fc9f69df", "e4a2d904619e7183", "af6b483add12dc22"),
@@ -38,11 +38,11 @@ IDS = {
     "pretrained-orders": (40, "d3f854b6978033a0", "603aa0923aa7b851", "df7c29ff34f88bab"),
     "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "6ff3524e1abb6d29"),
     "recovery-rates": (19, "2ca3ad81a40c56df", "4784dc71ef531b52", "b60fa2f1d16028e9"),
-    "reference": (1651, "f87da4345c0718ad", "5da159a08148c3d4", "7b1e449e1ac1d882"),
+    "reference": (1669, "f87da4345c0718ad", "5da159a08148c3d4", "483acb5418ecd828"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
     "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "cb6b5ccabb98d9dd"),
-    "tuned": (169, "0931be2119463c01", "0edea986c0151520", "b31191627130e323"),
+    "tuned": (169, "0931be2119463c01", "0edea986c0151520", "6ad0a14ab76db134"),
     "tuned-rates": (25, "c1be0900c05d6568", "fdcaeec45bbbe1fe", "91db5f909a9d300a"),
 }
 
