@@ -18,7 +18,7 @@ IDS = {
     "bits": (12, "ee90a00d0c71303b", "58d78c97fbd92ed5", "f36011920db21750"),
     "choices": (286, "e8a8406cab00af81", "4195cf1989c0ac6c", "4b8a9762f55ca316"),
     "demo": (13, "b8f308cb9a6549a9", "4bd81c2bb3e593bf", "c95d9e3977c0bf99"),
-    "draws": (859, "f3514f411bef346f", "e8c30558d34dcb9e", "e12f83c0676b5636"),
+    "draws": (919, "f3514f411bef346f", "e8c30558d34dcb9e", "798ac82879c023a2"),
     "ffn": (373, "9c3a095ffa6f9117", "c631181f242836c0", "b194271ca0574154"),
     "geometry-llava-1.5-7b": (55, "b6404c500563d38d", "0231b5134339a55d", "3db45084c01dc92d"),
     "geometry-mini": (19, "86675ec0fc9f69df", "e4a2d904619e7183", "af6b483add12dc22"),
