@@ -5,9 +5,9 @@
 The rival that InfoPrune needs: it also removes heads and factors FFNs, but reads the answers. A head's damage is the
 second-order rise of the answer loss when a gate on it goes from 1 to 0: half the mean square of the gate's derivative
 (the Fisher information, as in Theis et al. 2018, arXiv 1801.05787), a sample at a time. FFNs have LASER's factors and
-its rise (arXiv 2606.00573; see `laser`). Both are nats per answer token, so the solver trades one against the other; but
-the damping raises the prices of FFNs only, and LASER takes gradients at different places as uncorrelated, where a gate's
-derivative sums them.
+its rise (arXiv 2606.00573; see `laser`). Both are nats per answer token, so the solver trades one against the other;
+but the damping raises the prices of FFNs only, and LASER takes gradients at different places as uncorrelated, where a
+gate's derivative sums them.
 """
 
 from __future__ import annotations
