@@ -54,7 +54,8 @@ def trials(shown: Sequence[ShownColumn]) -> str:
     if not shown:
         return "No trials."
     cells = [[escape(cell) for cell in column.cells] if column.text else column.cells for column in shown]
-    return markdown([escape(column.head) for column in shown], list(zip(*cells, strict=True)))
+    table = markdown([escape(column.head) for column in shown], list(zip(*cells, strict=True)))
+    return re.sub(" {2,}", " ", table)  # aligned, a long table is twice as large
 
 
 def columns(frame: pd.DataFrame, rows: Sequence[Row]) -> list[ShownColumn]:
