@@ -171,7 +171,9 @@ def test_csv_and_json_have_one_row_per_trial(results: Path, records: list[Record
     assert set(required.split()) | set(TASKS) <= set(table.columns)
     text = (tmp_path / "made" / "board.json").read_text(encoding="utf-8")
     data = json.loads(text)
-    assert len(text.splitlines()) > len(data["trials"]), "a line a trial, so that a change is seen in a diff"
+    lines = ",\n  ".join(map(json.dumps, data["trials"]))  # a line a trial, so that a diff shows which changed
+    head = json.dumps(data | {"trials": []}, indent=1)
+    assert text == head.replace('"trials": []', f'"trials": [\n  {lines}\n ]') + "\n"
     assert [row["trial"] for row in data["trials"]] == list(table["trial"])
     by_id = {item.id: item for item in records}
     for row, shown in zip(data["trials"], table.to_dict("records"), strict=True):
