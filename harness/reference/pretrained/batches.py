@@ -28,8 +28,16 @@ from harness.reference.pretrained.scenes import Scene, draw
 from harness.reference.questions import Question
 from harness.reference.scenes import jpeg
 
-WRITING_SHARE = 0.4  # share of images with writing
-OTHERS = ("things_vqav2", "things_gqa")
+
+@dataclass(frozen=True)
+class Mix:
+    """What is asked: the share of images with writing, and the sets that the others are asked, as often as named."""
+
+    writing: float
+    others: tuple[str, ...]
+
+
+EVEN = Mix(writing=0.4, others=("things_vqav2", "things_gqa"))
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,12 @@ class Example:
     scene: Scene | None = None
 
 
-def draw_example(seed: str, painter: Painter, number: int, *, training: bool = True) -> Example:
+def draw_example(seed: str, painter: Painter, number: int, *, mix: Mix = EVEN, training: bool = True) -> Example:
     """The example of a seed; unless `training`, with the combinations of things that training never shows."""
     rng = random.Random(seed)
-    writing = rng.random() < WRITING_SHARE
+    writing = rng.random() < mix.writing
     scene = draw(rng, writing=writing, training=training)
-    questions = ask(scene, (WRITING_TASK,) if writing else OTHERS, rng, number)
+    questions = ask(scene, (WRITING_TASK,) if writing else mix.others, rng, number)
     rng.shuffle(questions)
     return Example(Image.open(io.BytesIO(jpeg(painter.render(scene)))), tuple(questions), scene)
 
@@ -115,12 +123,20 @@ class SceneBatches:
     """Batch i of the endless stream of a seed."""
 
     def __init__(
-        self, packer: Packer, painter: Painter, size: int, seed: str, questions: int, training: bool = True
+        self,
+        packer: Packer,
+        painter: Painter,
+        size: int,
+        seed: str,
+        questions: int,
+        mix: Mix = EVEN,
+        training: bool = True,
     ) -> None:
         self.packer, self.painter, self.size, self.seed = packer, painter, size, seed
-        self.questions, self.training = questions, training
+        self.questions, self.mix, self.training = questions, mix, training
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         names = [f"{self.seed}/{index}/{i}" for i in range(self.size)]
-        drawn = [draw_example(name, self.painter, self.questions, training=self.training) for name in names]
+        options = {"mix": self.mix, "training": self.training}
+        drawn = [draw_example(name, self.painter, self.questions, **options) for name in names]
         return self.packer.pack(drawn)

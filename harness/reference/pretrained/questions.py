@@ -341,11 +341,10 @@ def propose(scene: Scene, task: str, form: str, rng: random.Random) -> list[Ques
 def ask(scene: Scene, tasks: Sequence[str], rng: random.Random, number: int) -> list[Question]:
     """Up to `number` questions, spread over the forms of these tasks and over the answers within each form.
 
-    Their forms are called `task.form`.
+    Their forms are called `task.form`; those of a task that is named twice are asked twice as often.
     """
-    queues = {}
-    for task in tasks:
-        for form in FORMS[task]:
-            named = [replace(question, form=f"{task}.{form}") for question in propose(scene, task, form, rng)]
-            queues[task, form] = by_answer(named, rng)
-    return in_turns(queues, list(queues), rng, number)
+    queues, turns = {}, [(task, form) for task in tasks for form in FORMS[task]]
+    for task, form in dict.fromkeys(turns):
+        named = [replace(question, form=f"{task}.{form}") for question in propose(scene, task, form, rng)]
+        queues[task, form] = by_answer(named, rng)
+    return in_turns(queues, turns, rng, number)

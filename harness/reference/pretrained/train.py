@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from harness.files import put
 from harness.reference.pretrained.adapters import PROJECTOR, Learned
-from harness.reference.pretrained.batches import IGNORED, Packer, SceneBatches
+from harness.reference.pretrained.batches import IGNORED, Mix, Packer, SceneBatches
 from harness.reference.pretrained.language import Language
 from harness.reference.pretrained.render import Painter
 from harness.reference.pretrained.warmup import Concepts, cells_loss, features, project, teach
@@ -43,6 +43,8 @@ class Recipe:
     before: int = 0  # images that the adapters it begins from have seen: this run's scenes are others
     batch: int = 8
     questions: int = 8  # an image
+    writing: float = 0.25  # share of images with writing; things_textvqa and things_gqa reach their bars long before
+    looks: int = 2  # turns of the forms of things_vqav2, on the others, to one of those of things_gqa
     rate: float = 5e-4  # of the adapters
     projector_rate: float = 1e-4  # four times as much undid the first lesson within a thousand images
     cells: float = 0.5  # weight of the first lesson's loss beside the answers
@@ -52,6 +54,11 @@ class Recipe:
     seed: str = "train"
     every: int = 800  # images between saves and measurements
     judged: int = 64  # held-out images that the curve is measured on
+
+    @property
+    def mix(self) -> Mix:
+        """What the training images are asked; the curve is measured on an even mix."""
+        return Mix(self.writing, ("things_vqav2",) * self.looks + ("things_gqa",))
 
     def share_at(self, done: int) -> float:
         """The rates' share of their highest value after this many images."""
@@ -200,7 +207,7 @@ def train(
         run.save(out)
     before = run.recipe.before
     seed = f"{recipe.seed}, after {before}" if before else recipe.seed
-    stream = SceneBatches(packer, painter, recipe.batch, seed, recipe.questions)
+    stream = SceneBatches(packer, painter, recipe.batch, seed, recipe.questions, recipe.mix)
     clock, losses, lessons, last = time.perf_counter(), [], [], run.done
     while run.done < recipe.images:
         batch = _to(stream[run.done // recipe.batch], device, model.dtype)
