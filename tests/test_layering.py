@@ -146,6 +146,7 @@ def test_metrics_know_no_other_metric_but_those_they_are_made_of() -> None:
 
 COMMANDS = "baselines.commands"  # a contestant's commands use the harness as any other command does
 BENCH = "baselines.infoprune.bench"  # and its bars, of the ordinary path
+FIGURES = "baselines.infoprune.figures"  # look as all others do
 TOOLS = (BENCH, "baselines.infoprune.theory", "baselines.infoprune.inspect")  # show how far they are
 RELATIVES: dict[str, str] = dict.fromkeys(
     ("baselines.infoprune_free", "baselines.infoselect", "baselines.l0_gates"), "baselines.infoprune"
@@ -159,6 +160,8 @@ def test_methods_know_types_statistics_and_the_shared_algebra_only(module: str) 
     allowed = ["harness.types", "harness.statistics", *shared, RELATIVES.get(own, own)]
     if module in TOOLS:
         allowed += ["harness.progress"]
+    if module == FIGURES:
+        allowed += ["harness.report.style"]
     if module == BENCH:
         allowed += ["harness.bench", "harness.machine.timing"]
     assert not [name for name in ours(module) if not within(name, *allowed)]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -19,37 +18,23 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from baselines.infoprune.findings import DISTRIBUTION, NOISE, READERS, summary
 from baselines.infoprune.inspect import SCORES, SPARSE, agreement, overlap
+from harness.report.style import save_png, styled
 
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.edgecolor": "#777777",
-    "axes.axisbelow": True,
-    "grid.color": "#eeeeee",
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
+STYLE: Any = {"font.size": 10, "axes.titlesize": 11, "axes.titleweight": "normal", "axes.grid": False}
 # Okabe and Ito's palette, safe for colour-blind eyes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A7A7A")
 COMPONENTS = {"vision": "vision tower", "language": "language model"}
 UNITS = {"vision": "head", "language": "KV group"}
-DPI = 150
 
 Record = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 
 
 def _draw(path: Path, width: float, height: float, draw: Callable[[Figure], None]) -> None:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # ignores the user's own style
-        matplotlib.rcParams.update(STYLE)
+    with styled(**STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        save_png(figure, path)
 
 
 def _grid(figure: Figure, rows: int, columns: int, **how: Any) -> np.ndarray:

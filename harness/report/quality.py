@@ -19,7 +19,7 @@ from harness.files import save
 from harness.report.looks import COLORS, STUDIED_COLOR
 from harness.report.panels import NOTHING
 from harness.report.spreadsheet import rows_text
-from harness.report.style import DPI, INK, styled
+from harness.report.style import INK, save_png, styled
 from harness.report.tables import escape, markdown
 from harness.text import plain
 
@@ -43,7 +43,7 @@ def write(
     save(page, _page(measured, asked))
     save(table, _csv(measured))
     with styled():
-        _figure(measured, studied).savefig(picture, dpi=DPI, metadata={"Software": None})
+        save_png(_figure(measured, studied), picture)
     return paths
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from harness.files import check_space
 from harness.reference.model import SUFFIX
 from harness.reference.pretrained import assemble, build, dinov2, folder, smollm2, wheels
 from harness.reference.pretrained.adapters import Learned
-from harness.reference.pretrained.batches import EVEN, Mix, Packer, SceneBatches, draw_example
+from harness.reference.pretrained.batches import Packer, SceneBatches, draw_example
 from harness.reference.pretrained.language import Language
 from harness.reference.pretrained.render import Painter, emoji_font
 from harness.reference.pretrained.things import NAMES
@@ -186,19 +185,6 @@ def test_rates_rise_stay_and_fall_to_zero(done: int) -> None:
     assert recipe.share_at(recipe.images) == 0
     if recipe.warmup <= done <= (1 - recipe.decay) * recipe.images:
         assert share == 1
-
-
-def test_training_asks_more_often_what_is_learned_slowest() -> None:
-    """Every set is asked; the even mix of the curve asks things_vqav2 less than training does."""
-
-    def shares(mix: Mix) -> Counter[str]:
-        drawn = [draw_example(f"m{i}", Plain(), 8, mix=mix) for i in range(200)]
-        asked = Counter(q.form.partition(".")[0] for example in drawn for q in example.questions)
-        return Counter({name: n / asked.total() for name, n in asked.items()})
-
-    even, taught = shares(EVEN), shares(Recipe().mix)
-    assert set(even) == set(taught) == {"things_vqav2", "things_gqa", "things_textvqa"}
-    assert taught["things_vqav2"] > 1.4 * even["things_vqav2"] and min(taught.values()) > 0.15
 
 
 def test_streams_repeat_from_their_seed() -> None:

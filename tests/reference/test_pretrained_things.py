@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.reference.pretrained.batches import EVEN, Mix, draw_example
 from harness.reference.pretrained.questions import FORMS, ask, propose
 from harness.reference.pretrained.scenes import SIDE, Item, Scene, draw
 from harness.reference.pretrained.sets import SIZES_SHIPPED, items, template
 from harness.reference.pretrained.things import ALSO, ASKED_KINDS, MASS, NAMES, RESERVED, THINGS, may_meet
+from harness.reference.pretrained.train import Recipe
 from harness.tasks import answers, catalogue, data
 from harness.types import Questions
 from tests.support.painters import Plain
@@ -133,3 +135,16 @@ def test_shipped_sets_are_whole_and_share_no_picture(task: str) -> None:
             assert seen.setdefault(digest, split) == split
     assert answers.majority(Questions((task,), "validation", None)) is not None
     assert task in catalogue.describe()
+
+
+def test_training_asks_more_often_what_is_learned_slowest() -> None:
+    """Every set is asked; the even mix of the curve asks things_vqav2 less than training does."""
+
+    def shares(mix: Mix) -> Counter[str]:
+        drawn = [draw_example(f"m{i}", Plain(), 8, mix=mix) for i in range(200)]
+        asked = Counter(q.form.partition(".")[0] for example in drawn for q in example.questions)
+        return Counter({name: n / asked.total() for name, n in asked.items()})
+
+    even, taught = shares(EVEN), shares(Recipe().mix)
+    assert set(even) == set(taught) == {"things_vqav2", "things_gqa", "things_textvqa"}
+    assert taught["things_vqav2"] > 1.4 * even["things_vqav2"] and min(taught.values()) > 0.15
