@@ -2,8 +2,9 @@
 
     options, log = compose(ffn, "compose-act", rows, second)
 
-M ignores the activation between W1 and W2. So the loss of a point is not M's dropped energy but the error of the FFN's
-output on calibration rows. An FFN with a gate has no such product.
+M ignores W1's bias and the activation between W1 and W2. So a new bias of fc2 keeps the FFN's mean output, and the loss
+of a point is not M's dropped energy but the error of the output, both on calibration rows. An FFN with a gate has no
+such product.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ RANKS = 48  # points per block
 def compose(ffn: Ffn, arm: Composition, rows: Tensor, second: Tensor | None = None) -> tuple[Options, dict[str, Any]]:
     """Points at up to 48 ranks k of M = U S V^T, whitened by the second moment of the FFN's input if given.
 
-    compose-linear: fc1' = S^1/2 V_k^T, no activation, fc2' = U_k S^1/2 with bias W2 b1 + b2.
-    compose-act: the same factors with the activation between them, and the bias b2.
-    Loss: mean squared error of the output on `rows` (n, d) of the FFN's input, as a share of the output's mean square
-    (the bias b2 left out).
+    compose-linear: fc1' = S^1/2 V_k^T without bias, no activation, fc2' = U_k S^1/2.
+    compose-act: the same factors with the activation between them.
+    The bias of fc2' makes the mean output on `rows` (n, d) of the FFN's input that of the dense FFN. Loss: mean squared
+    error of the output there, as a share of the output's mean square (the bias b2 left out).
     """
     (first,) = ffn.producers
     product = ffn.consumer.weight.double() @ first.weight.double()
@@ -44,11 +45,12 @@ def compose(ffn: Ffn, arm: Composition, rows: Tensor, second: Tensor | None = No
 
     def walk(step: int) -> Iterable[tuple[str, int, float, Callable[[], Mapping[str, Replacement]]]]:
         for rank in filter(None, dict.fromkeys(number - number % step for number in ranks)):
-            down, up, bias = _bottleneck(ffn, arm, product, part, rank)
+            down, up = _bottleneck(product, part, rank)
             small = rows @ down.T
-            outputs = (small if arm == "compose-linear" else ffn.activation(small)) @ up.T + bias
-            losses[rank] = float((outputs - target).square().sum() / target.square().sum().clamp(min=1e-300))
-            make = partial(_make, ffn, arm, product, part, rank)
+            missing = target - (small if arm == "compose-linear" else ffn.activation(small)) @ up.T
+            bias = missing.mean(0)
+            losses[rank] = float((missing - bias).square().sum() / target.square().sum().clamp(min=1e-300))
+            make = partial(_make, ffn, arm, product, part, rank, bias)
             yield f"compose {rank}", rank * sum(product.shape), losses[rank], make
 
     options = points(ffn, walk(1))
@@ -56,22 +58,18 @@ def compose(ffn: Ffn, arm: Composition, rows: Tensor, second: Tensor | None = No
     return replace(options, aligned=lambda step: points(ffn, walk(step))), log
 
 
-def _bottleneck(
-    ffn: Ffn, arm: Composition, product: Tensor, part: Decomposition, rank: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """fc1' (k, d), fc2' (d, k), and the bias (d,) of fc2' without b2."""
+def _bottleneck(product: Tensor, part: Decomposition, rank: int) -> tuple[Tensor, Tensor]:
+    """fc1' (k, d) and fc2' (d, k)."""
     down, up = part.factors(product, rank)
     root = part.energy[:rank].sqrt().sqrt()
     split = torch.where(root > 0, root, 1).unsqueeze(-1)
-    first = ffn.producers[0]
-    bias = product.new_zeros(len(product))
-    if arm == "compose-linear" and first.bias is not None:
-        bias = ffn.consumer.weight.double() @ first.bias.double()
-    return down / split, up * split.T, bias
+    return down / split, up * split.T
 
 
-def _make(ffn: Ffn, arm: Composition, *how: Any) -> dict[str, Replacement]:
-    down, up, bias = _bottleneck(ffn, arm, *how)
+def _make(
+    ffn: Ffn, arm: Composition, product: Tensor, part: Decomposition, rank: int, bias: Tensor
+) -> dict[str, Replacement]:
+    down, up = _bottleneck(product, part, rank)
     old_bias = ffn.consumer.bias
     replacements: dict[str, Replacement] = {
         ffn.producers[0].path: Dense(down, None),
