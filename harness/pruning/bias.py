@@ -4,8 +4,8 @@
 
 Source: An et al. 2023 (FLAP, arXiv 2312.11983), which adds W_j mean(x_j) of the columns j that went. Here every method
 may have it, after low-rank pairs too. A plain mean can do harm: a few tokens with large activations rule it. So
-each row counts the more, the more the answers depend on it, and a change stays only if it helps held-out answers; both
-are ours.
+each row counts the more, the more the answers depend on it (but behind an FFN without its old channels, where all count
+alike), and a change stays only if it helps held-out answers; both are ours.
 """
 
 from __future__ import annotations
