@@ -30,6 +30,7 @@ Out = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration questions.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 Keep = Annotated[float, typer.Option("--budget", help="Share of the FLOPs of a component's heads or FFNs that stays.")]
 
 inspect = typer.Typer(
@@ -46,7 +47,7 @@ def theory(
     out: Out = Path("runs/theory"),
     samples: Samples = 1500,
     device: Device = "cpu",
-    json_: Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")] = False,
+    json_: Json = False,
 ) -> None:
     """The three theorems of InfoPrune, measured: points, correlations, and where a claim does not hold."""
     from baselines.infoprune import figures, findings
@@ -87,6 +88,7 @@ def heads(
     out: Out = Path("runs/inspect"),
     samples: Samples = 192,
     device: Device = "cpu",
+    json_: Json = False,
 ) -> None:
     """Figure 1: negative entropy of every head; beside it J, Taylor and the true damage, and how they agree."""
     from baselines.infoprune import figures
@@ -101,7 +103,7 @@ def heads(
         )
     _csv(out / "heads.csv", record["rows"])
     figures.heads(record, out / "heads.png")
-    _say(out, "heads.png", "heads.csv", "heads.json")
+    _say(out, "heads.png", "heads.csv", "heads.json", record=record if json_ else None)
 
 
 @inspect.command()
@@ -111,6 +113,7 @@ def ffn(
     budget: Keep = 0.5,
     samples: Samples = 192,
     device: Device = "cpu",
+    json_: Json = False,
 ) -> None:
     """Figure 2: row density of W1, W2 and W1 x W2; their spectra, and what the method chooses at a budget."""
     from baselines.infoprune import figures
@@ -128,7 +131,7 @@ def ffn(
     rows = [{key: value for key, value in row.items() if key != "spectrum"} for row in record["rows"]]
     _csv(out / "ffn.csv", rows)
     figures.ffn(record, out / "ffn.png")
-    _say(out, "ffn.png", "ffn.csv", "ffn.json")
+    _say(out, "ffn.png", "ffn.csv", "ffn.json", record=record if json_ else None)
 
 
 @inspect.command()
@@ -138,6 +141,7 @@ def survivors(
     budget: Keep = 0.5,
     samples: Annotated[int, typer.Option(min=1, help="Calibration questions of each data set.")] = 128,
     device: Device = "cpu",
+    json_: Json = False,
 ) -> None:
     """Figure 5: the heads that stay at a budget when the method is calibrated on each data set."""
     from baselines.infoprune import figures
@@ -159,7 +163,7 @@ def survivors(
         record = _record(out / "survivors.json", _settings(vlm, samples, {"budget": budget}), make)
     _csv(out / "survivors.csv", record["rows"])
     figures.survivors(record, out / "survivors.png")
-    _say(out, "survivors.png", "survivors.csv", "survivors.json")
+    _say(out, "survivors.png", "survivors.csv", "survivors.json", record=record if json_ else None)
 
 
 # --- shared helpers ---------------------------------------------------------------------------------------
@@ -247,8 +251,12 @@ def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     save(path, rows_text(heads, [[row.get(head, "") for head in heads] for row in rows]))
 
 
-def _say(out: Path, *names: str) -> None:
+def _say(out: Path, *names: str, record: Mapping[str, Any] | None = None) -> None:
+    """The files that were written, or instead of them a record as JSON."""
     from harness.cli.screen import out as screen
 
+    if record is not None:
+        print(json.dumps(record, indent=1))
+        return
     for name in names:
         screen.print(str(out / name), soft_wrap=True, markup=False)

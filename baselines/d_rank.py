@@ -106,6 +106,7 @@ def dropped(members: Sequence[Factorable], factors: Sequence[float], share: floa
 
 
 def effective(linear: Factorable) -> float:
+    """Effective rank of a Linear's decomposition; 0 without one."""
     return effective_rank(linear.part.energy) if linear.part else 0.0
 
 

@@ -21,6 +21,7 @@ Layer = Annotated[
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, layer: Layer = 0) -> Ranking:
+    """A rule that draws tokens before this layer of the language model; no units are ranked."""
     return Ranking({}, tokens=TokenRule(keep_tokens, layer, options={"seed": seed}))
 
 

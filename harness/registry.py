@@ -32,7 +32,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from harness import method_files
 from harness.text import some
-from harness.types import BOTH, VLM, Block, Budget, Column, InputError, Kind, Ranking, Tuning, unit_kinds, wanted
+from harness.types import BOTH, DENSE, VLM, Block, Budget, Column, InputError, Kind, Ranking, Tuning, unit_kinds, wanted
 
 if TYPE_CHECKING:
     from harness.bench.bar import Bar
@@ -100,7 +100,7 @@ class Method:
     def ranked(self, vlm: VLM) -> list[tuple[Block, Kind]]:
         """The (block, kind) pairs that the method scores; nothing, if it leaves the model dense."""
         units: Any = self.units
-        return [] if self.name == "none" else vlm.select("all", units)
+        return [] if self.name == DENSE else vlm.select("all", units)
 
     def check_model(self, vlm: VLM) -> None:
         """Raise InputError for a model with low-rank factors where the method would rank: no part of a factor is a

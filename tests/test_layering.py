@@ -169,12 +169,13 @@ def test_methods_know_types_statistics_and_the_shared_algebra_only(module: str) 
 
 HOMES = {
     "transformers": ("harness.families", "harness.tasks", "harness.reference"),
-    "lmms_eval": ("harness.tasks", "harness.metrics.accuracy"),
+    "lmms_eval": ("harness.tasks",),
     "fvcore": ("harness.metrics._counting",),
     "pandas": ("harness.report",),
     "tabulate": ("harness.report",),
     "matplotlib": ("harness.report", "harness.reference", "baselines.infoprune.figures"),  # the recipe's figure; fonts
     "peft": ("harness.pruning.training",),
+    "torchao": ("harness.pruning.quantised",),
     "ray": ("harness.trials.executors.ray",),
     "mlflow": ("harness.records.mirrors.mlflow",),
     "wandb": ("harness.records.mirrors.wandb",),

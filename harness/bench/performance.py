@@ -36,7 +36,7 @@ from harness.trials import spec
 from harness.trials.context import Context
 from harness.trials.result import code
 from harness.trials.sweep import plan, sweep
-from harness.types import VLM, Budget, InputError, ReferenceInput
+from harness.types import DENSE, VLM, Budget, InputError, ReferenceInput
 
 BOARD = "demo"
 ROUNDS = 3
@@ -208,7 +208,7 @@ def amortised(records: Sequence[Record]) -> float:
     """Seconds to rank, solve and cut all these trials of one method, relative to the scoring of the first trial."""
     scoring = ("calibration", "ranking")
     phases_s = [record.cost.phases_s or {} for record in records]
-    first = next(i for i, record in enumerate(records) if record.trial.method != "none")
+    first = next(i for i, record in enumerate(records) if record.trial.method != DENSE)
     once = sum(seconds.get(phase, 0.0) for seconds in phases_s[: first + 1] for phase in scoring)
     work = (*scoring, "solve", "surgery")
     return sum(seconds.get(phase, 0.0) for seconds in phases_s for phase in work) / once

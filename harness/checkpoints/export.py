@@ -35,6 +35,7 @@ from harness.trials.pruner import Pruned, in_params
 from harness.trials.result import code, contestant
 from harness.trials.worker import Worker
 from harness.types import (
+    DENSE,
     VLM,
     Budget,
     Currency,
@@ -110,7 +111,7 @@ def single_trial(
     budgeted. tuning, shares, tokens, sequential: as of a contestant on a board. Raises InputError for what cannot be
     used.
     """
-    if method == "none":
+    if method == DENSE:
         raise InputError("method none: is the model as it is; there is nothing to prune")
     asked = units or registry.method(method).units
     if not isinstance(tuning, str | Mapping):
@@ -210,7 +211,7 @@ def _dense(stored: Stored, results: Path) -> Record | None:
     for other in collect(results / pruned.board) if (results / pruned.board).is_dir() else ():
         trial = other.record.trial
         same = terms(trial).setting == terms(pruned).setting
-        if same and trial.method == "none" and other.record.error is None:
+        if same and trial.method == DENSE and other.record.error is None:
             return other.record
     return None
 

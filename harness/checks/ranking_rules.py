@@ -17,6 +17,7 @@ from harness.checks import token_rules
 from harness.text import SHOWN, some
 from harness.types import (
     BOTH,
+    DENSE,
     KINDS,
     VLM,
     Additive,
@@ -53,7 +54,7 @@ def scores(method: registry.Method, vlm: VLM, ranking: Any) -> list[str]:
         if (name, kind) in ranking.scores:
             fault = _fault(ranking.scores[name, kind], block_units)
             faults += [f"{name} {kind}: {fault}"] if fault else []
-    if "tokens" in kinds(units) and method.name != "none":
+    if "tokens" in kinds(units) and method.name != DENSE:
         faults += token_rules.faults(ranking.tokens)
     elif ranking.tokens is not None:
         faults.append("a method that chooses visual tokens sets UNITS = 'tokens'")

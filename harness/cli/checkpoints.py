@@ -64,7 +64,7 @@ def prune(
     image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the image whose FLOPs are budgeted.")] = "448x448",
     revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, a tag or a branch.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the method and of the draw of calibration questions.")] = 0,
     device: Device = "cpu",
     json_: Json = False,
 ) -> None:

@@ -10,19 +10,22 @@ import typer
 
 from harness.cli.screen import err, note, out
 from harness.cli.shared import Device, Json, check_device, method_names, model_names
-from harness.types import InputError
+from harness.types import DENSE, InputError
 
 
 def quality(
     model: Annotated[
         str, typer.Option(help="A shipped model's name, a checkpoint folder or a hub id.", autocompletion=model_names)
     ] = "mini-qwen2-vl",
-    samples: Annotated[int, typer.Option(min=2, help="Questions of the dev split that damage is measured on.")] = 256,
-    channels: Annotated[int, typer.Option(min=0, help="FFN channels to leave out one by one; heads all are.")] = 200,
+    questions: Annotated[int, typer.Option(min=2, help="Of the dev split, that damage is measured on.")] = 256,
+    channels: Annotated[
+        int, typer.Option(min=0, help="FFN channels to leave out, one at a time; of heads all are.")
+    ] = 200,
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method or its Python file; may be given again. Without it, all methods.",
+            "--method",
+            help="A name or a Python file; may be given again. Without it, all methods.",
             autocompletion=method_names,
         ),
     ] = None,
@@ -39,12 +42,12 @@ def quality(
     from harness.progress import progress_bar
     from harness.report.quality import write
 
-    names = methods or [name for name in registry.methods() if name != "none"]
+    names = methods or [name for name in registry.methods() if name != DENSE]
     contestants = [registry.method(name) for name in names]
     called = [method.name for method in contestants]
     for given, name in zip(names, called, strict=True):
         if called.count(name) > 1:
-            raise InputError(f"--methods {given}: {called.count(name)} methods are called {name!r}; name each once")
+            raise InputError(f"--method {given}: {called.count(name)} methods are called {name!r}; name each once")
     source = registry.model(model)
     check_device(device)
     check_writable(out_dir, "--out")
@@ -53,7 +56,7 @@ def quality(
     for line in vlm.notes:
         note(line)
     with progress_bar(err) as bar:
-        wanted = damage_settings(vlm, samples, channels)
+        wanted = damage_settings(vlm, questions, channels)
         measured = measure(vlm, names, wanted, lambda items, text: bar.track(items, description=text), stored)
     studied = frozenset(method.name for method in contestants if method.role == "studied")
     files = write(measured, out_dir, studied, methods or ())

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from harness.cli.screen import err, out, table
-from harness.cli.shared import Json, Results
+from harness.cli.shared import Json, Results, board_names
 
 
 def ls(results: Results = Path("results"), json_: Json = False) -> None:
@@ -58,24 +58,35 @@ def _leaves(value: Any, name: str) -> list[tuple[str, str]]:
 def merge(
     sources: Annotated[list[Path], typer.Argument(help="Results folders.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Results folder to bring them into.")],
+    json_: Json = False,
 ) -> None:
     """Several results folders into one: the same record twice is kept once, records that contradict are refused."""
     from harness.records.store import merge as bring
 
     done = bring(sources, out_dir)
+    if json_:
+        print(json.dumps({"copied": done.copied, "duplicates": done.duplicates}))
+        return
     out.print(f"{done.copied} records copied to {out_dir}, {done.duplicates} were there already", soft_wrap=True)
 
 
 def mirror(
     service: Annotated[str, typer.Argument(help="mlflow or wandb.")],
-    board: Annotated[str | None, typer.Argument(help="One board of the folder; without, all.")] = None,
+    board: Annotated[
+        str | None, typer.Argument(help="A board of --results; without, all.", autocompletion=board_names)
+    ] = None,
     results: Results = Path("results"),
+    json_: Json = False,
 ) -> None:
     """Send records to MLflow or Weights & Biases, one run each; what is there already is not sent twice."""
     from harness.records.mirrors import mirror as send
 
     source = results / board if board else results
-    out.print(f"{send(service, source)} records of {source} are runs in {service}", soft_wrap=True)
+    sent = send(service, source)
+    if json_:
+        print(json.dumps({"records": sent, "service": service}))
+    else:
+        out.print(f"{sent} records of {source} are runs in {service}", soft_wrap=True)
 
 
 def verify(results: Results = Path("results"), json_: Json = False) -> None:
@@ -94,7 +105,11 @@ def verify(results: Results = Path("results"), json_: Json = False) -> None:
 
 
 def status(
-    results: Annotated[Path, typer.Argument(help="Results folder, or one board's in it.")] = Path("results"),
+    board: Annotated[
+        str | None,
+        typer.Argument(help="A board of --results, or a folder of records; without, all.", autocompletion=board_names),
+    ] = None,
+    results: Results = Path("results"),
     json_: Json = False,
 ) -> None:
     """How far sweeps are: what is done, failed, running and left, and when it should be over."""
@@ -102,7 +117,7 @@ def status(
 
     from harness.trials.journal import status as look
 
-    rows = look(results)
+    rows = look(results if board is None else Path(board) if Path(board).exists() else results / board)
     if json_:
         print(json.dumps([row.to_json() for row in rows], indent=1))
         return

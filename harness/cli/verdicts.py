@@ -83,14 +83,17 @@ def _finding(verdicts: Any, metric: Any, row: Any) -> str:
 
 
 def verdict(
-    board: Annotated[Path, typer.Argument(metavar="BOARD_FOLDER", help="Folder of one board's records.")],
+    board: Annotated[
+        str, typer.Argument(help="A board of --results, or a folder of its records.", autocompletion=board_names)
+    ],
+    results: Results = Path("results"),
     json_: Json = False,
 ) -> None:
     """Does the method under study reach its bar on this board? Exit 0 if every bar holds, else 1."""
     from harness.verdicts.standing import verdict as judge
 
     with _watched(few=2) as progress:
-        bars = judge(board, progress)
+        bars = judge(board, results, progress)
     holds = all(bar.holds for bar in bars)
     if json_:
         print(json.dumps({"holds": holds, "bars": [bar.to_json() for bar in bars]}, indent=1, allow_nan=False))
@@ -187,9 +190,9 @@ def compare(
     for line in report.summary(comparison):
         out.print(escape(line), soft_wrap=True)
     means = [panel for panel in comparison.panels if panel.changes]
-    for first, rows in (("mean of", means), ("trial", comparison.rows[: report.SHOWN])):
+    for title, rows in (("mean of", means), ("trial", comparison.rows[: report.SHOWN])):
         heads, lines = report.table(rows)
-        shown = table(first, *heads, texts=1)
+        shown = table(title, *heads, texts=1)
         for cells in lines:
             texts = (f"[bold]{escape(text)}[/]" if text.endswith(report.STANDS) else escape(text) for text in cells)
             shown.add_row(*texts)

@@ -1,6 +1,6 @@
 """The attention that tokens receive in one module of a model, for methods that choose visual tokens by it.
 
-    watch = Watch(model, "model.language_model.layers.1.self_attn", "text")
+    watch = AttentionReader(model, "model.language_model.layers.1.self_attn", "text")
 
 The module keeps its attention; beside it, the softmax of the queries that count is computed once more. InfoPrune-Bench
 copies this file into a checkpoint with fewer tokens. It needs only torch and transformers.
@@ -29,7 +29,7 @@ def has_class_token(model: Any) -> bool:
     return any(name.endswith(("class_embedding", "cls_token")) for name, _ in model.named_parameters())
 
 
-class Watch:
+class AttentionReader:
     """Lets the attention of a module note what its tokens receive.
 
     attention: `text`, of the last token of the prompt in the layer at `path`, or `vision`, in the tower's module at

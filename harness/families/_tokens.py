@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from harness.families._received import Watch
+from harness.families._received import AttentionReader
 
 
 class TokenError(ValueError):
@@ -47,7 +47,7 @@ def attach(model: Any, settings: dict[str, Any], keep: Any) -> TokenCut:
         raise TokenError("tokens.layer: attention of the text is read in the layer before, so not 0")
     if cut.attention != "none":
         path = f"{cut.language}.layers.{cut.layer - 1}.self_attn" if cut.attention == "text" else cut.tower
-        cut.watch(Watch(model, path, cut.attention))
+        cut.watch(AttentionReader(model, path, cut.attention))
     return cut
 
 

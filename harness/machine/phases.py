@@ -1,6 +1,6 @@
 """Where the time of a trial goes: named phases with their own seconds, and a summary of these over a sweep.
 
-    watch = Watch(print)
+    watch = PhaseTimer(print)
     with watch, watch("metric accuracy"): ...      # and in the code called there: with inside("generate"): ...
     rows = account([record.cost for record in records], wall=95.0)
 
@@ -22,7 +22,7 @@ USEFUL = ("generate", "metric latency", "tuning")
 STEPS = ("load", "calibration", "solve", "surgery", "tuning")  # phases with a field of their own in a record
 
 
-class Watch:
+class PhaseTimer:
     """Tracks the current phase of a trial and sums the seconds of each phase.
 
     `whole` includes the phases inside a phase, `own` does not.
@@ -35,9 +35,9 @@ class Watch:
         self.own: dict[str, float] = {}
         self.figures: dict[str, Any] = {}  # further figures of the trial's cost, by their name in the record
         self._inner = [0.0]  # seconds of the phases inside each open phase, outermost first
-        self._tokens: list[Token[Watch | None]] = []
+        self._tokens: list[Token[PhaseTimer | None]] = []
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PhaseTimer:
         self._tokens.append(_RUNNING.set(self))
         return self
 
@@ -75,7 +75,7 @@ class Watch:
             self.own[phase] = self.own.get(phase, 0.0) + seconds - inner
 
 
-_RUNNING: ContextVar[Watch | None] = ContextVar("running", default=None)
+_RUNNING: ContextVar[PhaseTimer | None] = ContextVar("running", default=None)
 
 
 @contextmanager

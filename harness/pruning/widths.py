@@ -90,6 +90,7 @@ def cut(items: Sequence[Item], target: float) -> Parts:
 
 
 def cost(item: Item, part: Keep | Choice | None) -> float:
+    """What it costs with this part of a plan, in the budget's currency; None: whole."""
     if part is None:
         return item.full
     if isinstance(part, Keep):
@@ -108,6 +109,7 @@ def loss(item: Item, part: Keep | Choice | None) -> float:
 
 
 def least(item: Item) -> float:
+    """The smallest cost that a plan can leave it."""
     if isinstance(item.score, Options):
         return min(item.option_cost(point) for point in item.score.points)
     return item.counts[-1] * item.unit

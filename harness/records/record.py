@@ -29,7 +29,7 @@ SAMPLES = ("task", "question_id", "image_id", "answer", "score")  # columns: sco
 
 
 @dataclass(frozen=True)
-class Contestant:
+class MethodFacts:
     """The method as the code described it at the run. Defaults and docstrings may change later, records do not."""
 
     title: str  # first line of the method's docstring
@@ -91,7 +91,7 @@ class Record:
     """All that is stored of a trial."""
 
     trial: Trial
-    contestant: Contestant
+    contestant: MethodFacts
     error: Failure | None = None  # None: the trial succeeded
     plan: Plan | None = None
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # result of each metric
@@ -144,7 +144,7 @@ class Record:
         Raises ValueError, KeyError or TypeError for other content.
         """
         plan, error = content.get("plan"), content["error"]
-        contestant = _part(Contestant, content["contestant"])
+        contestant = _part(MethodFacts, content["contestant"])
         return cls(
             trial=replace(Trial.of(content["trial"]), method_file=contestant.file),
             contestant=contestant,

@@ -20,6 +20,7 @@ from harness.bench.bar import Bar
 from harness.progress import progress_bar
 from harness.records.record import Record
 from harness.trials import spec
+from harness.types import DENSE
 
 CONTROL = "random"  # the method of the bars on lost points
 BOARDS = ("reference-check", "reference-check-heads")
@@ -35,7 +36,7 @@ def check(*, limit: int | None = None, device: str = "cpu", console: Console | N
 
     boards = [spec.read(name, **({"limit": limit} if limit else {})) for name in BOARDS]
     trials = [
-        trial for place, board in enumerate(boards) for trial in board.trials() if trial.method != "none" or place == 0
+        trial for place, board in enumerate(boards) for trial in board.trials() if trial.method != DENSE or place == 0
     ]
     worker = Worker(device)
     records: list[Record] = []
@@ -53,11 +54,11 @@ def check(*, limit: int | None = None, device: str = "cpu", console: Console | N
 
 def bars(records: Sequence[Record], model: Path) -> list[Bar]:
     """The bars from each trial's metrics; accuracies as fractions, losses in points, weights in MB."""
-    dense = next(record.metrics for record in records if record.trial.method == "none")
+    dense = next(record.metrics for record in records if record.trial.method == DENSE)
     scores: dict[tuple[str, str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         trial = record.trial
-        if trial.method != "none":
+        if trial.method != DENSE:
             scores[trial.units, trial.scope, trial.budget][trial.method].append(record.metrics["accuracy"]["mean"])
     bars = [Bar(f"accuracy, {name}", 0.90, task["accuracy"]) for name, task in dense["accuracy"]["tasks"].items()]
     for name, task in dense["floors"]["blank"]["tasks"].items():

@@ -135,16 +135,22 @@ def _logic(scene: Scene, rng: random.Random) -> Proposals:
     colours, shapes = sorted({c for c, _ in pairs}), sorted({s for _, s in pairs})
     options = [(c, s) for c in colours for s in shapes]
     present, absent = [o for o in options if o in pairs], [o for o in options if o not in pairs]
+    for word, truth, flags in logic_forms(rng):
+        if (present or not any(flags)) and (absent or all(flags)):
+            (c1, s1), (c2, s2) = (rng.choice(present if flag else absent) for flag in flags)
+            if (c1, s1) != (c2, s2):
+                yield f"Is there {_a(c1)} {s1} {word} {_a(c2)} {s2}?", "yes" if truth else "no"
+
+
+def logic_forms(rng: random.Random) -> Iterator[tuple[str, bool, tuple[bool, bool]]]:
+    """(and or or, the answer, which of the two things are there): neither word gives the answer away."""
     for word in ("and", "or"):
-        for truth in (True, False):  # both answers equally often for both words: neither gives the answer away
+        for truth in (True, False):
             mixed = rng.choice([(True, False), (False, True)])
             flags = rng.choice([(True, True), mixed]) if word == "or" else (True, True)
             if not truth:
                 flags = rng.choice([(False, False), mixed]) if word == "and" else (False, False)
-            if (present or not any(flags)) and (absent or all(flags)):
-                (c1, s1), (c2, s2) = (rng.choice(present if flag else absent) for flag in flags)
-                if (c1, s1) != (c2, s2):
-                    yield f"Is there {_a(c1)} {s1} {word} {_a(c2)} {s2}?", "yes" if truth else "no"
+            yield word, truth, flags
 
 
 def _compare(scene: Scene, rng: random.Random) -> Proposals:

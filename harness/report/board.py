@@ -25,6 +25,7 @@ from harness.report.reported import Figure, figures
 from harness.report.samples import Samples
 from harness.report.totals import Total
 from harness.text import plain
+from harness.types import DENSE
 
 STEADY = 0.05  # distance from 1 of the dense model's speedup over itself that a quiet machine keeps
 MACHINE = ("machine", "gpu", "cpu")  # facts of a record's `env` that name the machine
@@ -112,7 +113,7 @@ def _measured(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def _currency(records: Sequence[Record]) -> str:
-    currencies = {record.trial.currency for record in records if record.trial.method != "none"} or {"flops"}
+    currencies = {record.trial.currency for record in records if record.trial.method != DENSE} or {"flops"}
     return " or ".join(tables.CURRENCIES[name] for name in sorted(currencies))
 
 
@@ -150,7 +151,7 @@ def _notes(records: Sequence[Record], unreadable: int, doubles: int) -> str:
 
 def unsteady(rows: Iterable[Row]) -> str:
     """What the dense model's speedup over itself tells of the machine; empty if it is within STEADY of 1."""
-    own = values([row for row in rows if row["method"] == "none"], "latency_speedup")
+    own = values([row for row in rows if row["method"] == DENSE], "latency_speedup")
     worst = max(own, key=lambda value: abs(value - 1), default=1.0)
     if abs(worst - 1) <= STEADY:
         return ""

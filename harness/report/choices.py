@@ -20,7 +20,7 @@ from harness.report.panels import NOTHING, budget_text, values
 from harness.report.tables import escape as escaped
 from harness.report.tables import markdown
 from harness.text import TOO_FEW
-from harness.types import REGIMES, TOLERANCE, WIDTHS, InputError, kinds
+from harness.types import DENSE, REGIMES, TOLERANCE, WIDTHS, InputError, kinds
 from harness.types.kinds import in_words
 
 FACTORS = (1.33, 2.0, 3.2, 5.0)  # how much cheaper: the rows of the table
@@ -91,7 +91,7 @@ def best(frame: pd.DataFrame, budget: float, *, scope: str = "all", training: bo
     own = [set(kinds(units)) < set(WIDTHS) for units in frame.units]
     known = [regime.partition(" ")[0].rstrip(",") in REGIMES and ", int" not in regime for regime in frame.regime]
     frame = frame.loc[[not alone and named for alone, named in zip(own, known, strict=True)], :]
-    rows: Any = frame[(frame.method != "none") & (frame.scope == scope) & (frame.status == "ok")]
+    rows: Any = frame[(frame.method != DENSE) & (frame.scope == scope) & (frame.status == "ok")]
     groups: dict[Any, list[Any]] = {}
     for row in rows.to_dict("records"):
         kept = max(row["budget"], row["flops_kept"])  # they differ where a budget is a share of time or parameters
@@ -108,7 +108,7 @@ def table(frame: pd.DataFrame, scope: str = "all") -> list[Choice]:
 
     Empty unless the board compares several kinds of units in this scope: otherwise its tables say it.
     """
-    whole = frame[(frame.scope == scope) & (frame.method != "none")]
+    whole = frame[(frame.scope == scope) & (frame.method != DENSE)]
     if whole.units.nunique() < 2:
         return []
     rows: dict[Choice, None] = {}

@@ -26,7 +26,7 @@ from harness.report.frame import declared
 from harness.report.looks import DASHES, MARKERS, curve_looks
 from harness.report.panels import NOTHING, values
 from harness.text import TOO_FEW, plain, shorten
-from harness.types import WIDTHS, Trial
+from harness.types import DENSE, WIDTHS, Trial
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNITS = 65536  # maximal heads or channels of a block; a plan with more is not shown
@@ -301,7 +301,7 @@ def _common(trial: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a trial that its board has under the same names."""
     common = {key: value for key, value in trial.items() if key not in {*OWN, "tuning", "loading", *ENTRY.values()}}
     common |= trial.get("loading", {})  # whose parts are keys of a board
-    if trial["method"] == "none" and "metrics" in common:  # a board adds floors to its dense trial anyway
+    if trial["method"] == DENSE and "metrics" in common:  # a board adds floors to its dense trial anyway
         common["metrics"] = [metric for metric in common["metrics"] if metric != "floors"]
     return common
 

@@ -29,7 +29,7 @@ from harness.report.samples import Answers, Samples
 from harness.tasks import truths
 from harness.tasks.catalogue import ParquetSet
 from harness.text import plain, shorten
-from harness.types import InputError
+from harness.types import DENSE, InputError
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def find(samples: Samples, records: Sequence[Record]) -> Examples:
             groups.setdefault(key, []).append(record)
     used: list[_Used] = []  # one entry per question of the examples
     for _, group in sorted(groups.items()):
-        dense = next((record for record in group if record.trial.method == "none"), None)
+        dense = next((record for record in group if record.trial.method == DENSE), None)
         if dense is None or (base := samples.read(dense)) is None:
             continue
         trials = {}

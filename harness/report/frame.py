@@ -15,7 +15,7 @@ from harness.records.comparison import fullest, pairs, regime, regime_order, ter
 from harness.records.record import Record, dig
 from harness.report.coarse import KEEPS, keeps
 from harness.text import plain
-from harness.types import SCOPES
+from harness.types import DENSE, SCOPES
 from harness.types import Column as MetricColumn
 from harness.types.kinds import kinds_order
 
@@ -56,7 +56,7 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
     known = declared()
     tasks = sorted({task for record in records for task in record.trial.questions.tasks})
     names = {task: _task_column(task, known) for task in tasks}
-    budgets = {terms(record.trial).budget for record in records if record.trial.method != "none"}
+    budgets = {terms(record.trial).budget for record in records if record.trial.method != DENSE}
     several_terms, with_input = len(budgets) > 1, len({budget.input for budget in budgets}) > 1
     rows = []
     for record in records:
@@ -109,7 +109,7 @@ def _row(
     if name_calibration:
         parts.append(pairs(vars(trial.calibration)))
     if budget_terms is not None:
-        row[TERMS] = budget_terms if trial.method != "none" else ""
+        row[TERMS] = budget_terms if trial.method != DENSE else ""
         parts.append(row[TERMS])
     row["curve"] = plain(" ".join(filter(None, parts)))
     row["setting"] = plain(str(terms(trial).setting))
@@ -127,7 +127,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         row["board"],
         row["setting"],
-        row["method"] != "none",
+        row["method"] != DENSE,
         SCOPES.index(row["scope"]),
         kinds_order(row["units"]),
         row.get(TERMS, ""),

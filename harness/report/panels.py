@@ -15,6 +15,7 @@ import pandas as pd
 from harness.records.comparison import common
 from harness.report.coarse import KEEPS, competing
 from harness.report.frame import TERMS, Row
+from harness.types import DENSE
 from harness.types.kinds import in_words
 
 STUDIED_SIGN = "◆"
@@ -56,7 +57,7 @@ def panels_of(rows: Sequence[Row]) -> list[Panel]:
     several = len({row["setting"] for row in rows}) > 1
     for row in rows:
         dense_rows = dense.setdefault(row["setting"], [])
-        if row["method"] == "none":
+        if row["method"] == DENSE:
             dense_rows.append(row)
             continue
         key = (row["setting"], row["scope"], row["units"], row.get(TERMS, ""), row["regime"])

@@ -88,8 +88,8 @@ def _page(measured: Mapping[str, Any], asked: Sequence[str]) -> str:
     rows.append(["*damage, two halves*", *_cells(measured["two_halves"])])
     others = ", ".join(map(escape, _without_scores(measured)))
     left_out = f"No score for single heads or channels: {others}." if others else ""
-    words = ["--model", truth["model"], "--samples", str(truth["samples"]), "--channels", str(truth["channels"])]
-    words += [word for name in asked for word in ("--methods", name)]
+    words = ["--model", truth["model"], "--questions", str(truth["samples"]), "--channels", str(truth["channels"])]
+    words += [word for name in asked for word in ("--method", name)]
     repeat = f"```sh\ninfoprune quality {shlex.join(map(plain, words))}\n```"
     parts = ["# Score quality", text, markdown(heads, rows), left_out, "![Kendall's tau](quality.png)", repeat]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -30,7 +30,7 @@ from harness.statistics.block_influence import block_influence
 from harness.statistics.finite import finite, first_broken
 from harness.statistics.gradients import answer_logits as answer_logits
 from harness.statistics.moments import Features, Lazy, Moment, Sum
-from harness.statistics.passes import ForwardOrder, ResumedPasses, Tokens
+from harness.statistics.passes import ForwardOrder, ResumedPasses, UnpaddedRows
 from harness.statistics.unit_weights import block_linears
 from harness.statistics.unit_weights import linears as linears
 from harness.statistics.unit_weights import unit_sums as unit_sums
@@ -254,7 +254,7 @@ class Calibration:
         resumed = ResumedPasses(self.vlm, lasting=False) if resumed is None else resumed
         start = time.perf_counter()
         patches = {p for block in self.vlm.blocks if block.component == "vision" for p in block_linears(block)}
-        tokens: Tokens
+        tokens: UnpaddedRows
 
         def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             return lambda module, args: see(path, args[0].flatten(0, -2) if path in patches else tokens.of(args[0]))
@@ -264,7 +264,7 @@ class Calibration:
                 hooks.callback(model.get_submodule(path).register_forward_pre_hook(hook(path)).remove)
             run = hooks.enter_context(resumed.going(*self._order.span(modules)))
             for number, batch in enumerate(self._encoded()):
-                tokens = Tokens(batch["attention_mask"])
+                tokens = UnpaddedRows(batch["attention_mask"])
                 inputs = {key: value for key, value in batch.items() if key != "labels"}
                 run(number, lambda inputs=inputs: model(**_on(device, inputs), use_cache=False, logits_to_keep=1))
         wait(device)()

@@ -18,7 +18,7 @@ from harness.statistics.unit_weights import block_linears
 from harness.types import VLM
 
 
-class Tokens:
+class UnpaddedRows:
     """The rows of a batch's language tokens without padding, for activations on any device.
 
     mask: (rows, length). On the CPU, its places are known without a wait for the device.

@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.statistics import moments
 from harness.statistics.calibration import Calibration, answer_logits
 from harness.statistics.gradients import watched_outputs
-from harness.statistics.passes import Tokens
+from harness.statistics.passes import UnpaddedRows
 from harness.statistics.unit_weights import block_linears
 
 TINY = torch.finfo(torch.float64).tiny  # where no answer depends on any row, all moments are 0
@@ -33,7 +33,7 @@ def row_weights(calibration: Calibration, modules: Iterable[str]) -> dict[str, l
     norms: dict[str, list[Tensor]] = {path: [] for path in paths}
     generator = torch.Generator().manual_seed(0)
 
-    tokens: Tokens
+    tokens: UnpaddedRows
 
     def see(path: str, gradient: Tensor) -> None:
         rows = gradient.flatten(0, -2) if path in patches else tokens.of(gradient)
@@ -42,7 +42,7 @@ def row_weights(calibration: Calibration, modules: Iterable[str]) -> dict[str, l
     watched = watched_outputs(vlm, paths, see, "answer logits have")
     with calibration.frozen(), torch.enable_grad(), watched as check:
         for batch in calibration.batches():
-            tokens = Tokens(batch["attention_mask"])
+            tokens = UnpaddedRows(batch["attention_mask"])
             logits = answer_logits(vlm.model, batch)[0]
             (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum().backward()
             check()

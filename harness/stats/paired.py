@@ -2,7 +2,7 @@
 
     pairs = pair(baseline, candidate)          # two tables of answers to the same questions
     change = difference(pairs)                 # candidate - baseline, with interval and p
-    equivalence(change, margin=0.01).loss_bound
+    noninferiority(change, margin=0.01).loss_bound
 
 Scores are fractions in [0, 1]. A mean is over tasks of each task's mean; questions about one image are resampled
 together.

@@ -23,7 +23,8 @@ from harness.tasks.truths import lmms_eval
 from harness.types import ImageConversion, InputError, Questions
 
 MINI = Path(__file__).parent / "mini"
-# The sets of the model of pretrained parts: the prompts and scorers of the mini sets, pictures of real things.
+# The sets of the model of pretrained parts: the prompts and scorers of the mini sets, pictures of real things. The code
+# hash of their trials holds these texts: another word makes their records stale.
 THINGS = {
     "things_vqav2": "what, colour, count, existence and yes/no questions about real things; VQAv2's soft accuracy",
     "things_gqa": "relations, logic and knowledge about real things; GQA's exact match",

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import families, registry, tasks
-from harness.trials.tokens import check as check_tokens
-from harness.trials.tokens import check_chooser
-from harness.types import ANSWERED, InputError, Tuning, check_shares, kinds
+from harness.trials.tokens import check_chooser, check_tokens
+from harness.types import ANSWERED, DENSE, InputError, Tuning, check_shares, kinds
 
 if TYPE_CHECKING:
-    from harness.trials.spec import Board, Entry
+    from harness.trials.spec import Board, Contestant
 
 
 def check(board: Board) -> None:
@@ -82,7 +81,7 @@ def _check_contestants(board: Board) -> None:
             )
 
 
-def _contestants(board: Board, entry: Entry) -> Iterator[tuple[Any, ...]]:
+def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[Any, ...]]:
     """What tells a contestant from others, once for each of its recoveries. Raises InputError for what it cannot do."""
     calibration = board.calibration_of(entry)
     tasks.require(calibration.questions, calibration.samples)
@@ -90,7 +89,7 @@ def _contestants(board: Board, entry: Entry) -> Iterator[tuple[Any, ...]]:
     units = entry.units or board.units
     chooser = entry.tokens and check_chooser(entry.tokens, method, units)
     asked = set(kinds(units)) - ({"tokens"} if chooser else set())
-    if not asked <= set(kinds(method.units)) and entry.method != "none":
+    if not asked <= set(kinds(method.units)) and entry.method != DENSE:
         ranked = ", ".join(kinds(method.units))
         raise InputError(
             f"methods: {method.name} ranks {ranked} only, so it cannot meet a budget over "

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from harness import families, registry, tasks
 from harness.machine import devices
 from harness.trials.methods import methods_of, per_budget
 from harness.trials.preflight import fetched
-from harness.types import ANSWERED, VLM, InputError, Questions, Trial
+from harness.types import ANSWERED, DENSE, VLM, InputError, Questions, Trial
 
 if TYPE_CHECKING:
+    from harness.records.record import Record
     from harness.trials.spec import Board
     from harness.trials.sweep import Todo
 
@@ -66,6 +68,21 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
     return None if seconds is None else seconds / min(jobs, len(todo.trials) or 1)
 
 
+def from_records(todo: Sequence[Trial], finished: Sequence[Record]) -> float | None:
+    """The seconds of these trials, by the means of finished ones with the recovery and, if any, the method.
+
+    None if a recovery has none. A ranking serves several trials and is billed to one, so a median would leave it out.
+    """
+    known: dict[Any, list[float]] = {}
+    for stored in finished:
+        trial, seconds = stored.trial, stored.cost.total_s or 0.0
+        for key in ((trial.tuning, trial.method), trial.tuning):
+            known.setdefault(key, []).append(seconds)
+    if not all(trial.tuning in known for trial in todo):
+        return None
+    return sum(statistics.fmean(known.get((trial.tuning, trial.method), known[trial.tuning])) for trial in todo)
+
+
 def probe(board: Board, todo: Todo, device: str) -> float | None:
     """The seconds of these trials, from a few steps of the model; None if that would itself take long."""
     weights = sum(file.stat().st_size for file in Path(registry.model(board.model)).glob("*.safetensors"))
@@ -86,7 +103,7 @@ def _trial(board: Board, trial: Trial, rates: Rates) -> float:
     slower = (1 + trial.budget) / 2
     asked = tasks.count(board.questions) * bool({"accuracy", "fidelity"} & set(trial.metrics))
     blind = 2 * tasks.count(board.questions) * ("floors" in trial.metrics)  # blank and shuffled images
-    seconds = rates.answer * slower * (asked + blind) + rates.count * (trial.method != "none")
+    seconds = rates.answer * slower * (asked + blind) + rates.count * (trial.method != DENSE)
     if "latency" in trial.metrics:
         modes = [mode for mode in trial.latency.modes if mode != "graphs" or rates.gpu]
         settings = len(modes) * (1 + len(trial.latency.images))
@@ -102,7 +119,7 @@ def _trial(board: Board, trial: Trial, rates: Rates) -> float:
 
 def _ranking(trial: Trial, rates: Rates) -> float:
     """The seconds of a method's statistics: a pass with gradients, and its own training unless a recovery pays it."""
-    if trial.method == "none":
+    if trial.method == DENSE:
         return 0.0
     own = sum(method.steps(options) for method, options in methods_of(trial))
     paid = any(stage.trains for stage in trial.tuning.stages)
@@ -148,7 +165,7 @@ def _calibration(vlm: VLM, trials: Sequence[Trial], device: Any) -> tuple[float,
 
     from harness.statistics.calibration import Calibration
 
-    trial = next((trial for trial in trials if trial.method != "none"), None)
+    trial = next((trial for trial in trials if trial.method != DENSE), None)
     if trial is None:
         return 0.0, 0.0
     number = max(len(trial.calibration_questions.tasks), min(FEW, trial.calibration.samples))

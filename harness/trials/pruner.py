@@ -1,6 +1,6 @@
 """From a trial to its pruned model: load, calibrate, rank, solve, cut, recover; and count what the cut saves.
 
-    pruned = Pruner("cpu").prune(trial, Watch())    # pruned.vlm, pruned.plan
+    pruned = Pruner("cpu").prune(trial, PhaseTimer())    # pruned.vlm, pruned.plan
 
 A pruner caches what trials share: the loaded model, its calibration, and the ranking, which serves all budgets.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import families, registry, tasks
 from harness.machine.limits import step
-from harness.machine.phases import Watch
+from harness.machine.phases import PhaseTimer
 from harness.metrics import flops
 from harness.progress import Progress, silent
 from harness.pruning import latency_rates, random_units, recovery, solver, surgery, tokens, training
@@ -24,7 +24,7 @@ from harness.statistics.calibration import Calibration
 from harness.trials.caches import LatestValue, ModelCache
 from harness.trials.context import Context
 from harness.trials.methods import methods_of, per_budget
-from harness.trials.tokens import check as check_tokens
+from harness.trials.tokens import check_tokens
 from harness.types import (
     VLM,
     Budget,
@@ -105,7 +105,7 @@ class Pruner:
 
         return self._dense.get((model, dtype, loading), load)
 
-    def prune(self, trial: Trial, watch: Watch) -> Pruned:
+    def prune(self, trial: Trial, watch: PhaseTimer) -> Pruned:
         """The models of a trial; what goes wrong is raised. The watch also notes what ranking and tuning took."""
         method = registry.method(trial.lookup)
         check_tokens(trial)
@@ -162,7 +162,7 @@ class Pruner:
 
     # --- rankings ---------------------------------------------------------------------------------------------
 
-    def rank(self, trial: Trial, watch: Watch) -> SharedRanking | None:
+    def rank(self, trial: Trial, watch: PhaseTimer) -> SharedRanking | None:
         """The dense model's ranking that trials like this one ask for; None where each budget has its own."""
         if per_budget(trial):
             return None
@@ -181,7 +181,7 @@ class Pruner:
         return (*trial.ranking, budget if per_budget(trial) else None)
 
     def _rank(
-        self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, budget: Budget, watch: Watch
+        self, vlm: VLM, dense: VLM, trial: Trial, method: registry.Method, budget: Budget, watch: PhaseTimer
     ) -> Ranked:
         """The method's ranking. The last one of the dense model is cached; that of a later round's model is not."""
         with watch("calibration"):
@@ -272,7 +272,7 @@ class Pruner:
     # --- recovery ---------------------------------------------------------------------------------------------
 
     def _recover(
-        self, vlm: VLM, plan: Plan, trial: Trial, tuning: Tuning, trained: int, turn: int, watch: Watch
+        self, vlm: VLM, plan: Plan, trial: Trial, tuning: Tuning, trained: int, turn: int, watch: PhaseTimer
     ) -> recovery.Tuned:
         """The recovered model. `trained`: steps of the method's own training, which leave fewer steps to the tuning."""
         if tuning.trains:

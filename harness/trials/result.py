@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness import registry
 from harness.machine.facts import facts
-from harness.records.record import Code, Contestant, Failure, Record
+from harness.records.record import Code, Failure, MethodFacts, Record
 from harness.trials.methods import methods_of
 from harness.types import REGIMES, Trial, regime
 
@@ -21,7 +21,7 @@ class Result(NamedTuple):
     samples: pyarrow.Table | None = None
 
 
-def contestant(trial: Trial) -> Contestant:
+def contestant(trial: Trial) -> MethodFacts:
     """What the code says of a trial's method now."""
     (method, _), *others = used = methods_of(trial)
     own = max((one.regime(options) for one, options in used), key=REGIMES.index)
@@ -32,7 +32,7 @@ def contestant(trial: Trial) -> Contestant:
         resolved |= {f"tokens.{key}": value for key, value in {**chooser.options, **options}.items()}
     if trial.control != "none" and own != "trained":  # a control takes only the widths of the plan
         own = "none"
-    return Contestant(
+    return MethodFacts(
         title=method.title,
         variant=trial.variant,
         role=role if trial.control == "none" else "reference",

@@ -20,6 +20,7 @@ from harness.text import reason
 from harness.trials import board_checks, yaml_text
 from harness.types import (
     BOTH,
+    DENSE,
     GREEDY,
     KINDS,
     CalibrationSpec,
@@ -61,7 +62,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Entry(_Strict):
+class Contestant(_Strict):
     """A contestant on a board: a method with options and a number of seeds.
 
     `method` is a registered name or the path of a Python file. In a board file the path is relative to that file; here
@@ -91,7 +92,7 @@ class Board(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
     model: str
-    methods: tuple[Entry, ...] = Field(min_length=1)
+    methods: tuple[Contestant, ...] = Field(min_length=1)
     budgets: tuple[Fraction, ...] = Field(min_length=1)
     scopes: tuple[Scope, ...] = Field(default=("vision",), min_length=1)
     units: UnitKinds = BOTH
@@ -152,9 +153,9 @@ class Board(_Strict):
             "calibration": self._drawn(self.calibration),
             "metrics": with_floors,
         }
-        trials = [Trial(method="none", options={}, scope="all", budget=1.0, seed=0, **dense_settings)]
+        trials = [Trial(method=DENSE, options={}, scope="all", budget=1.0, seed=0, **dense_settings)]
         for entry in self.methods:
-            if entry.method == "none":
+            if entry.method == DENSE:
                 continue
             method = registry.method(entry.method)
             options, chooser = method.check(entry.options, f"board {self.name}: "), entry.tokens
@@ -186,7 +187,7 @@ class Board(_Strict):
             ]
         return trials
 
-    def calibration_of(self, entry: Entry) -> CalibrationSpec:
+    def calibration_of(self, entry: Contestant) -> CalibrationSpec:
         """The calibration of a contestant, with its tasks filled in."""
         return self._drawn(entry.calibration or self.calibration)
 
@@ -282,7 +283,7 @@ def check(content: Mapping[str, Any], path: Path) -> Board:
 
 # The keys of a board's parts, by the part.
 _KEYS: dict[str, Iterable[str]] = {
-    "methods": Entry.model_fields,
+    "methods": Contestant.model_fields,
     "calibration": [item.name for item in fields(CalibrationSpec)],
     "generation": [item.name for item in fields(Generation)],
     "latency": [item.name for item in fields(LatencySpec)],

@@ -5,7 +5,6 @@ outcome = sweep(board, Path("results"), device="cpu")
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -92,22 +91,7 @@ def plan(board: spec.Board, results: Path, baseline: str | None = None) -> Todo:
             stale += 1
         else:
             finished.append(stored)
-    return Todo(tuple(todo), len(finished), _expected(todo, finished), stale)
-
-
-def _expected(todo: Sequence[Trial], finished: Sequence[Record]) -> float | None:
-    """The seconds of these trials, by the means of finished ones with the recovery and, if any, the method.
-
-    None if a recovery has none. A ranking serves several trials and is billed to one, so a median would leave it out.
-    """
-    known: dict[Any, list[float]] = {}
-    for stored in finished:
-        trial, seconds = stored.trial, stored.cost.total_s or 0.0
-        for key in ((trial.tuning, trial.method), trial.tuning):
-            known.setdefault(key, []).append(seconds)
-    if not all(trial.tuning in known for trial in todo):
-        return None
-    return sum(statistics.fmean(known.get((trial.tuning, trial.method), known[trial.tuning])) for trial in todo)
+    return Todo(tuple(todo), len(finished), forecast.from_records(todo, finished), stale)
 
 
 def against(trials: Iterable[Trial], baseline: Sequence[Stored]) -> list[Trial]:

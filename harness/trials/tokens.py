@@ -11,7 +11,7 @@ from harness import registry
 from harness.types import Chooser, InputError, Trial, kinds
 
 
-def check(trial: Trial) -> None:
+def check_tokens(trial: Trial) -> None:
     """Raise InputError for settings of a trial that visual tokens cannot have. Other kinds pass."""
     if "tokens" not in kinds(trial.units) or trial.method == "none":
         return

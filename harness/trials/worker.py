@@ -18,7 +18,7 @@ import torch
 from harness import families, registry, tasks
 from harness.machine.facts import facts
 from harness.machine.memory import begin_peak, out_of_memory, peak, release
-from harness.machine.phases import STEPS, Watch
+from harness.machine.phases import STEPS, PhaseTimer
 from harness.progress import Progress, silent
 from harness.records.record import Cost, Failure, Record
 from harness.trials import staleness
@@ -55,7 +55,7 @@ class Worker:
 
         answers: results of other workers' `answer`. This worker answers the rest of the questions.
         """
-        watch = Watch(self.progress)
+        watch = PhaseTimer(self.progress)
         begin_peak(self.device)
         while (result := self._attempt(trial, watch, answers)) is None:
             self.pruner.halve()  # not in the handler, where the error would still hold the memory
@@ -71,7 +71,7 @@ class Worker:
         )
         return result._replace(record=replace(record, cost=cost))
 
-    def _attempt(self, trial: Trial, watch: Watch, answers: Sequence[SharedAnswers]) -> Result | None:
+    def _attempt(self, trial: Trial, watch: PhaseTimer, answers: Sequence[SharedAnswers]) -> Result | None:
         """The record without its phase times, and the samples. None if a smaller batch may help."""
         hashes: dict[str, str] = {}
         env = facts(self.device)
@@ -116,7 +116,7 @@ class Worker:
             cost = Cost(**watch.figures)
             return Result(Record(trial, contestant(trial), failed, cost=cost, env=env, code=code(), hashes=hashes))
 
-    def _measure(self, trial: Trial, pruned: Pruned, context: Context, watch: Watch) -> dict[str, dict[str, Any]]:
+    def _measure(self, trial: Trial, pruned: Pruned, context: Context, watch: PhaseTimer) -> dict[str, dict[str, Any]]:
         """The result of each metric of the trial, by name."""
         metrics: dict[str, dict[str, Any]] = {}
         seconds: dict[str, float] = {}
@@ -136,7 +136,7 @@ class Worker:
 
     def prune(self, trial: Trial) -> Pruned:
         """The models of a trial, without measurements. Errors are passed on."""
-        return self.pruner.prune(trial, Watch(self.progress))
+        return self.pruner.prune(trial, PhaseTimer(self.progress))
 
     # --- what workers share -----------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Worker:
         None for methods that rank per budget, and if ranking fails: then each trial's own record holds the error.
         """
         try:
-            return self.pruner.rank(trial, Watch(self.progress))
+            return self.pruner.rank(trial, PhaseTimer(self.progress))
         except Exception as error:
             _warn("ranking", trial, error)
             return None

@@ -37,7 +37,7 @@ from harness.types.plan import Choice as Choice
 from harness.types.plan import Currency as Currency
 from harness.types.plan import Keep as Keep
 from harness.types.plan import Plan as Plan
-from harness.types.plan import Tokens as Tokens
+from harness.types.plan import TokenCut as TokenCut
 from harness.types.plan import differs as differs
 from harness.types.ranking import Additive as Additive
 from harness.types.ranking import Dense as Dense
@@ -51,6 +51,7 @@ from harness.types.ranking import Replacement as Replacement
 from harness.types.ranking import Score as Score
 from harness.types.ranking import TokenRule as TokenRule
 from harness.types.ranking import hull as hull
+from harness.types.trial import DENSE as DENSE
 from harness.types.trial import REGIMES as REGIMES
 from harness.types.trial import CalibrationSpec as CalibrationSpec
 from harness.types.trial import Chooser as Chooser

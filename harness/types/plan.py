@@ -57,7 +57,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenCut:
     """The share of each row's visual tokens that goes on from a layer of the language model on, and who chooses them.
 
     attention and options: as in `TokenRule`.
@@ -84,7 +84,7 @@ class Plan:
     align: int = 1
     currency: Currency = "flops"
     widths: Mapping[tuple[str, Kind], int] = field(default_factory=dict)
-    tokens: Tokens | None = None
+    tokens: TokenCut | None = None
     coarse: bool = False  # whole layers alone do not land within 1 % of the request: the nearest plan below it
 
     @property
@@ -93,6 +93,7 @@ class Plan:
         return {name for (name, kind), part in self.parts.items() if kind == "layers" and part == Keep(())}
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as a record holds it; `Plan.of` reads it back."""
         blocks: dict[str, dict[str, Any]] = {}
         for (block, kind), part in self.parts.items():
             value = list(part.indices) if isinstance(part, Keep) else {"option": part.position, "label": part.label}
@@ -123,7 +124,7 @@ class Plan:
         }
         optional = {name: content[name] for name in ("align", "currency", "coarse") if name in content}
         if "tokens" in content:
-            optional["tokens"] = Tokens(**content["tokens"])
+            optional["tokens"] = TokenCut(**content["tokens"])
         return cls(parts, content["requested"], content["achieved"], **optional, widths=widths)
 
 

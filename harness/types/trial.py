@@ -97,6 +97,7 @@ class Tuning:
         return " ".join(["-".join(map(str, (self.method, *training))), *differing])
 
 
+DENSE = "none"  # the method of the dense model
 # What followed the cut. Only results of one regime are ranked together. A method by itself is of one of the first four;
 # the recovery after the cut adds to it, and so do weights of fewer bits (`refit, int8`).
 REGIMES = ("none", "bias", "refit", "trained", "trained, bias", "trained, refit", "tuned")

@@ -24,10 +24,10 @@ from harness.records.comparison import basis
 from harness.records.record import Record, dig
 from harness.records.store import Stored, collect
 from harness.text import TOO_FEW, plain, some
-from harness.types import InputError
+from harness.types import DENSE, InputError
 from harness.verdicts import matching
 from harness.verdicts.gate import names_of
-from harness.verdicts.matching import DENSE, Fact
+from harness.verdicts.matching import Fact
 
 METRICS = {"accuracy": 0.0, "speedup": 1.0, "time": 1.0, "flops": 0.0}  # metric -> the figure of no difference
 SAME = "the same record"

@@ -74,6 +74,7 @@ class Entrant:
 
 
 def accuracy(stored: Stored) -> float:
+    """Mean accuracy over the tasks, a fraction."""
     return stored.record.metrics["accuracy"]["mean"]
 
 

@@ -18,7 +18,7 @@ from harness.records.comparison import MACHINE, pairs, regime
 from harness.records.record import Record
 from harness.records.store import Stored, by_trial
 from harness.text import plain, some
-from harness.types import Trial
+from harness.types import DENSE, Trial
 from harness.verdicts.gate import order
 
 # Attributes of a trial that say under which circumstances it ran, and those that say what was done to the model.
@@ -34,7 +34,6 @@ CIRCUMSTANCES = (
     "reference_input",
 )
 KEYS = tuple(item.name for item in dataclasses.fields(Trial) if item.name not in (*CIRCUMSTANCES, "method_file"))
-DENSE = "none"
 UNKNOWN = "not known"
 
 

@@ -1,6 +1,6 @@
 """The bar of a board, from its records: does the studied method hold its own against its rivals at each budget?
 
-    infoprune verdict results/reference
+    infoprune verdict reference
 
 Per scope and regime, every studied variant is compared with the best reference method of each budget, and with the best
 of the role `floor`, such as random pruning (paired per question, clustered by image). Which is the best is found in the
@@ -34,9 +34,8 @@ from harness import stats
 from harness.progress import Progress, silent
 from harness.records.comparison import Setting, Terms, common, differing, fullest, terms
 from harness.records.store import Stored, by_trial, collect
-from harness.types import InputError, differs
+from harness.types import DENSE, InputError, differs
 from harness.verdicts.entrants import Entrant, accuracy, gathered
-from harness.verdicts.matching import DENSE
 
 ALPHA = 0.05
 ONE_SEED = "one seed: intervals leave out the variation between draws of calibration samples and random units"
@@ -168,15 +167,15 @@ class Verdict:
         }
 
 
-def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
-    """The verdicts on the board in this folder, one per studied variant, scope and regime.
+def verdict(board: str | Path, results: Path | None = None, progress: Progress = silent) -> list[Verdict]:
+    """The verdicts on a board, one per studied variant, scope and regime.
 
-    Raises InputError for a faulty record, records of several boards, no studied method, missing samples, and answers
-    to other questions.
+    board: what `collect` takes: a folder of records, or the name of a board in `results`. Raises InputError for a
+    faulty record, records of several boards, no studied method, missing samples, and answers to other questions.
     """
-    stored = by_trial(collect(folder)).values()
+    stored = by_trial(collect(board, results)).values()
     if len(names := sorted({entry.record.trial.board for entry in stored})) > 1:
-        raise InputError(f"{folder}: records of {len(names)} boards ({', '.join(names)}); name the folder of one board")
+        raise InputError(f"{board}: records of {len(names)} boards ({', '.join(names)}); name the folder of one board")
     panels: dict[Terms, list[Stored]] = defaultdict(list)
     dense: dict[Setting, Stored] = {}
     kept = {record.id for record in fullest([entry.record for entry in stored])}
@@ -193,7 +192,7 @@ def verdict(folder: Path, progress: Progress = silent) -> list[Verdict]:
     ]
     if not studied:
         raise InputError(
-            f"{folder}: no trial of a method under study (role studied) has an accuracy; a verdict needs one"
+            f"{board}: no trial of a method under study (role studied) has an accuracy; a verdict needs one"
         )
     verdicts = []
     for entrant, panel in studied:

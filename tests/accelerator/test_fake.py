@@ -13,7 +13,7 @@ import torch
 
 from harness import families, tasks
 from harness.statistics.calibration import Calibration
-from harness.statistics.passes import Tokens
+from harness.statistics.passes import UnpaddedRows
 from harness.tasks import decoding
 from harness.types import VLM
 from tests.support.accelerator import installed
@@ -91,7 +91,7 @@ def test_a_planted_mix_of_devices_is_found(vlm: VLM, monkeypatch: pytest.MonkeyP
     calibration = calibration_on_several_questions(vlm)
     path = vlm.blocks[-1].ffn.consumer
     calibration.features([path])
-    monkeypatch.setattr(Tokens, "of", lambda self, values: values.flatten(0, -2) * self._places[0].expand(1))
+    monkeypatch.setattr(UnpaddedRows, "of", lambda self, values: values.flatten(0, -2) * self._places[0].expand(1))
     with pytest.raises(RuntimeError, match="at least two devices"):
         Calibration(vlm, calibration.samples).features([path])
 
@@ -126,8 +126,8 @@ def test_a_planted_leak_is_found(vlm: VLM, gpus: Ledger, monkeypatch: pytest.Mon
 
     left()  # what is cached for good
     assert left() == 0
-    see = Tokens.of
-    monkeypatch.setattr(Tokens, "of", lambda self, values: kept.append(values) or see(self, values))
+    see = UnpaddedRows.of
+    monkeypatch.setattr(UnpaddedRows, "of", lambda self, values: kept.append(values) or see(self, values))
     path = vlm.blocks[-1].ffn.consumer
     assert left() > 0
 

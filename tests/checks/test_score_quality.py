@@ -237,18 +237,18 @@ def test_the_outcome_is_the_same_bytes_each_time(measured: dict[str, Any], tmp_p
 
 def test_the_command(call: Call, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_quality, "CALIBRATION", 6)
-    flags = ("--model", tiny_folder, "--samples", 4, "--channels", 2, "--out", tmp_path / "out")
-    named, page = ("--methods", "random", "--methods", "magnitude"), tmp_path / "out" / "README.md"
+    flags = ("--model", tiny_folder, "--questions", 4, "--channels", 2, "--out", tmp_path / "out")
+    named, page = ("--method", "random", "--method", "magnitude"), tmp_path / "out" / "README.md"
     done = call("quality", *flags, *named)
     assert done.code == 0 and done.out.splitlines() == [str(tmp_path / "out" / name) for name in FILES]
     assert f"infoprune {shlex.join(['quality', *map(str, flags[:-2]), *named])}\n" in page.read_text()
     page.with_name("quality.json").write_text('{"truth": null}')
-    done = call("quality", *flags, "--methods", "random", "--json")
+    done = call("quality", *flags, "--method", "random", "--json")
     assert list(json.loads(done.out)["methods"]) == ["random"]
 
 
 def test_what_the_command_refuses(call: Call, tmp_path: Path) -> None:
-    refused(call("quality", "--methods", "randum"), "did you mean 'random'?")
+    refused(call("quality", "--method", "randum"), "did you mean 'random'?")
     refused(call("quality", "--model", "nothing"), "unknown model")
     (tmp_path / "quality.json").write_text("{")
     refused(call("quality", "--out", tmp_path), "quality.json: not JSON; delete it")

@@ -85,7 +85,7 @@ def test_a_run_that_uses_it_fails_with_its_error(
 ) -> None:
     kind = BROKEN[name][1].partition(":")[0]
     file = put(tmp_path / "board.yaml", {**board, "methods": ["random", name]})
-    for words in (["sweep", file], ["sweep", file, "--dry-run"], ["quality", "--methods", name], ["quality"]):
+    for words in (["sweep", file], ["sweep", file, "--dry-run"], ["quality", "--method", name], ["quality"]):
         with pytest.raises((ImportError, SyntaxError, RuntimeError, AttributeError)) as error:
             call(*words)
         if words != ["quality"]:

@@ -101,7 +101,7 @@ def test_interrupt(call: Call, tmp_path: Path, board: dict[str, Any], monkeypatc
     assert done.code == 130 and "the same command goes on" in done.err
     monkeypatch.setattr(performance, "bars", stopped)
     monkeypatch.setattr(score_quality, "measure", stopped)
-    for words in (["bench"], ["quality", "--methods", "random"]):  # which keep nothing
+    for words in (["bench"], ["quality", "--method", "random"]):  # which keep nothing
         done = call(*words)
         assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted")
     monkeypatch.setattr(reference, "run", stopped)
@@ -354,11 +354,11 @@ def test_an_estimate_that_fails_ends_no_sweep(
 
 
 def test_an_estimate_from_records_is_that_of_each_recovery(tmp_path: Path, board: dict[str, Any]) -> None:
-    from harness.records.record import Code, Contestant, Cost, Record
+    from harness.records.record import Code, Cost, MethodFacts, Record
 
     file = put(tmp_path / "board.yaml", {**board, "budgets": [0.5, 0.25], "tuning": ["none", "bias", "refit"]})
     trials = spec.read(str(file)).trials()
-    about = Contestant(title="", variant="", role="reference", regime="none")
+    about = MethodFacts(title="", variant="", role="reference", regime="none")
     taken = {"none": 2.0, "bias": 30.0}
     finished = [
         Record(trial, about, cost=Cost(total_s=taken[trial.tuning.method]), env={}, code=Code("1", None, False))
@@ -368,9 +368,11 @@ def test_an_estimate_from_records_is_that_of_each_recovery(tmp_path: Path, board
     todo = [trial for trial in trials if trial.budget == 0.25]
     assert [trial.tuning.method for trial in todo] == ["none", "bias", "refit"] * 2
     known = [trial for trial in todo if trial.tuning.method in taken]
-    assert sweep._expected(known, finished) == 2 * (2.0 + 30.0)
-    assert sweep._expected(todo, finished) is None  # no refit has finished: training may take a hundred times as long
-    assert sweep._expected(todo, []) is None
+    assert forecast.from_records(known, finished) == 2 * (2.0 + 30.0)
+    assert (
+        forecast.from_records(todo, finished) is None
+    )  # no refit has finished: training may take a hundred times as long
+    assert forecast.from_records(todo, []) is None
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_verbose_logs_what_is_done(tmp_path: Path, board: dict[str, Any]) -> Non
         ("sweep ref", lambda: [name for name in registry.boards() if name.startswith("ref")]),
         ("report de", lambda: ["demo"]),
         ("check-method mag", lambda: ["magnitude"]),
-        ("quality --methods mag", lambda: ["magnitude"]),
+        ("quality --method mag", lambda: ["magnitude"]),
         ("prune mini-q", lambda: ["mini-qwen2-vl"]),
         ("load plan.json mini-q", lambda: ["mini-qwen2-vl"]),
         ("prune x --method mag", lambda: ["magnitude"]),

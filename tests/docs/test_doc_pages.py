@@ -127,5 +127,5 @@ def test_every_key_of_a_board_is_explained() -> None:
         for row in re.findall(r"^\| (`.*?) \|", KEYS.read_text(encoding="utf-8"), re.M)
         for key in re.findall(r"`(\w+)`", row)
     }
-    keys = {*spec.Board.model_fields, *spec.Entry.model_fields, *(item.name for item in fields(Tuning))}
+    keys = {*spec.Board.model_fields, *spec.Contestant.model_fields, *(item.name for item in fields(Tuning))}
     assert keys - told == set() and told - keys == set()

@@ -168,7 +168,7 @@ COMMANDS: dict[str, list[Any]] = {
     "dry run": ["sweep", "BOARD", "--dry-run"],
     "prune": ["prune", "MODEL", "--method=random", "--budget=0.5", "--data", "DATA", "--samples=2", "--out=out"],
     "load": ["load", "PLAN", "MODEL", "out"],
-    "quality": ["quality", "--model", "MODEL", "--methods", "random", "--out", "out"],
+    "quality": ["quality", "--model", "MODEL", "--method", "random", "--out", "out"],
     "export": ["export", "small/random/vision/0.5", "out", "--results", "RESULTS"],
 }  # fmt: skip
 

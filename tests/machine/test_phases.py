@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.machine import phases
-from harness.machine.phases import Watch, account, inside, overhead
+from harness.machine.phases import PhaseTimer, account, inside, overhead
 from harness.records.record import Cost
 from tests.support.progress import Heard
 
@@ -18,7 +18,7 @@ class Clock:
 
 def test_a_phase_has_what_the_phases_inside_it_have_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = Clock(monkeypatch), Heard()
-    watch = Watch(said)
+    watch = PhaseTimer(said)
     with watch, watch("metric accuracy"):
         clock.now += 1
         for _ in range(2):
@@ -32,7 +32,7 @@ def test_a_phase_has_what_the_phases_inside_it_have_not(monkeypatch: pytest.Monk
 
 def test_a_failure_is_timed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    watch = Watch()
+    watch = PhaseTimer()
     with pytest.raises(ZeroDivisionError), watch, watch("solve"), inside("deep"):
         clock.now += 5
         raise ZeroDivisionError
@@ -43,7 +43,7 @@ def test_a_failure_is_timed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_watches_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, outer, inner = Clock(monkeypatch), Watch(), Watch()
+    clock, outer, inner = Clock(monkeypatch), PhaseTimer(), PhaseTimer()
     with outer:
         with inner, inside("a"):
             clock.now += 1

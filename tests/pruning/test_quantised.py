@@ -14,7 +14,7 @@ from torch import nn
 import harness
 from harness.checkpoints import export
 from harness.families import encode
-from harness.machine.phases import Watch
+from harness.machine.phases import PhaseTimer
 from harness.metrics import flops, memory
 from harness.pruning.quantised import quantise
 from harness.trials import preflight, staleness
@@ -69,8 +69,8 @@ def test_what_is_stored_is_counted(tiny: VLM) -> None:
 def test_fewer_bits_save_no_flops_and_follow_the_recovery(tiny_folder: Path) -> None:
     asked = trial(tiny_folder, tuning=Tuning("refit", weights="int8"))
     assert Trial.of(json.loads(json.dumps(asked.content()))) == asked
-    pruned = Pruner().prune(asked, Watch())
-    whole = Pruner().prune(replace(asked, tuning=Tuning("refit")), Watch())
+    pruned = Pruner().prune(asked, PhaseTimer())
+    whole = Pruner().prune(replace(asked, tuning=Tuning("refit")), PhaseTimer())
     context = Context(asked.reference_input)
     kept = [flops.measured_share(one.vlm, one.dense, asked, context) for one in (pruned, whole)]
     assert kept[0] == kept[1] == pytest.approx(0.6, rel=0.01) and pruned.hashes["plan"] == whole.hashes["plan"]
@@ -84,7 +84,7 @@ def test_fewer_bits_save_no_flops_and_follow_the_recovery(tiny_folder: Path) -> 
 
 def test_any_width_fits_int4(tiny_folder: Path) -> None:
     """Where 32 does not divide the inputs of a Linear, an output has one scale."""
-    pruned = Pruner().prune(trial(tiny_folder, tuning=Tuning(weights="int4")), Watch())
+    pruned = Pruner().prune(trial(tiny_folder, tuning=Tuning(weights="int4")), PhaseTimer())
     weights: list[Any] = [own.weight for own in pruned.vlm.model.modules() if isinstance(own, nn.Linear)]
     scales = [(tuple(weight.scale.shape), weight.shape) for weight in weights if hasattr(weight, "qdata")]
     assert {columns % 32 == 0 for _, (_, columns) in scales} == {True, False}
@@ -93,7 +93,7 @@ def test_any_width_fits_int4(tiny_folder: Path) -> None:
 
 
 def test_the_dense_model_in_fewer_bits_is_a_trial_at_budget_1(tiny_folder: Path) -> None:
-    pruned = Pruner().prune(trial(tiny_folder, budget=1.0), Watch())
+    pruned = Pruner().prune(trial(tiny_folder, budget=1.0), PhaseTimer())
     assert not pruned.plan.parts and memory.weight_bytes(pruned.vlm) < memory.weight_bytes(pruned.dense)
 
 

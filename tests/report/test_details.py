@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.records import record
-from harness.records.record import Code, Contestant, Cost
+from harness.records.record import Code, Cost, MethodFacts
 from harness.report import details, latex, report
 from harness.report.board import Board
 from harness.trials import spec
@@ -44,7 +44,7 @@ def test_the_command_of_a_trial_makes_that_trial(tmp_path: Path) -> None:
     empty = {"random_weights": True, "metrics": ["flops"]}
     boards = [spec.check(content | changes, Path("mine.yaml")) for changes in ({}, loaded, empty)]
     for trial in (trial for board in boards for trial in board.trials()):
-        item = replace(board_record(), id=trial.id, trial=trial, contestant=Contestant("", "", "reference", ""))
+        item = replace(board_record(), id=trial.id, trial=trial, contestant=MethodFacts("", "", "reference", ""))
         again = spec.check(run(details.repeat(item), tmp_path), tmp_path / "trial.yaml")
         assert trial.id in {own.id for own in again.trials()}
         (tmp_path / "trial.yaml").unlink()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.records.record import Code, Contestant, Cost, Failure, Record
+from harness.records.record import Code, Cost, Failure, MethodFacts, Record
 from harness.records.schema import DESCRIBED
 from harness.report import details
 from harness.report.board import Board
@@ -78,7 +78,7 @@ def board_record(
             metrics["floors"] = {"blank": {"mean": 0.42}}
     return Record(
         trial=trial,
-        contestant=Contestant(**about),
+        contestant=MethodFacts(**about),
         metrics=metrics,
         cost=Cost(ranking_s=1.5),
         env={"cpu": "Example CPU"},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from harness.records.record import Code, Contestant, Cost, Failure, Record, write
+from harness.records.record import Code, Cost, Failure, MethodFacts, Record, write
 from harness.records.schema import DESCRIBED
 from harness.stats import clustered_interval
 from harness.types import Plan, Trial, Tuning, regime
@@ -19,7 +19,7 @@ PER_IMAGE = 3  # questions
 OK: dict[str, Any] = {"kept": 0.5, "speedup": (1.5, 1.47, 1.53), "env": {"cpu": "Example CPU", "threads": 2}}
 
 
-def trial_of(method: str = "taylor", budget: float = 0.5, seed: int = 0, **changes: Any) -> tuple[Trial, Contestant]:
+def trial_of(method: str = "taylor", budget: float = 0.5, seed: int = 0, **changes: Any) -> tuple[Trial, MethodFacts]:
     """A record's trial and contestant; `changes` replace keys of either."""
     content: dict[str, Any] = {
         "board": "made", "model": "reference", "method": method, "options": {}, "tuning": "none", "units": "both",
@@ -42,7 +42,7 @@ def trial_of(method: str = "taylor", budget: float = 0.5, seed: int = 0, **chang
         }
     about["regime"] = regime("none", Tuning(**changes.get("recovery", content.get("recovery", {}))))
     about |= {key: changes.pop(key) for key in list(changes) if key in DESCRIBED}
-    return Trial.of(content | changes), Contestant(**about)
+    return Trial.of(content | changes), MethodFacts(**about)
 
 
 def samples(scores: np.ndarray | Sequence[float], tasks: Sequence[str] = TASKS) -> pyarrow.Table:

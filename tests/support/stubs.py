@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.progress import Progress, silent
-from harness.records.record import Contestant, Cost, Record
+from harness.records.record import Cost, MethodFacts, Record
 from harness.trials import spec, staleness
 from harness.trials.result import Result
 from harness.types import CalibrationSpec, Questions, Trial
@@ -65,7 +65,7 @@ def record_of(trial: Trial) -> Record:
     accuracy = {task: {"accuracy": 0.5} for task in ("mini_gqa", "mini_textvqa", "mini_vqav2")}
     return Record(
         trial=trial,
-        contestant=Contestant(trial.method, trial.variant, "reference", "none"),
+        contestant=MethodFacts(trial.method, trial.variant, "reference", "none"),
         metrics={"accuracy": {"mean": 0.5, "tasks": accuracy}},
         cost=Cost(total_s=0.0),
         hashes=staleness.hashes(trial),
@@ -87,7 +87,7 @@ class Trials(spec.Board):
 
 
 def board(*seeds: int, budgets: tuple[float, ...] = (0.75, 0.5), **changes: Any) -> Trials:
-    random = spec.Entry(method="random")
+    random = spec.Contestant(method="random")
     return Trials(**{"name": "made", "model": "mini-qwen2-vl", "methods": (random,), "budgets": budgets,
                   "tasks": ("mini_gqa",), "seeds": seeds, **changes})  # fmt: skip
 

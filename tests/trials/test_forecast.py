@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.records.record import Contestant, Cost, Record
-from harness.trials import forecast, spec, sweep
+from harness.records.record import Cost, MethodFacts, Record
+from harness.trials import forecast, spec
 from harness.trials.forecast import FEW, RECOVERY, WARM, Rates
 from harness.trials.sweep import plan
 from harness.types import InputError
@@ -52,12 +52,12 @@ def test_a_started_board_is_estimated_by_method_then_by_recovery(board: dict[str
     checked = spec.check({**board, **whole}, Path("board.yaml"))
     trials = {(trial.method, trial.budget): trial for trial in checked.trials()}
     took = {("none", 1.0): 3.0, ("magnitude", 0.75): 100.0, ("magnitude", 0.5): 20.0}
-    about = Contestant("", "", "reference", "none")
+    about = MethodFacts("", "", "reference", "none")
     finished = [Record(trials[key], about, cost=Cost(total_s=seconds)) for key, seconds in took.items()]
     left = [trials["magnitude", 0.25], trials["svd", 0.5]]
-    assert sweep._expected(left, finished) == pytest.approx(60.0 + 41.0)
+    assert forecast.from_records(left, finished) == pytest.approx(60.0 + 41.0)
     refitted = spec.check({**board, **whole, "tuning": "refit"}, Path("board.yaml")).trials()[-1]
-    assert sweep._expected([*left, refitted], finished) is None
+    assert forecast.from_records([*left, refitted], finished) is None
 
 
 def test_workers_share_it_and_other_machines_have_none(

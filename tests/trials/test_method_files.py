@@ -118,7 +118,7 @@ def test_a_file_that_is_no_method_is_one_line(
     board = {**board, "methods": [name]}
     refused(call("sweep", put(tmp_path / "board.yaml", board), "--dry-run"), name, words)
     refused(call("prune", board["model"], "--method", path, "--budget", "0.5", "--out", "out"), name, words)
-    refused(call("quality", "--methods", path), name, words)
+    refused(call("quality", "--method", path), name, words)
 
 
 def test_functions_of_a_file_reach_processes_that_never_saw_it(file: Path) -> None:
@@ -275,12 +275,12 @@ def test_prune_takes_a_file(call: Call, file: Path, tiny_folder: Path, questions
 
 
 def test_quality_takes_a_file(call: Call, file: Path, tiny_folder: Path, tiny: VLM) -> None:
-    words = ["quality", "--model", tiny_folder, "--samples", "2", "--channels", "4", "--out", "out"]
-    done = call(*words, "--methods", file, "--methods", "magnitude", "--json")
+    words = ["quality", "--model", tiny_folder, "--questions", "2", "--channels", "4", "--out", "out"]
+    done = call(*words, "--method", file, "--method", "magnitude", "--json")
     assert done.code == 0, done
     assert list(json.loads(done.out)["methods"]) == ["power", "magnitude"]
     shutil.rmtree("out")
-    refused(call("quality", "--methods", file, "--methods", file), "2 methods are called 'power'")
+    refused(call("quality", "--method", file, "--method", file), "2 methods are called 'power'")
 
 
 def test_check_method_takes_it_too(call: Call, file: Path) -> None:

@@ -41,7 +41,7 @@ PARTS = {
 KEYS = [
     *((key,) for key in spec.Board.model_fields),
     *((part, item.name) for part, kind in PARTS.items() for item in dataclasses.fields(kind)),
-    *(("methods", key) for key in spec.Entry.model_fields),
+    *(("methods", key) for key in spec.Contestant.model_fields),
 ]
 
 

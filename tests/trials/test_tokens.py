@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from baselines import pool
 from harness.checkpoints import export
 from harness.families import load
-from harness.machine.phases import Watch
+from harness.machine.phases import PhaseTimer
 from harness.metrics import flops
 from harness.progress import silent
 from harness.pruning import surgery, tokens
@@ -40,8 +40,8 @@ from harness.types import (
     Questions,
     Ranking,
     ReferenceInput,
+    TokenCut,
     TokenRule,
-    Tokens,
     Trial,
 )
 from tests.support.boards import read_board
@@ -138,7 +138,7 @@ def test_tokens_beside_other_kinds_need_shares(tmp_path: Path, tiny_folder: Path
 )
 def test_trials_that_cannot_be_planned(tiny_folder: Path, method: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Pruner().prune(trial(tiny_folder, method, **changes), Watch())
+        Pruner().prune(trial(tiny_folder, method, **changes), PhaseTimer())
 
 
 def test_a_reference_without_visual_tokens_is_refused(tiny: VLM) -> None:
@@ -155,15 +155,15 @@ def test_a_reference_without_visual_tokens_is_refused(tiny: VLM) -> None:
 
 def test_a_trial_of_tokens_is_measured_as_planned(tiny_folder: Path) -> None:
     whole = trial(tiny_folder, "random_tokens", budget=1.0)
-    same = Pruner().prune(whole, Watch())
+    same = Pruner().prune(whole, PhaseTimer())
     assert same.vlm.model.state_dict().keys() == same.dense.model.state_dict().keys() and same.plan.tokens is None
     asked = trial(tiny_folder, "random_tokens", budget=0.72, seed=4)
-    pruned = Pruner().prune(asked, Watch())
-    assert pruned.plan.tokens == Tokens(0, pruned.plan.tokens.share, "random_tokens", options={"seed": 4})  # type: ignore[union-attr]
+    pruned = Pruner().prune(asked, PhaseTimer())
+    assert pruned.plan.tokens == TokenCut(0, pruned.plan.tokens.share, "random_tokens", options={"seed": 4})  # type: ignore[union-attr]
     assert flops.measured_share(pruned.vlm, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(
         0.72, rel=TOLERANCE
     )
-    other = Pruner().prune(trial(tiny_folder, "random_tokens", budget=0.72, seed=5), Watch())
+    other = Pruner().prune(trial(tiny_folder, "random_tokens", budget=0.72, seed=5), PhaseTimer())
     assert other.hashes["plan"] != pruned.hashes["plan"]  # the seed is part of the plan
 
 
@@ -181,7 +181,7 @@ def test_a_mixture_meets_its_budget(tmp_path: Path, tiny_folder: Path, layer: in
         scope="all",
         shares={"heads": 0.3, "ffn": 0.3, "tokens": 0.4},
     )
-    pruned = Pruner().prune(asked, Watch())
+    pruned = Pruner().prune(asked, PhaseTimer())
     assert pruned.plan.tokens is not None and pruned.plan.parts
     kept = flops.measured_share(pruned.vlm, pruned.dense, asked, Context(asked.reference_input))
     assert kept == pytest.approx(0.8, rel=TOLERANCE) and kept == pytest.approx(pruned.plan.achieved, rel=1e-9)
@@ -206,7 +206,7 @@ def test_another_method_may_choose_the_tokens(
         tiny_folder, method, units=units, tokens=chooser, budget=0.7, scope="all", shares=shares, seed=3
     )  # fmt: skip
     assert Trial.of(json.loads(json.dumps(asked.content()))) == asked and f"tokens={chooser.method}" in asked.variant
-    pruned = Pruner().prune(asked, Watch())
+    pruned = Pruner().prune(asked, PhaseTimer())
     cut = pruned.plan.tokens
     assert cut is not None and cut.method == chooser.method and pruned.plan.parts
     assert {kind for _, kind in pruned.plan.parts} <= set(units.split("+"))
@@ -277,7 +277,7 @@ def test_a_chooser_that_asks_for_the_budget_is_asked_for_each(
     pruner = Pruner()
     for budget in (0.8, 0.7):
         one = trial(tiny_folder, "random", tokens=Chooser("pool"), budget=budget, **settings)
-        cut = pruner.prune(one, Watch()).plan.tokens
+        cut = pruner.prune(one, PhaseTimer()).plan.tokens
         assert cut is not None and cut.options["asked"] == budget and per_budget(one)
 
 
@@ -302,16 +302,16 @@ def test_the_cut_follows_its_layer_where_layers_before_it_go(tiny: VLM) -> None:
         return torch.arange(count)
 
     parts: dict[Any, Any] = {("language.0", "layers"): Keep(())}
-    plan = Plan(parts, 0.5, 0.5, tokens=Tokens(1, 0.5, "x"))
+    plan = Plan(parts, 0.5, 0.5, tokens=TokenCut(1, 0.5, "x"))
     pruned: Any = surgery.apply(tiny, plan, Ranking({}, tokens=TokenRule(keep, 1))).model
     assert pruned.token_cut.layer == 0 and len(pruned.model.language_model.layers) == 1
-    read = replace(plan, tokens=Tokens(1, 0.5, "x", "text"))
+    read = replace(plan, tokens=TokenCut(1, 0.5, "x", "text"))
     with pytest.raises(InputError, match="no layer stays before the cut of visual tokens"):
         surgery.apply(tiny, read, Ranking({}, tokens=TokenRule(keep, 1, "text")))
 
 
 def test_a_plan_survives_json(tiny_folder: Path) -> None:
-    plan = Plan({}, 0.5, 0.5, tokens=Tokens(2, 0.25, "fastv", "text", {"a": 1}))
+    plan = Plan({}, 0.5, 0.5, tokens=TokenCut(2, 0.25, "fastv", "text", {"a": 1}))
     assert Plan.of(json.loads(json.dumps(plan.to_json()))) == plan
     assert "tokens" not in Plan({}, 0.5, 0.5).to_json()
 

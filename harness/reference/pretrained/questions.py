@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from harness.reference.pretrained.scenes import GAP, SIDE, WORDS, Item, Scene
 from harness.reference.pretrained.things import ALSO, ASKED_KINDS, MASS, NAMES, PLURAL_KINDS, THINGS, Thing
-from harness.reference.questions import Question, along, by_answer, in_turns, sides
+from harness.reference.questions import Question, along, by_answer, in_turns, logic_forms, sides
 
 Proposals = Iterator[tuple[str, str]]  # (text, answer)
 EDGES = {
@@ -167,17 +167,12 @@ def _place(scene: Scene, rng: random.Random) -> Proposals:
 def _logic(scene: Scene, rng: random.Random) -> Proposals:
     present = [THINGS[name] for name in sorted({thing.name for _, thing in _things(scene)})]
     absent = list(_absent(scene, rng))
-    for word in ("and", "or"):
-        for truth in (True, False):  # both answers equally often for both words: neither gives the answer away
-            mixed = rng.choice([(True, False), (False, True)])
-            flags = rng.choice([(True, True), mixed]) if word == "or" else (True, True)
-            if not truth:
-                flags = rng.choice([(False, False), mixed]) if word == "and" else (False, False)
-            if (present or not any(flags)) and (absent or all(flags)):
-                a, b = (rng.choice(present if flag else absent) for flag in flags)
-                if a.name != b.name:
-                    a, b = sorted((a, b), key=lambda thing: not thing.plural)  # are there grapes or a dog
-                    yield f"{_is_there(a)} {word} {b.phrase}?", "yes" if truth else "no"
+    for word, truth, flags in logic_forms(rng):
+        if (present or not any(flags)) and (absent or all(flags)):
+            a, b = (rng.choice(present if flag else absent) for flag in flags)
+            if a.name != b.name:
+                a, b = sorted((a, b), key=lambda thing: not thing.plural)  # are there grapes or a dog
+                yield f"{_is_there(a)} {word} {b.phrase}?", "yes" if truth else "no"
 
 
 def _choice(scene: Scene, rng: random.Random) -> Proposals:

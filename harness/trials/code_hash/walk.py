@@ -1,4 +1,4 @@
-"""Hashes of the behaviour of code, blind to the places and names of its parts. Nothing is imported.
+"""Hashes of the behaviour of code, blind to the places of its parts and most names. Nothing is imported.
 
     hashes(["harness.trials.worker"], ["baselines.random"], plumbing)  # a hash for each definition that counts
 

@@ -187,6 +187,7 @@ def test_the_command_writes_picture_and_csv_and_remakes_them(
     again = call(*words)
     assert again.code == 0 and "measured before" in again.err
     assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == files
+    assert json.loads(call(*words, "--json").out) == record
     with pytest.raises(AssertionError, match="measured again"):
         call(*words[:4], "--samples", 9, "--out", "here")
 
