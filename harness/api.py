@@ -91,6 +91,7 @@ def prune(
     tokens: str | Mapping[str, Any] | None = None,
     sequential: bool = False,
     device: str = "cpu",
+    **overrides: Any,
 ) -> Pruned:
     """Prune one model as `infoprune prune` does, in memory: nothing is written.
 
@@ -99,8 +100,9 @@ def prune(
     visual tokens go. units: as on a board; None: what the method cuts. options: the method's. tasks, samples: where the
     calibration questions come from (tasks, parquet files or folders; by default the embedded sets) and how many there
     are. image: width and height of the image whose FLOPs are budgeted. tuning, shares, tokens, sequential: as of a
-    contestant on a board: `tuning="refit"`, `shares={"layers": 0.5, "ffn": 0.5}`, `tokens="pool"`. Raises InputError
-    for what cannot be used, and for a budget that cannot be met.
+    contestant on a board: `tuning="refit"`, `shares={"layers": 0.5, "ffn": 0.5}`, `tokens="pool"`. overrides: values of
+    other keys of a board: `device_map="auto"`, `trust_remote_code=True`. Raises InputError for what cannot be used, and
+    for a budget that cannot be met.
     """
     from harness.checkpoints import export
     from harness.machine.devices import check_device
@@ -125,6 +127,7 @@ def prune(
         shares=shares,
         tokens=tokens,
         sequential=sequential,
+        overrides=overrides,
     )
     pruned = Worker(device, _logged).prune(trial)
     return Pruned(pruned.vlm, pruned.plan)

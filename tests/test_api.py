@@ -17,7 +17,7 @@ import harness
 from harness.records import record
 from harness.trials import spec
 from harness.types import Generation, InputError, Plan
-from tests.support.commands import Call, put
+from tests.support.commands import Call, put, refused
 from tests.support.paths import ROOT, environment
 
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
@@ -97,6 +97,16 @@ def test_units_may_be_a_list_as_on_a_board(tiny_folder: Path, questions: Path) -
     assert {kind for _, kind in plan.parts} == {"ffn"}
 
 
+def test_prune_takes_any_key_of_a_board(tiny_folder: Path, questions: Path, call: Call) -> None:
+    settings = {"method": "magnitude", "budget": 0.6, "tasks": [str(questions)], "samples": 2, "image": (64, 64)}
+    eager = harness.prune(str(tiny_folder), **settings, attention="eager").model
+    assert eager.model.config._attn_implementation == "eager"
+    words = ("--method", "magnitude", "--budget", 0.6, "--data", questions, "--samples", 2, "--image", "64x64")
+    refused(call("prune", tiny_folder, *words, "--out", "small", "--set", "attention=egaer"), "attention", "eager")
+    done = call("prune", tiny_folder, *words, "--out", "small", "--set", "attention=eager")
+    assert done.code == 0, done.err
+
+
 def test_where_tokens_go_the_scope_is_the_whole_model(tiny_folder: Path, questions: Path) -> None:
     plan = harness.prune(str(tiny_folder), method="pool", budget=0.97, tasks=[str(questions)], **SMALL).plan
     assert plan.tokens is not None and plan.achieved == pytest.approx(0.97, rel=0.01)
@@ -114,6 +124,8 @@ def test_where_tokens_go_the_scope_is_the_whole_model(tiny_folder: Path, questio
         ({"samples": 0}, "calibration.samples"),
         ({"image": (64,)}, "reference_input.image"),
         ({"device": "cuda:99"}, "device cuda:99: this machine has"),
+        ({"device_mapp": "auto"}, "did you mean 'device_map'?"),
+        ({"budgets": [0.5, 0.6]}, "these settings make 2 models; prune makes one"),
     ],
 )
 def test_what_prune_cannot_use_is_one_line(tiny_folder: Path, wrong: dict[str, Any], words: str) -> None:

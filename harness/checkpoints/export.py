@@ -103,13 +103,14 @@ def single_trial(
     shares: Mapping[str, float] | None = None,
     tokens: str | Mapping[str, Any] | None = None,
     sequential: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Trial:
     """A trial that prunes one model, validated as on a board; for `prune`, or for a worker.
 
     units: by default what the method cuts. scope: by default vision, or all where visual tokens go. tasks: where the
     calibration questions come from; by default the embedded sets. image: width and height of the one whose FLOPs are
-    budgeted. tuning, shares, tokens, sequential: as of a contestant on a board. Raises InputError for what cannot be
-    used.
+    budgeted. tuning, shares, tokens, sequential: as of a contestant on a board. overrides: values of other keys of a
+    board, such as `device_map`. Raises InputError for what cannot be used, and if that asks for several models.
     """
     if method == DENSE:
         raise InputError("method none: is the model as it is; there is nothing to prune")
@@ -132,7 +133,11 @@ def single_trial(
         "dtype": dtype,
         "revision": revision,
     }
-    return replace(spec.check(content, Path("of these settings")).trials()[-1], seed=seed)
+    board = spec.check(spec.override(content, overrides or {}, "board of these settings: "), Path("of these settings"))
+    _, *trials = board.trials()  # without the dense one
+    if len(trials) != 1:
+        raise InputError(f"these settings make {len(trials)} models; prune makes one")
+    return replace(trials[0], seed=seed)
 
 
 def prune(trial: Trial, out: Path, *, device: str = "cpu", progress: Progress = silent) -> Exported:

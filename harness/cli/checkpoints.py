@@ -64,6 +64,10 @@ def prune(
     image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the image whose FLOPs are budgeted.")] = "448x448",
     revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, a tag or a branch.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of any other key of a board: device_map=auto; may be given again."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the method and of the draw of calibration questions.")] = 0,
     device: Device = "cpu",
     json_: Json = False,
@@ -95,6 +99,7 @@ def prune(
         shares=pairs(share, "--share"),
         tokens=tokens,
         sequential=sequential,
+        overrides=pairs(set_, "--set"),
     )
     if data is None and model not in registry.MODELS:
         note(f"no --data: the calibration questions are the embedded sets' ({', '.join(tasks.names())})")
