@@ -62,9 +62,9 @@ def within(name: str, *places: str) -> bool:
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
-# Who may import whom: a room, and the rooms that it may use. What is OPEN serves all.
+# Who may import whom: a package, and the packages that it may use. What is OPEN serves all.
 OPEN = {"types", "text", "files", "pictures", "progress"}
-ROOMS: dict[str, set[str]] = {
+PACKAGES: dict[str, set[str]] = {
     "method_files": set(),
     "registry": {"method_files"},
     "stats": set(),
@@ -104,22 +104,22 @@ ROOMS: dict[str, set[str]] = {
 }
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     return [*module.split("."), "harness"][1]
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_room_uses_the_rooms_before_it_only(name: str) -> None:
-    order = list(ROOMS)
-    assert all(order.index(other) < order.index(name) for other in ROOMS[name])
+    order = list(PACKAGES)
+    assert all(order.index(other) < order.index(name) for other in PACKAGES[name])
     for module in MODULES:
         if within(module, f"harness.{name}"):
-            used = {room(other) for other in imports(module) if within(other, "harness") and other in MODULES}
-            assert used <= {name, *OPEN, *ROOMS[name]}, module
+            used = {package(other) for other in imports(module) if within(other, "harness") and other in MODULES}
+            assert used <= {name, *OPEN, *PACKAGES[name]}, module
 
 
 def test_every_module_stands_in_a_room() -> None:
-    assert {room(module) for module in MODULES if within(module, "harness")} == {"harness", *OPEN, *ROOMS}
+    assert {package(module) for module in MODULES if within(module, "harness")} == {"harness", *OPEN, *PACKAGES}
     assert len(list(ROOT.glob("harness/*.py"))) <= 8
 
 
@@ -239,7 +239,7 @@ def test_late_imports_close_no_circle_either() -> None:
             return
         state[module] = "open"
         for name in sorted(imports(module)):
-            if name in MODULES and room(name) != room(module):
+            if name in MODULES and package(name) != package(module):
                 visit(name, (*trail, module))
         state[module] = "done"
 

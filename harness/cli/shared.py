@@ -43,7 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, no
 
 
 def check_device(device: str) -> None:
-    from harness.machine import devices  # the room loads torch
+    from harness.machine import devices  # loads torch
 
     devices.check_device(device, "--device")
 
