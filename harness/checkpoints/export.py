@@ -350,13 +350,9 @@ def _write(
         (folder / PLAN).write_text(json.dumps(copied, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(asdict(exported), record, measured, dense), encoding="utf-8")
         progress("load again")
-        _check_same(
-            pruned.vlm,
-            families.load(
-                folder, dtype=trial.dtype, device=device, attention=trial.loading.attention, trust_remote_code=True
-            ),
-            context,
-        )
+        placed = {"attention": trial.loading.attention, "device_map": trial.loading.device_map}
+        again = families.load(folder, dtype=trial.dtype, device=device, trust_remote_code=True, **placed)
+        _check_same(pruned.vlm, again, context)
     return exported
 
 
