@@ -197,6 +197,22 @@ def test_a_gpus_record_exports_anywhere(
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
+def test_a_spread_model_is_loaded_again_over_the_same_gpus(
+    trial: Trial, tmp_path: Path, gpus: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that is compared with what was written may be too large for one of them."""
+    load, maps = families.load, []
+
+    def noted(*args: Any, **settings: Any) -> Any:
+        maps.append(settings.get("device_map"))
+        return load(*args, **settings)
+
+    monkeypatch.setattr(families, "load", noted)
+    spread = replace(trial, method="magnitude", budget=0.6, loading=Loading(device_map="balanced"))
+    done = export.prune(spread, tmp_path / "out", device="cuda")
+    assert done.form == "custom code" and maps == ["balanced", "balanced"] and min(gpus.peaks) > 0
+
+
 def test_the_command_sweeps_on_a_gpu(
     tiny_folder: Path, questions: Path, tmp_path: Path, gpus: Ledger, call: Call
 ) -> None:
