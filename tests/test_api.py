@@ -99,10 +99,11 @@ def test_units_may_be_a_list_as_on_a_board(tiny_folder: Path, questions: Path) -
 
 def test_prune_takes_any_key_of_a_board(tiny_folder: Path, questions: Path, call: Call) -> None:
     settings = {"method": "magnitude", "budget": 0.6, "tasks": [str(questions)], "samples": 2, "image": (64, 64)}
-    eager = harness.prune(str(tiny_folder), **settings, attention="eager").model
-    assert eager.model.config._attn_implementation == "eager"
+    config: Any = harness.prune(str(tiny_folder), **settings, attention="eager").model.model.config
+    assert config._attn_implementation == "eager"
     words = ("--method", "magnitude", "--budget", 0.6, "--data", questions, "--samples", 2, "--image", "64x64")
     refused(call("prune", tiny_folder, *words, "--out", "small", "--set", "attention=egaer"), "attention", "eager")
+    refused(call("prune", tiny_folder, *words, "--out", "small", "--set", "tuning=[bias, refit]"), "make 2 models")
     done = call("prune", tiny_folder, *words, "--out", "small", "--set", "attention=eager")
     assert done.code == 0, done.err
 
@@ -125,6 +126,7 @@ def test_where_tokens_go_the_scope_is_the_whole_model(tiny_folder: Path, questio
         ({"image": (64,)}, "reference_input.image"),
         ({"device": "cuda:99"}, "device cuda:99: this machine has"),
         ({"device_mapp": "auto"}, "did you mean 'device_map'?"),
+        ({"tuning": ["bias", "refit"]}, "one model is recovered in one way"),
         ({"budgets": [0.5, 0.6]}, "these settings make 2 models; prune makes one"),
     ],
 )

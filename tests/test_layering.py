@@ -109,7 +109,7 @@ def package(module: str) -> str:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_room_uses_the_rooms_before_it_only(name: str) -> None:
+def test_a_package_uses_those_before_it_only(name: str) -> None:
     order = list(PACKAGES)
     assert all(order.index(other) < order.index(name) for other in PACKAGES[name])
     for module in MODULES:
@@ -118,7 +118,7 @@ def test_a_room_uses_the_rooms_before_it_only(name: str) -> None:
             assert used <= {name, *OPEN, *PACKAGES[name]}, module
 
 
-def test_every_module_stands_in_a_room() -> None:
+def test_every_module_stands_in_a_package() -> None:
     assert {package(module) for module in MODULES if within(module, "harness")} == {"harness", *OPEN, *PACKAGES}
     assert len(list(ROOT.glob("harness/*.py"))) <= 8
 

@@ -117,7 +117,7 @@ def single_trial(
     asked = units or registry.method(method).units
     if not isinstance(tuning, str | Mapping):
         raise InputError(f"tuning: {tuning}: one model is recovered in one way; use a name or its settings")
-    contestant = {"tuning": tuning, "shares": dict(shares or {}), "tokens": tokens, "sequential": sequential}
+    contestant = {"shares": dict(shares or {}), "tokens": tokens, "sequential": sequential}
     content = {
         "name": "prune",
         "model": model,
@@ -126,6 +126,7 @@ def single_trial(
         "currency": currency,
         "scopes": [scope or ("all" if "tokens" in asked else "vision")],
         "units": asked,
+        "tuning": tuning,
         "tasks": list(tasks) or question_sets.names(),
         "metrics": ["flops"],
         "calibration": {"samples": samples},

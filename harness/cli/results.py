@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from harness.cli.screen import err, out, table
 from harness.cli.shared import Json, Results, board_names
+from harness.types import InputError
 
 
 def ls(results: Results = Path("results"), json_: Json = False) -> None:
@@ -117,7 +118,13 @@ def status(
 
     from harness.trials.journal import status as look
 
-    rows = look(results if board is None else Path(board) if Path(board).exists() else results / board)
+    folder = results
+    if board is not None:
+        boards = sorted(path.name for path in results.glob("*") if path.is_dir())
+        folder = Path(board) if Path(board).is_dir() else results / board
+        if not folder.is_dir():
+            raise InputError.unknown("board", board, boards, f"{results}: ")
+    rows = look(folder)
     if json_:
         print(json.dumps([row.to_json() for row in rows], indent=1))
         return

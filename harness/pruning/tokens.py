@@ -27,7 +27,7 @@ from harness.types import (
     Kind,
     Plan,
     Ranking,
-    TokenCut,
+    TokenPlan,
     TokenRule,
     kinds,
 )
@@ -69,7 +69,7 @@ def solve(
             f"budget: {budget.keep:g} of the FLOPs of scope {budget.scope} with fewer visual tokens from layer "
             f"{rule.layer} on: {reason}"
         )
-    tokens = TokenCut(rule.layer, share, method, rule.attention, dict(rule.options))
+    tokens = TokenPlan(rule.layer, share, method, rule.attention, dict(rule.options))
     return Plan({}, budget.keep, flops[share], tokens=tokens)
 
 
@@ -171,7 +171,7 @@ def _watching(vlm: VLM, rule: TokenRule, budget: Budget, cut: Plan | None = None
     return count * heads.pair_macs / 2 * pairs
 
 
-def settings(vlm: VLM, tokens: TokenCut) -> dict[str, Any]:
+def settings(vlm: VLM, tokens: TokenPlan) -> dict[str, Any]:
     """The arguments of `families._tokens.attach` for a plan's tokens; `vlm` may have lost blocks by the same plan."""
     language = [block for block in vlm.blocks if block.component == "language"]
     tower = [block for block in vlm.blocks if block.component == "vision"][-1]

@@ -1,6 +1,6 @@
 """The progress log of sweeps, for people and programs: a file beside the records, one JSON object per line.
 
-    infoprune status results            # or: tail -f results/demo/sweep.log
+    infoprune status                    # or: tail -f results/demo/sweep.log
 
 Events: `sweep` (number of trials to run), `begin` and `end` (a trial, with its status and seconds) and `close`. All
 sweeps on a folder append to one log. Records alone decide which trials are done; the log adds times.

@@ -1,4 +1,4 @@
-"""Plain, frozen values that all rooms share. This room imports no other room and no torch.
+"""Plain, frozen values that all packages share. This one imports no other and no torch.
 
 The path of a trial: a `VLM` has `Block`s, a block has `Units` (heads and FFN channels) and may go as a whole, a method
 turns them into a `Ranking`, the solver turns a ranking and a `Budget` into a `Plan`, and each `Trial` yields a record.
@@ -37,7 +37,7 @@ from harness.types.plan import Choice as Choice
 from harness.types.plan import Currency as Currency
 from harness.types.plan import Keep as Keep
 from harness.types.plan import Plan as Plan
-from harness.types.plan import TokenCut as TokenCut
+from harness.types.plan import TokenPlan as TokenPlan
 from harness.types.plan import differs as differs
 from harness.types.ranking import Additive as Additive
 from harness.types.ranking import Dense as Dense

@@ -57,7 +57,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class TokenCut:
+class TokenPlan:
     """The share of each row's visual tokens that goes on from a layer of the language model on, and who chooses them.
 
     attention and options: as in `TokenRule`.
@@ -84,7 +84,7 @@ class Plan:
     align: int = 1
     currency: Currency = "flops"
     widths: Mapping[tuple[str, Kind], int] = field(default_factory=dict)
-    tokens: TokenCut | None = None
+    tokens: TokenPlan | None = None
     coarse: bool = False  # whole layers alone do not land within 1 % of the request: the nearest plan below it
 
     @property
@@ -124,7 +124,7 @@ class Plan:
         }
         optional = {name: content[name] for name in ("align", "currency", "coarse") if name in content}
         if "tokens" in content:
-            optional["tokens"] = TokenCut(**content["tokens"])
+            optional["tokens"] = TokenPlan(**content["tokens"])
         return cls(parts, content["requested"], content["achieved"], **optional, widths=widths)
 
 

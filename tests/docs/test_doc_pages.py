@@ -95,11 +95,11 @@ def test_every_module_stands_in_the_tree() -> None:
     assert not unknown, f"docs/design.md: the tree names {', '.join(unknown)}, which do not exist"
 
 
-def test_the_graph_of_rooms_is_that_of_the_layering_test() -> None:
-    """The table of docs/design.md has a row for each room of harness/."""
+def test_the_table_of_packages_is_whole() -> None:
+    """The table of docs/design.md has a row for each package of harness/."""
     text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    rooms = {path.name for path in (ROOT / "harness").iterdir() if (path / "__init__.py").is_file()}
-    assert rooms <= set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    packages = {path.name for path in (ROOT / "harness").iterdir() if (path / "__init__.py").is_file()}
+    assert packages <= set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
 
 def test_the_files_that_other_services_read_are_what_they_expect() -> None:

@@ -17,7 +17,7 @@ from harness.pruning import bias, held_out, recovery, surgery
 from harness.pruning.solver import solve
 from harness.statistics import sensitivity
 from harness.statistics.calibration import Calibration
-from harness.types import VLM, Budget, Keep, Plan, Ranking, Tuning
+from harness.types import VLM, Budget, Choice, Keep, Plan, Ranking, Tuning
 from tests.support.calibrations import calibration_on_several_questions
 
 
@@ -75,18 +75,24 @@ def test_the_mean_output_of_every_linear_behind_a_cut_is_the_dense_one(
         assert not torch.allclose(mean_of(before, path, own, weights), wanted, atol=1e-6)
 
 
-def test_a_recomposed_ffn_keeps_its_mean_output(tiny: VLM, calibration: Calibration) -> None:
-    """Its hidden units are not the dense ones, so the whole FFN's mean counts."""
+def test_a_recomposed_ffn_gets_its_mean_output_back(tiny: VLM, calibration: Calibration) -> None:
+    """Its hidden units are not the dense ones, so the whole FFN's mean counts, here after its own bias is gone."""
     ranking = infoprune_free(tiny, calibration, seed=0, arm="compose-act")
     plan = solve(tiny, ranking, Budget("vision", 0.6, extents=calibration.extents), tolerance=0.1)
-    _, after, steps = recovered(calibration, ranking, plan)
-    changed = {step["module"] for step in steps}
-    recomposed = [block for block in tiny.blocks if block.component == "vision" and block.ffn.consumer in changed]
+    before = surgery.apply(tiny, plan, ranking)
+    recomposed = [
+        b for b in tiny.blocks if isinstance(part := plan.parts.get((b.name, "ffn")), Choice) and part.position
+    ]
     assert recomposed
+    for block in recomposed:
+        before.model.get_parameter(f"{block.ffn.consumer}.bias").data.zero_()
+    after = recovery.tune(before, calibration, Tuning("bias"), plan=plan, seed=0).vlm
     for block in recomposed:
         first, whole = block.ffn.producers[0].module, block.ffn.consumer.rpartition(".")[0]
         rows = held_out.split(calibration)[0].rows([first])[first]
-        torch.testing.assert_close(mean_of(after, whole, rows), mean_of(tiny, whole, rows), atol=1e-5, rtol=1e-4)
+        wanted = mean_of(tiny, whole, rows)
+        torch.testing.assert_close(mean_of(after, whole, rows), wanted, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(mean_of(before, whole, rows), wanted, atol=1e-4)
 
 
 def test_only_biases_behind_cuts_change_and_what_was_given_does_not(tiny: VLM, calibration: Calibration) -> None:

@@ -120,6 +120,8 @@ def test_mlflow_holds_each_record_once(mlflow: type[Client], tmp_path: Path, cal
     for _ in range(2):
         done = call("results", "mirror", "mlflow", "--results", tmp_path)
         assert done.code == 0 and done.out.startswith("3 records of"), done
+    done = call("results", "mirror", "mlflow", "--results", tmp_path, "--json")
+    assert json.loads(done.out) == {"records": 3, "service": "mlflow"}
     assert list(mlflow.experiments.values()) == ["made", "other"]
     assert sorted((run["in"], run["status"]) for run in mlflow.runs.values()) == [
         ("0", "FAILED"), ("0", "FINISHED"), ("1", "FINISHED")

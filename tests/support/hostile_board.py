@@ -12,7 +12,7 @@ from harness import tasks
 from harness.records import record
 from harness.records.record import Record
 from harness.tasks import data
-from harness.types import Choice, Keep, Kind, Plan, Questions, TokenCut
+from harness.types import Choice, Keep, Kind, Plan, Questions, TokenPlan
 from tests.support.records import board_record, failed_record
 
 # A name that would be an image, end a script, be a template's slot and a shell's command.
@@ -30,7 +30,7 @@ def plan_of(budget: float) -> Plan:
         ("vision.1", "ffn"): Choice(3, "rank 12/9"),
         ("language.0", "layers"): Keep(()),
     }
-    return Plan(parts, budget, budget, tokens=TokenCut(2, budget, HOSTILE))
+    return Plan(parts, budget, budget, tokens=TokenPlan(2, budget, HOSTILE))
 
 
 def answers_of(right: list[bool]) -> pa.Table:

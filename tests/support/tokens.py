@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import families
 from harness.pruning import surgery
-from harness.types import VLM, Plan, Ranking, TokenCut, TokenRule
+from harness.types import VLM, Plan, Ranking, TokenPlan, TokenRule
 from tests.support.outputs import Inputs
 
 
@@ -20,7 +20,7 @@ def cut(
 ) -> VLM:
     """The model of which this share of the visual tokens goes on."""
     rule = TokenRule(keep, layer, attention, options)
-    plan = Plan({}, 0.5, 0.5, tokens=TokenCut(layer, share, "x", attention, options))
+    plan = Plan({}, 0.5, 0.5, tokens=TokenPlan(layer, share, "x", attention, options))
     return surgery.apply(vlm, plan, Ranking({}, tokens=rule))
 
 

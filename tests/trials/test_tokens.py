@@ -40,7 +40,7 @@ from harness.types import (
     Questions,
     Ranking,
     ReferenceInput,
-    TokenCut,
+    TokenPlan,
     TokenRule,
     Trial,
 )
@@ -159,7 +159,7 @@ def test_a_trial_of_tokens_is_measured_as_planned(tiny_folder: Path) -> None:
     assert same.vlm.model.state_dict().keys() == same.dense.model.state_dict().keys() and same.plan.tokens is None
     asked = trial(tiny_folder, "random_tokens", budget=0.72, seed=4)
     pruned = Pruner().prune(asked, PhaseTimer())
-    assert pruned.plan.tokens == TokenCut(0, pruned.plan.tokens.share, "random_tokens", options={"seed": 4})  # type: ignore[union-attr]
+    assert pruned.plan.tokens == TokenPlan(0, pruned.plan.tokens.share, "random_tokens", options={"seed": 4})  # type: ignore[union-attr]
     assert flops.measured_share(pruned.vlm, pruned.dense, asked, Context(asked.reference_input)) == pytest.approx(
         0.72, rel=TOLERANCE
     )
@@ -302,16 +302,16 @@ def test_the_cut_follows_its_layer_where_layers_before_it_go(tiny: VLM) -> None:
         return torch.arange(count)
 
     parts: dict[Any, Any] = {("language.0", "layers"): Keep(())}
-    plan = Plan(parts, 0.5, 0.5, tokens=TokenCut(1, 0.5, "x"))
+    plan = Plan(parts, 0.5, 0.5, tokens=TokenPlan(1, 0.5, "x"))
     pruned: Any = surgery.apply(tiny, plan, Ranking({}, tokens=TokenRule(keep, 1))).model
     assert pruned.token_cut.layer == 0 and len(pruned.model.language_model.layers) == 1
-    read = replace(plan, tokens=TokenCut(1, 0.5, "x", "text"))
+    read = replace(plan, tokens=TokenPlan(1, 0.5, "x", "text"))
     with pytest.raises(InputError, match="no layer stays before the cut of visual tokens"):
         surgery.apply(tiny, read, Ranking({}, tokens=TokenRule(keep, 1, "text")))
 
 
 def test_a_plan_survives_json(tiny_folder: Path) -> None:
-    plan = Plan({}, 0.5, 0.5, tokens=TokenCut(2, 0.25, "fastv", "text", {"a": 1}))
+    plan = Plan({}, 0.5, 0.5, tokens=TokenPlan(2, 0.25, "fastv", "text", {"a": 1}))
     assert Plan.of(json.loads(json.dumps(plan.to_json()))) == plan
     assert "tokens" not in Plan({}, 0.5, 0.5).to_json()
 
