@@ -10,6 +10,7 @@ import pytest
 
 from harness.trials import journal
 from harness.trials.journal import Journal
+from tests.support.commands import Call, refused
 
 ONE, OTHER = "0123456789abcdef", "fedcba9876543210"
 
@@ -67,3 +68,13 @@ def test_a_log_has_a_line_for_each_event(tmp_path: Path) -> None:
         Journal(tmp_path).note("sweep", trials=number)
     lines = (tmp_path / journal.NAME).read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["trials"] for line in lines[:-1]] == [0, 1, 2] and lines[-1] == ""
+
+
+def test_a_board_is_named_as_elsewhere(tmp_path: Path, call: Call) -> None:
+    """By its name in --results, or by its folder."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    Journal(folder).note("sweep", trials=2)
+    for words in (("made", "--results", tmp_path), (folder,), ("--results", tmp_path)):
+        assert [row["board"] for row in json.loads(call("status", *words, "--json").out)] == ["made"]
+    refused(call("status", "mad", "--results", tmp_path), "unknown board 'mad'; did you mean 'made'?")

@@ -64,9 +64,6 @@ def test_a_method_that_is_best_everywhere_holds(call: Call, results: Path) -> No
     assert {rival["name"] for rival in bar["rivals"]} == {"taylor", "magnitude", "random"}
     assert "holds: 6 of 6 budgets hold, 4 needed; its mean is the highest" in call("verdict", results / "made").out
     assert json.loads(call("verdict", "made", "--results", results, "--json").out) == json.loads(done.out)
-    for words in (("made", "--results", results), (results / "made",), ("--results", results)):
-        assert [row["board"] for row in json.loads(call("status", *words, "--json").out)] == ["made"]
-    refused(call("status", "mad", "--results", results), "unknown board 'mad'; did you mean 'made'?")
 
 
 def test_a_loss_of_a_point_is_ruled_out_down_to_a_budget(call: Call, results: Path) -> None:
