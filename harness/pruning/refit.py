@@ -5,8 +5,8 @@
 Plain least squares can do harm: a few large activations rule the squared error, and what matters to the answers is lost
 among what does not. So rows count by how strongly the answers depend on them (but behind an FFN without its old
 channels, where all count alike), and a fit stays only if the answers to questions that are held out come closer to the
-dense model's. Each Linear is fitted for the dense model's input: fits in
-forward order, each for what the cut and fitted blocks before it let through, would take a pass for every block.
+dense model's. Each Linear is fitted for the dense model's input: fits in forward order, each for what the cut and
+fitted blocks before it let through, would take a pass for every block.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def _panel(ax: Axes, cell: Cell, up: Upright, looks: dict[str, Look]) -> None:
         look = looks[name]
         x, y = [point.x for point in curve], [point.y for point in curve]
         layer = {"zorder": 5 if look.studied else 4 if name in strong else 3, "alpha": 1 if name in strong else 0.4}
-        # all bars of a curve as one line with gaps: an `errorbar` takes five times the bytes
+        # all bars of a curve as one line with gaps: an `errorbar` takes four times the bytes
         ends = [end for point in curve for end in (point.low, point.high, math.nan)]
         ax.plot(np.repeat(x, 3), ends, color=look.color, linewidth=1, solid_capstyle="butt", **layer)
         wide = 2.4 if look.studied and not look.variant else 1.6 if name in strong else 1

@@ -48,7 +48,10 @@ def styled(**changes: Any) -> Iterator[None]:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Draw it in a palette, which takes a third of the bytes of full colours; no colour moves by 10 %."""
+    """Draw it in a palette, which takes about a third of the bytes of full colours.
+
+    Not by median cut: it drops the rare colours of a colour bar.
+    """
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
