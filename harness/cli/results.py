@@ -11,7 +11,6 @@ from rich.markup import escape
 
 from harness.cli.screen import err, out, table
 from harness.cli.shared import Json, Results, board_names
-from harness.types import InputError
 
 
 def ls(results: Results = Path("results"), json_: Json = False) -> None:
@@ -74,15 +73,17 @@ def merge(
 def mirror(
     service: Annotated[str, typer.Argument(help="mlflow or wandb.")],
     board: Annotated[
-        str | None, typer.Argument(help="A board of --results; without, all.", autocompletion=board_names)
+        str | None,
+        typer.Argument(help="A board of --results, or a folder of records; without, all.", autocompletion=board_names),
     ] = None,
     results: Results = Path("results"),
     json_: Json = False,
 ) -> None:
     """Send records to MLflow or Weights & Biases, one run each; what is there already is not sent twice."""
     from harness.records.mirrors import mirror as send
+    from harness.records.store import board_folder
 
-    source = results / board if board else results
+    source = board_folder(board, results)
     sent = send(service, source)
     if json_:
         print(json.dumps({"records": sent, "service": service}))
@@ -116,15 +117,10 @@ def status(
     """How far sweeps are: what is done, failed, running and left, and when it should be over."""
     from datetime import datetime
 
+    from harness.records.store import board_folder
     from harness.trials.journal import status as look
 
-    folder = results
-    if board is not None:
-        boards = sorted(path.name for path in results.glob("*") if path.is_dir())
-        folder = Path(board) if Path(board).is_dir() else results / board
-        if not folder.is_dir():
-            raise InputError.unknown("board", board, boards, f"{results}: ")
-    rows = look(folder)
+    rows = look(board_folder(board, results))
     if json_:
         print(json.dumps([row.to_json() for row in rows], indent=1))
         return

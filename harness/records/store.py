@@ -83,6 +83,16 @@ def _table(name: str, read: Callable[[], bytes] | None, record: Record, columns:
 # --- sources of records ------------------------------------------------------------------------------
 
 
+def board_folder(board: str | None, results: Path) -> Path:
+    """The folder of a board of `results`, or the one at this path; None: `results`. Raises InputError for neither."""
+    if board is None or Path(board).is_dir():
+        return results if board is None else Path(board)
+    boards = sorted(path.name for path in results.glob("*") if path.is_dir())
+    if board not in boards:
+        raise InputError.unknown("board", board, boards, f"{results}: ")
+    return results / board
+
+
 def collect(source: str | Path, results: Path | None = None) -> list[Stored]:
     """The records of a results folder, a board's folder, a record file, or a git revision of `results`.
 
