@@ -16,7 +16,8 @@ def test_the_rare_colours_of_a_colour_bar_stay(tmp_path: Path) -> None:
     """Of a map that uses one end of its colours, the bar beside it shows the other end too."""
     with styled():
         figure = Figure(figsize=(12, 8))
-        for ax, colors in zip(figure.subplots(2, 3).flat, ("RdBu_r", "viridis", "plasma", "PiYG", "cividis", "coolwarm"), strict=True):
+        maps = ("RdBu_r", "viridis", "plasma", "PiYG", "cividis", "coolwarm")
+        for ax, colors in zip(figure.subplots(2, 3).flat, maps, strict=True):
             figure.colorbar(ax.imshow([[0.5, 1.0], [1.0, 0.0]], colors, vmin=-1, vmax=1), ax=ax)
         save_png(figure, tmp_path / "map.png")
         canvas = FigureCanvasAgg(figure)
