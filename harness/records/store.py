@@ -84,10 +84,15 @@ def _table(name: str, read: Callable[[], bytes] | None, record: Record, columns:
 
 
 def board_folder(board: str | None, results: Path) -> Path:
-    """The folder of a board of `results`, or the one at this path; None: `results`. Raises InputError for neither."""
+    """The folder of the board of this name in `results`, or else this path; None: `results`.
+
+    Raises InputError for a name that is no board of `results`.
+    """
     if board is None or Path(board).is_dir():
         return results if board is None else Path(board)
     boards = sorted(path.name for path in results.glob("*") if path.is_dir())
+    if not boards or len(Path(board).parts) > 1:
+        return Path(board)  # a path that leads nowhere: who reads it says what should lie there
     if board not in boards:
         raise InputError.unknown("board", board, boards, f"{results}: ")
     return results / board
