@@ -43,7 +43,7 @@ IDS = {
     "reference-check-heads": (6, "07fb93e22cd76ab6", "5e084fcc0c12eb33", "31bd3a8efd36158f"),
     "tokens": (63, "e014fa4c1e810dc8", "f17b2fbd7fce84b3", "cb6b5ccabb98d9dd"),
     "tuned": (181, "0931be2119463c01", "0edea986c0151520", "a5fe05d2bdacbc91"),
-    "tuned-rates": (25, "c1be0900c05d6568", "fdcaeec45bbbe1fe", "91db5f909a9d300a"),
+    "tuned-rates": (49, "c1be0900c05d6568", "fdcaeec45bbbe1fe", "dcbe44529dece0d0"),
 }
 
 
