@@ -5,7 +5,7 @@ rank(vlm, calibration, seed=0, level="vector")
 First order: the sum of |w * dL/dw| over the group's weights w, the group being all weights that leave with a unit, in
 and out, and L the answer loss, its gradient averaged over mini-batches. Units compete within their layer and kind, or
 over all layers. The first and last layers of a tower are spared: their units go when no others are left, or to close a
-gap to the budget.
+gap to the budget. A tower of four layers has none to spare.
 
 Departures: the paper takes its gradient on text. Its second-order terms are left out. Its `global_pruning` fills the
 budget with units, here their costs do. The released script spares 4 and 2 of 32 layers; here these are shares.
@@ -13,7 +13,6 @@ budget with units, here their costs do. The released script spares 4 and 2 of 32
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -32,7 +31,7 @@ Allocation = Annotated[
     "the same share from every layer and kind; or the lowest of all, the released `global_pruning`",
 ]
 First = Annotated[
-    float, "share of a tower's layers that is spared at its start, rounded to whole ones, halves upwards: 4 of 32"
+    float, "share of a tower's layers that is spared at its start, in whole layers, rounded down: 4 of 32 as released"
 ]
 Last = Annotated[float, "the same at its end: 2 of 32 in the released script, which knows language models only"]
 
@@ -96,9 +95,4 @@ def _places(values: Tensor) -> Tensor:
 def _spared(vlm: VLM, first: float, last: float) -> set[str]:
     """Names of the first and last blocks of each tower."""
     towers = [[b.name for b in vlm.blocks if b.component == component] for component in ("vision", "language")]
-    return {name for t in towers for name in [*t[: _whole(first * len(t))], *t[len(t) - _whole(last * len(t)) :]]}
-
-
-def _whole(layers: float) -> int:
-    """The next whole number; halves go up, where `round` would go to the even one and spare none of 4 layers."""
-    return math.floor(layers + 0.5)
+    return {name for t in towers for name in [*t[: int(first * len(t))], *t[len(t) - int(last * len(t)) :]]}

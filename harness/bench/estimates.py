@@ -29,7 +29,7 @@ def bars(*, quick: bool = False, device: str = "cpu", progress: Progress = silen
     """A bar per board: estimate and truth of its trials, without the workers' start. `quick`: the first board only."""
     for name, changes in list(BOARDS.items())[: 1 if quick else None]:
         board = spec.read(name, **changes)
-        if board.tuning[0].trains:
+        if board.tuning[0].how.trains:
             board = spec.read(name, **changes, methods=[_untrained(board)])
         progress(f"estimate of {name}")
         with tempfile.TemporaryDirectory() as folder:

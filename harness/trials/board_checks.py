@@ -5,9 +5,11 @@ check(board)    # raises InputError: "methods: michel ranks heads only, so it ca
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import families, registry, tasks
 from harness.trials.tokens import check_chooser, check_tokens
@@ -74,15 +76,15 @@ def _check_model(board: Board) -> None:
 def _check_contestants(board: Board) -> None:
     """Every contestant can do what it is asked, and none is there twice."""
     contestants = [contestant for entry in board.methods for contestant in _contestants(board, entry)]
-    for contestant in contestants:
-        if contestants.count(contestant) > 1:
+    for contestant, times in Counter(contestants).items():
+        if times > 1:
             raise InputError(
                 f"methods: {contestant[0]} is named twice with the same options and recovery; name it once"
             )
 
 
-def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[Any, ...]]:
-    """What tells a contestant from others, once for each of its recoveries. Raises InputError for what it cannot do."""
+def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[str, str]]:
+    """The method and what tells its trials from others; seeds aside. Raises InputError for what it cannot do."""
     calibration = board.calibration_of(entry)
     tasks.require(calibration.questions, calibration.samples)
     method = registry.method(entry.method)
@@ -98,7 +100,8 @@ def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[Any, ...]]:
     options = method.check(entry.options, "methods: ")
     if entry.shares:
         check_shares(entry.shares, units, f"methods: {method.name}: ")
-    for tuning in entry.tuning or board.tuning:
+    for recovery in entry.tuning or board.tuning:
+        tuning = recovery.how
         if tuning.trains:
             tasks.require(calibration.questions, tuning.samples, "tuning.samples")
             if method.steps(options) and tuning.batch != Tuning.batch:
@@ -106,5 +109,7 @@ def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[Any, ...]]:
                     f"methods: tuning.batch: {method.name} trains by itself, which is taken off the tuning in steps of "
                     f"{Tuning.batch} questions; leave tuning.batch out"
                 )
-        how = (calibration, tuning, entry.control, entry.sequential, units, sorted(entry.shares.items()), str(chooser))
-        yield entry.method, options, *how
+        how = (calibration, tuning, entry.control, entry.sequential, units, sorted(entry.shares.items()), chooser)
+        for scope, budget in itertools.product(entry.scopes or board.scopes, entry.budgets or board.budgets):
+            if recovery.follows(budget):
+                yield entry.method, repr((sorted(options.items()), *how, scope, budget))

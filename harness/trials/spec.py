@@ -49,17 +49,33 @@ def _named(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-def _listed(value: Any) -> Any:
-    """One recovery or a list of them, as a list of mappings."""
-    return [_named(item) for item in (value if isinstance(value, list) else [value])]
-
-
-# `tuning: refit`, `tuning: [none, bias, refit]` or `tuning: {method: full, steps: 100}`
-Tunings = Annotated[tuple[Tuning, ...], BeforeValidator(_listed), Field(min_length=1)]
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recovery(_Strict):
+    """What follows a cut, and the budgets that it is for: a gentle cut may want another rate than a deep one."""
+
+    how: Tuning
+    budgets: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None  # None: every one of the contestant's
+
+    def follows(self, budget: float) -> bool:
+        return self.budgets is None or budget in self.budgets
+
+
+def _listed(value: Any) -> Any:
+    """One recovery or a list of them, as a list of what `Recovery` reads."""
+    items = [_named(item) for item in (value if isinstance(value, list) else [value])]
+    return [
+        {"how": {key: item[key] for key in item if key != "budgets"}, "budgets": item.get("budgets")}
+        if isinstance(item, dict)
+        else {"how": item}
+        for item in items
+    ]
+
+
+# `tuning: refit`, `tuning: [none, bias, refit]` or `tuning: {method: full, steps: 100, budgets: [0.5]}`
+Tunings = Annotated[tuple[Recovery, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class Contestant(_Strict):
@@ -103,7 +119,7 @@ class Board(_Strict):
     metrics: tuple[str, ...] = Field(("flops", "latency", "accuracy"), min_length=1)
     # Models to score with blank and shuffled images too: none (false), dense (true), or dense and these budgets.
     floors: bool | tuple[Fraction, ...] = True
-    tuning: Tunings = (Tuning(),)  # each model is recovered in each of these ways, from the same cut
+    tuning: Tunings = (Recovery(how=Tuning()),)  # each model is recovered in each of these ways, from the same cut
     calibration: CalibrationSpec = CalibrationSpec()
     latency: LatencySpec = LatencySpec()
     reference_input: ReferenceInput = ReferenceInput()
@@ -174,7 +190,7 @@ class Board(_Strict):
                     seed=seed,
                     metrics=with_floors if budget in floor_budgets else self.metrics,
                     calibration=self.calibration_of(entry),
-                    tuning=tuning,
+                    tuning=recovery.how,
                     control=entry.control,
                     sequential=entry.sequential,
                     shares={kind: entry.shares[kind] for kind in KINDS if kind in entry.shares},
@@ -183,7 +199,8 @@ class Board(_Strict):
                     currency=self.currency,
                     **common,
                 )
-                for seed, scope, budget, tuning in runs
+                for seed, scope, budget, recovery in runs
+                if recovery.follows(budget)
             ]
         return trials
 
@@ -289,7 +306,7 @@ _KEYS: dict[str, Iterable[str]] = {
     "latency": [item.name for item in fields(LatencySpec)],
     "reference_input": [item.name for item in fields(ReferenceInput)],
     "tokens": [item.name for item in fields(Chooser)],
-    "tuning": [item.name for item in fields(Tuning)],
+    "tuning": ["budgets", *(item.name for item in fields(Tuning))],
 }
 _NAMES = {*Board.model_fields, *itertools.chain(*_KEYS.values())}
 
