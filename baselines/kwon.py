@@ -2,29 +2,27 @@
 
 rank(vlm, calibration, seed=0, within="block")
 
-Half the mean over samples of (the sum of dL/dm_i over the removed units i)^2, m being masks at 1 and L the loss of one
-sample's answer. All masks together would be too many, so blocks do not interact, and units of a block do as in the
-paper's rearrangement of masks: units go one by one, each time the one that adds least. With the paper's first search
-alone, no two units interact.
+Half the mean square of dL/dm_i, m being masks at 1 and L the loss of one sample's answer, says how many units of each
+layer go. Which of them go says the square of the removed units' sum of derivatives: units go one by one, each time the
+one that adds least (the paper's rearrangement of masks). With `unit` both are the first.
 
-Departures: the paper finds the masks of one budget without interactions and then exchanges units within each layer;
-here one order serves all budgets, and the solver takes the steps of its lower convex hull. The paper then scales what
-stays by least squares; the harness's recoveries take that place, the same for every method.
+Departures: the paper rearranges by exchanging units until nothing is gained, anew for each budget; here one order
+serves all budgets. It then scales what stays by least squares; the harness's recoveries take that place, the same for
+every method.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from harness.statistics import Calibration
-from harness.types import VLM, Additive, Ranking, hull
+from harness.types import VLM, Additive, Ranking
 
 Within = Annotated[
-    Literal["block", "unit"], "what interacts: the units of a block, the paper's block diagonal; or none, its diagonal"
+    Literal["block", "unit"], "what interacts in the choice of a block's units: its units, or none (the first search)"
 ]
 
 
@@ -34,29 +32,23 @@ def rank(vlm: VLM, calibration: Calibration, *, seed: int, within: Within = "blo
     scores = {}
     for key, rows in calibration.singly.gate_gradients().items():
         summed = rows * tokens[:, None] / (2 * tokens.sum()).sqrt()  # over the answer tokens of a sample
-        damage = summed.square().sum(0) if within == "unit" else interacting(summed)
+        damage = summed.square().sum(0)
+        if within == "block":
+            damage[removals(summed)] = damage.sort().values
         scores[key] = Additive(tuple(damage.tolist()))
     return Ranking(scores)
 
 
-def interacting(rows: Tensor) -> Tensor:
-    """What each unit adds to the square of the removed units' sum, (count,), when the one that adds least goes next.
+def removals(rows: Tensor) -> Tensor:
+    """The units (count,) in the order in which they go: next the one that adds least to the square of their sum.
 
-    rows: (samples, count). The steps are those of the lower convex hull, so that they rise in the order of removal.
+    rows: (samples, count).
     """
-    count = rows.shape[1]
-    own, gone, totals, order = rows.square().sum(0), rows.new_zeros(len(rows)), [0.0], []
-    taken = torch.zeros(count, dtype=torch.bool)
-    for _ in range(count):
-        rises = (own + 2 * (gone @ rows)).masked_fill(taken, torch.inf)
-        unit = int(rises.argmin())
+    own, gone = rows.square().sum(0), rows.new_zeros(len(rows))
+    taken, order = torch.zeros(len(own), dtype=torch.bool), []
+    for _ in own:
+        unit = int((own + 2 * (gone @ rows)).masked_fill(taken, torch.inf).argmin())
         taken[unit] = True
         gone = gone + rows[:, unit]
         order.append(unit)
-        totals.append(float(gone.square().sum()))
-    damage = rows.new_zeros(count)
-    for start, end in pairwise(hull([(count - number, total) for number, total in enumerate(totals)])):
-        damage[order[start:end]] = (totals[end] - totals[start]) / (end - start)
-    # Within one step of the hull the order decides, by less than what could change another choice.
-    damage[order] += torch.arange(count, dtype=rows.dtype) * 1e-12 * damage.max()
-    return damage
+    return torch.tensor(order)

@@ -153,13 +153,13 @@ def test_llm_pruner_takes_the_same_share_from_every_layer_that_is_not_spared(
         assert share == (1 if block.name.endswith(".0") else pytest.approx(2 * keep - 1, abs=0.03))
 
 
-def test_llm_pruner_rounds_what_it_spares_to_whole_layers() -> None:
+def test_llm_pruner_spares_whole_layers_only() -> None:
     def spared(layers: int, first: float, last: float) -> set[str]:
         return llm_pruner._spared(layout(*[("language", (2, 1, 0), (8, 1))] * layers), first, last)
 
     assert spared(32, 0.125, 0.0625) == {f"language.{i}" for i in (0, 1, 2, 3, 30, 31)}
-    assert spared(12, 0.125, 0.0625) == {"language.0", "language.1", "language.11"}
-    assert spared(4, 0.125, 0.0625) == {"language.0"}
+    assert spared(12, 0.125, 0.0625) == {"language.0"}
+    assert spared(4, 0.125, 0.0625) == set()
     assert spared(4, 0.25, 0.25) == {"language.0", "language.3"}
 
 

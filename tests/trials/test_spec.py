@@ -296,6 +296,20 @@ def test_a_recovery_is_a_name_a_mapping_or_a_list_of_these(read: Any) -> None:
     assert used == {("random", "none"), ("random", "refit rounds=2"), ("magnitude", "bias")}
 
 
+def test_a_recovery_may_be_for_some_budgets(read: Any) -> None:
+    deep = {"method": "full", "samples": 4, "budgets": [0.25]}
+    gentle = {"method": "full", "samples": 4, "rate": 1e-4, "budgets": [0.5, 0.4]}
+    trials = read(methods=["magnitude"], budgets=[0.5, 0.25], tuning=["none", gentle, deep]).trials()[1:]
+    assert {(trial.budget, trial.tuning.method, trial.tuning.rate) for trial in trials} == {
+        (0.5, "none", Tuning.rate),
+        (0.5, "full", 1e-4),
+        (0.25, "none", Tuning.rate),
+        (0.25, "full", Tuning.rate),
+    }
+    again = [{"method": "magnitude", "budgets": [budget]} for budget in (0.5, 0.25)]
+    assert len(read(methods=again, scopes=["vision"]).trials()) == 3, "the same contestant, at one budget each"
+
+
 def test_sequential_ranking_is_another_contestant(read: Any) -> None:
     plain, other = (read(methods=[{"method": "wanda", "sequential": how}]).trials()[-1] for how in (False, True))
     assert other.id != plain.id and "sequential" not in plain.content() and other.ranking != plain.ranking
@@ -326,6 +340,9 @@ def test_sequential_ranking_is_another_contestant(read: Any) -> None:
         ({"tuning": ["bias", "bias"]}, "named twice with the same options and recovery"),
         ({"tuning": ["none", {"method": "bias", "steps": 3}]}, "steps does not apply to method bias"),
         ({"tuning": 3}, "tuning: "),
+        ({"tuning": {"method": "bias", "budgets": []}}, "tuning.budgets: "),
+        ({"tuning": ["none", {"method": "bias", "budgets": [2]}]}, "tuning.1.budgets.0: "),
+        ({"tuning": {"method": "bias", "budget": [0.5]}}, "tuning: unknown key 'budget'; did you mean 'budgets'?"),
         ({"tuning": ["bias", "refitt"]}, "tuning.1.method: unknown value 'refitt'; did you mean 'refit'"),
         ({"metrics": ["latncy"]}, "metrics: unknown metric 'latncy'; did you mean 'latency'"),
         ({"scopes": ["visoin"]}, "scopes.*'visoin'; did you mean 'vision'"),
