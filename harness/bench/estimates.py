@@ -21,7 +21,7 @@ GOAL = 1.5  # the longer of both over the shorter
 BOARDS: dict[str, dict[str, Any]] = {
     "demo": {},
     "options-layers": {},
-    "tuned": {"budgets": [0.5], "scopes": ["all"], "floors": False, "tuning.steps": 100},
+    "tuned": {"budgets": [0.5], "scopes": ["all"], "floors": False, "tuning.0.steps": 100},
 }
 
 
