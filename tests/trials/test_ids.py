@@ -27,7 +27,7 @@ IDS = {
     "heads": (298, "bea45821b465d62a", "00611f664c18864d", "4f3f7ea7889856e0"),
     "layers": (67, "46995d9e504f6419", "e928cac718a1554c", "d0d8c4cbb564e8dc"),
     "options": (451, "9d5e873511c553c8", "1259306f1f087457", "f3a9165e2b690219"),
-    "options-choices": (89, "16bbca43b3ca9691", "38a5dd229a284b91", "1912e646fd8b764a"),
+    "options-choices": (97, "16bbca43b3ca9691", "38a5dd229a284b91", "aa4bc6bd565771e6"),
     "options-ffn": (111, "85831699d8be3b98", "cc7a41c75b96c1fb", "c9b52bc1a291dca8"),
     "options-heads": (121, "51c08c5a912d8908", "d522826ee5cad99d", "3fec82796332a71a"),
     "options-layers": (37, "2c0a0f77f37d201e", "4971797e28ecd06c", "6fbb68c35f236c91"),
