@@ -4,7 +4,8 @@ rank(vlm, calibration, seed=0, allocation="global")
 
 (sum of g_s w_s over a unit's parameters s)^2, averaged over mini-batches (eq. 8). Over the gate, as in the paper's own
 gate layers, the sum runs over what the consumer reads of the unit: activations times gradients, which is also the sum
-of weight * gradient over the consumer's columns. Departures: the paper removes a few units at a time while it
+of weight * gradient over the consumer's columns. A mini-batch is the harness's, 16 questions, or fewer where memory is
+short; `kwon` squares question by question. Departures: the paper removes a few units at a time while it
 fine-tunes; here all are removed at once. By default the solver weighs each against its cost; the paper takes the lowest
 of all layers, the allocation `global`.
 """

@@ -19,7 +19,7 @@ from harness import families, registry, tasks
 from harness.machine import devices
 from harness.trials.methods import methods_of, per_budget
 from harness.trials.preflight import fetched
-from harness.types import ANSWERED, DENSE, VLM, InputError, Questions, Trial
+from harness.types import ANSWERED, DENSE, VLM, InputError, Questions, Trial, Tuning
 
 if TYPE_CHECKING:
     from harness.records.record import Record
@@ -71,16 +71,21 @@ def estimate(board: Board, todo: Todo, device: str | None = "cpu", jobs: int = 1
 def from_records(todo: Sequence[Trial], finished: Sequence[Record]) -> float | None:
     """The seconds of these trials, by the means of finished ones with the recovery and, if any, the method.
 
-    None if a recovery has none. A ranking serves several trials and is billed to one, so a median would leave it out.
+    None if a recovery has none; one at another rate takes as long. A ranking serves several trials and is billed to
+    one, so a median would leave it out.
     """
+
+    def keys(trial: Trial) -> tuple[Any, Any]:
+        recovery = replace(trial.tuning, rate=Tuning.rate)
+        return (recovery, trial.method), recovery
+
     known: dict[Any, list[float]] = {}
     for stored in finished:
-        trial, seconds = stored.trial, stored.cost.total_s or 0.0
-        for key in ((trial.tuning, trial.method), trial.tuning):
-            known.setdefault(key, []).append(seconds)
-    if not all(trial.tuning in known for trial in todo):
+        for key in keys(stored.trial):
+            known.setdefault(key, []).append(stored.cost.total_s or 0.0)
+    if not all(keys(trial)[1] in known for trial in todo):
         return None
-    return sum(statistics.fmean(known.get((trial.tuning, trial.method), known[trial.tuning])) for trial in todo)
+    return sum(statistics.fmean(next(known[key] for key in keys(trial) if key in known)) for trial in todo)
 
 
 def probe(board: Board, todo: Todo, device: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness.records.record import Cost, MethodFacts, Record
 from harness.trials import forecast, spec
 from harness.trials.forecast import FEW, RECOVERY, WARM, Rates
 from harness.trials.sweep import plan
-from harness.types import InputError
+from harness.types import InputError, Tuning
 
 RATES = Rates(answer=1.0, forward=0.1, learn=10.0, timed=1000.0, count=1e5)
 
@@ -58,6 +59,9 @@ def test_a_started_board_is_estimated_by_method_then_by_recovery(board: dict[str
     assert forecast.from_records(left, finished) == pytest.approx(60.0 + 41.0)
     refitted = spec.check({**board, **whole, "tuning": "refit"}, Path("board.yaml")).trials()[-1]
     assert forecast.from_records([*left, refitted], finished) is None
+    gentler, other = (replace(refitted, tuning=Tuning("full", rate=rate, steps=9)) for rate in (1e-4, 1e-3))
+    trained = Record(other, about, cost=Cost(total_s=500.0))
+    assert forecast.from_records([gentler], [*finished, trained]) == 500.0, "another rate takes as long"
 
 
 def test_workers_share_it_and_other_machines_have_none(
