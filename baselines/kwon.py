@@ -2,13 +2,15 @@
 
 rank(vlm, calibration, seed=0, within="block")
 
-Half the mean square of dL/dm_i, m being masks at 1 and L the loss of one sample's answer, says how many units of each
-layer go. Which of them go says the square of the removed units' sum of derivatives: units go one by one, each time the
-one that adds least (the paper's rearrangement of masks). With `unit` both are the first.
+Half the mean square of dL/dm_i, m being masks at 1 and L the loss of one question's answer, says how many units of each
+layer and kind go: the paper's search by the diagonal of the Fisher matrix. Its rearrangement, by the diagonal's blocks,
+says which of them: units go one by one, each time the one that adds least to the square of the removed units' sum of
+derivatives. `within="unit"` leaves the rearrangement out, and then a head has the damage that `fisher` gives it.
 
-Departures: the paper rearranges by exchanging units until nothing is gained, anew for each budget; here one order
-serves all budgets. It then scales what stays by least squares; the harness's recoveries take that place, the same for
-every method.
+Departures: the released script squares mini-batches of questions, here as in the paper each question counts by itself.
+It rearranges anew for each budget, going once over the kept units from the first search's choice; here one order, which
+begins with no unit, serves all budgets. The paper then scales what stays by least squares; the harness's recoveries
+take that place, the same for every method.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from harness.statistics import Calibration
 from harness.types import VLM, Additive, Ranking
 
 Within = Annotated[
-    Literal["block", "unit"], "what interacts in the choice of a block's units: its units, or none (the first search)"
+    Literal["block", "unit"], "which units of one kind in a block go: chosen together, as rearranged, or each by itself"
 ]
 
 
 def rank(vlm: VLM, calibration: Calibration, *, seed: int, within: Within = "block") -> Ranking:
-    """Damage: the estimated rise of the answer loss when a unit goes, in nats per answer token."""
+    """Damage: the estimated rise of the answer loss when a unit goes, in nats per answer token.
+
+    With `block` these values are dealt out anew, the smallest to the unit that goes first.
+    """
     tokens = torch.tensor([float((batch["labels"] != -100).sum()) for batch in calibration.singly.batches()])
     scores = {}
     for key, rows in calibration.singly.gate_gradients().items():

@@ -5,7 +5,7 @@ rank(vlm, calibration, seed=0, level="vector")
 First order: the sum of |w * dL/dw| over the group's weights w, the group being all weights that leave with a unit, in
 and out, and L the answer loss, its gradient averaged over mini-batches. Units compete within their layer and kind, or
 over all layers. The first and last layers of a tower are spared: their units go when no others are left, or to close a
-gap to the budget. A tower of four layers has none to spare.
+gap to the budget. With the defaults a tower of fewer than eight layers spares none.
 
 Departures: the paper takes its gradient on text. Its second-order terms are left out. Its `global_pruning` fills the
 budget with units, here their costs do. The released script spares 4 and 2 of 32 layers; here these are shares.

@@ -84,15 +84,19 @@ def _table(name: str, read: Callable[[], bytes] | None, record: Record, columns:
 
 
 def board_folder(board: str | None, results: Path) -> Path:
-    """The folder of the board of this name in `results`, or else this path; None: `results`.
+    """The folder at this path, or else the board of this name in `results`; None: `results`.
 
-    Raises InputError for a name that is no board of `results`.
+    Raises InputError for a path that leads nowhere, and for a name that is no board of `results`.
     """
-    if board is None or Path(board).is_dir():
-        return results if board is None else Path(board)
+    if board is None:
+        return results
+    if Path(board).is_dir():
+        return Path(board)
+    if "/" in board:
+        raise InputError(f"{board}: no such folder; give a board's folder, or the name of a board in {results}")
     boards = sorted(path.name for path in results.glob("*") if path.is_dir())
-    if not boards or len(Path(board).parts) > 1:
-        return Path(board)  # a path that leads nowhere: who reads it says what should lie there
+    if not boards:
+        raise InputError(f"{results}: no board there; records must lie at {results}/<board>/<trial id>.json")
     if board not in boards:
         raise InputError.unknown("board", board, boards, f"{results}: ")
     return results / board

@@ -52,8 +52,9 @@ def styled(**changes: Any) -> Iterator[None]:
 def save_png(figure: Figure, path: Path) -> None:
     """Draw it in a palette, which takes about a third of the bytes of full colours.
 
-    The commonest colours, of grounds and lines, stay as they are. The others are shared out by their variety, not by
-    median cut, which drops the rare colours of a colour bar; each counts once, which is much quicker than each pixel.
+    The commonest colours, of grounds and lines, stay as they are. The rest of the palette covers the variety of the
+    others, not their number, as median cut does, which drops the rare colours of a colour bar. Each colour counts once,
+    which is much quicker than each pixel.
     """
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)

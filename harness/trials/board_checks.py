@@ -59,7 +59,9 @@ def _check_metrics(board: Board) -> None:
 def _check_repetitions(board: Board) -> None:
     listed = [(key, getattr(board, key)) for key in ("budgets", "scopes", "tasks", "metrics")]
     own = [(f"methods: {key}", getattr(entry, key) or ()) for entry in board.methods for key in ("budgets", "scopes")]
-    for key, values in (*listed, *own):
+    recoveries = itertools.chain(board.tuning, *(entry.tuning or () for entry in board.methods))
+    parts = [("tuning.budgets", recovery.budgets or ()) for recovery in recoveries]
+    for key, values in (*listed, *own, *parts):
         if duplicates := [value for value in values if values.count(value) > 1]:
             raise InputError(f"{key}: {duplicates[0]} is named twice; name it once")
 
@@ -78,13 +80,15 @@ def _check_contestants(board: Board) -> None:
     contestants = [contestant for entry in board.methods for contestant in _contestants(board, entry)]
     for contestant, times in Counter(contestants).items():
         if times > 1:
+            method, scope, budget, _ = contestant
             raise InputError(
-                f"methods: {contestant[0]} is named twice with the same options and recovery; name it once"
+                f"methods: {method} is named twice with the same options and recovery at budget {budget:g} of "
+                f"{scope}; name it once"
             )
 
 
-def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[str, str]]:
-    """The method and what tells its trials from others; seeds aside. Raises InputError for what it cannot do."""
+def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[str, str, float, str]]:
+    """Method, scope, budget, and what else tells its trials from others. Raises InputError for what it cannot do."""
     calibration = board.calibration_of(entry)
     tasks.require(calibration.questions, calibration.samples)
     method = registry.method(entry.method)
@@ -100,7 +104,13 @@ def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[str, str]]:
     options = method.check(entry.options, "methods: ")
     if entry.shares:
         check_shares(entry.shares, units, f"methods: {method.name}: ")
-    for recovery in entry.tuning or board.tuning:
+    recoveries, budgets = entry.tuning or board.tuning, entry.budgets or board.budgets
+    for budget in budgets:
+        if not any(recovery.follows(budget) for recovery in recoveries):
+            raise InputError(
+                f"tuning.budgets: no recovery is for budget {budget:g} of {method.name}; add one or leave it out"
+            )
+    for recovery in recoveries:
         tuning = recovery.how
         if tuning.trains:
             tasks.require(calibration.questions, tuning.samples, "tuning.samples")
@@ -110,6 +120,6 @@ def _contestants(board: Board, entry: Contestant) -> Iterator[tuple[str, str]]:
                     f"{Tuning.batch} questions; leave tuning.batch out"
                 )
         how = (calibration, tuning, entry.control, entry.sequential, units, sorted(entry.shares.items()), chooser)
-        for scope, budget in itertools.product(entry.scopes or board.scopes, entry.budgets or board.budgets):
-            if recovery.follows(budget):
-                yield entry.method, repr((sorted(options.items()), *how, scope, budget))
+        what = repr((sorted(options.items()), *how))
+        for scope, budget in itertools.product(entry.scopes or board.scopes, filter(recovery.follows, budgets)):
+            yield entry.method, scope, budget, what

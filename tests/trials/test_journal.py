@@ -78,3 +78,4 @@ def test_a_board_is_named_as_elsewhere(tmp_path: Path, call: Call) -> None:
     for words in (("made", "--results", tmp_path), (folder,), ("--results", tmp_path)):
         assert [row["board"] for row in json.loads(call("status", *words, "--json").out)] == ["made"]
     refused(call("status", "mad", "--results", tmp_path), "unknown board 'mad'; did you mean 'made'?")
+    refused(call("status", "made", "--results", tmp_path / "none"), f"{tmp_path / 'none'}: no board there")

@@ -396,4 +396,4 @@ def test_status_of_a_running_and_of_a_finished_sweep(tmp_path: Path, call: Any) 
     events = [line for line in (results / "made" / "sweep.log").read_text().splitlines() if '"end"' in line]
     assert len(events) >= 5 and json.loads(call("status", results, "--json").out)[0]["done"] == 6
     done = call("status", tmp_path / "nowhere")
-    assert done.code == 2 and "no board there" in done.err
+    assert done.code == 2 and f"{tmp_path / 'nowhere'}: no such folder; give a board's folder" in done.err
