@@ -148,7 +148,7 @@ def _json(board: Board) -> str:
         for panel, curve_totals in zip(board.panels, board.totals, strict=True)
     ]
     head = json.dumps({"board": board.name, "summary": summaries}, indent=1, allow_nan=False).removesuffix("\n}")
-    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows)  # a line a trial
+    lines = ",\n  ".join(json.dumps(row, allow_nan=False, separators=(",", ":")) for row in rows)  # a line a trial
     return head + ',\n "trials": ' + (f"[\n  {lines}\n ]" if rows else "[]") + "\n}\n"
 
 
