@@ -1,7 +1,7 @@
 """The rule for comparable trials. Tables, pages, verdicts, the gate and `compare` all use it.
 
 terms(first) == terms(second)                    # the same budgets; equal settings: they share a dense model
-regime(first) == regime(second)                  # the same followed the cut; only such results compete
+regime(first) == regime(second)                  # the same followed the cut; only such results compete (see `regimes`)
 differing(first, second, "answers")              # the reason against a comparison, or an empty text
 basis(first, second, "answers")                  # how they compare all the same: paired, unpaired or refused, and why
 """
@@ -26,6 +26,7 @@ from harness.types import (
     ReferenceInput,
     Scope,
     Trial,
+    Tuning,
     UnitKinds,
 )
 
@@ -117,6 +118,28 @@ def regime(record: Record) -> str:
     """
     regime, tuning = record.contestant.regime, replace(record.trial.tuning, weights="same")  # which the regime says
     return f"{regime} {tuning}" if tuning.trains else regime + str(tuning).removeprefix(tuning.method)
+
+
+def regimes(records: Iterable[Record]) -> dict[str, str]:
+    """The name under which each `regime` of these records is shown.
+
+    Regimes that differ only in the learning rate are one, whose name has all rates, if no two of them share a budget:
+    then the rate is a choice for the budget, and not another recovery.
+    """
+    budgets: dict[str, dict[str, set[float]]] = {}
+    rates: dict[str, float] = {}
+    for record in records:
+        trial, own = record.trial, regime(record)
+        any_rate = replace(record, trial=replace(trial, tuning=replace(trial.tuning, rate=Tuning.rate)))
+        budgets.setdefault(regime(any_rate), {}).setdefault(own, set()).add(trial.budget)
+        rates[own] = trial.tuning.rate
+    shown = {}
+    for name, of_rate in budgets.items():
+        alone = len(of_rate) == 1 or sum(map(len, of_rate.values())) > len(set.union(*of_rate.values()))
+        falling = sorted(of_rate, key=lambda own: max(of_rate[own]), reverse=True)
+        together = f"{name} rate={'/'.join(f'{rates[own]:g}' for own in falling)}"
+        shown |= {own: own if alone else together for own in of_rate}
+    return shown
 
 
 def regime_order(regime: str) -> tuple[int, str]:

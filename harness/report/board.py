@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.records.comparison import regime, regime_order
+from harness.records.comparison import regime, regime_order, regimes
 from harness.records.record import Record, dig
 from harness.report import choices, tables, totals
 from harness.report.choices import Choice
@@ -160,7 +160,8 @@ def unsteady(rows: Iterable[Row]) -> str:
 
 
 def _methods(records: Sequence[Record]) -> list[Described]:
-    regimes: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    shown, of_method = regimes(records), defaultdict[tuple[str, str, str], set[str]](set)
     for record in records:
-        regimes[record.trial.method, record.contestant.title, record.contestant.role].add(regime(record))
-    return [Described(*about, "; ".join(sorted(own, key=regime_order))) for about, own in sorted(regimes.items())]
+        about = record.trial.method, record.contestant.title, record.contestant.role
+        of_method[about].add(shown[regime(record)])
+    return [Described(*about, "; ".join(sorted(own, key=regime_order))) for about, own in sorted(of_method.items())]

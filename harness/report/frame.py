@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness import registry
-from harness.records.comparison import fullest, pairs, regime, regime_order, terms
+from harness.records.comparison import fullest, pairs, regime, regime_order, regimes, terms
 from harness.records.record import Record, dig
 from harness.report.coarse import KEEPS, keeps
 from harness.text import plain
@@ -58,11 +58,13 @@ def board_frame(records: Sequence[Record]) -> pd.DataFrame:
     names = {task: _task_column(task, known) for task in tasks}
     budgets = {terms(record.trial).budget for record in records if record.trial.method != DENSE}
     several_terms, with_input = len(budgets) > 1, len({budget.input for budget in budgets}) > 1
+    shown = regimes(records)
     rows = []
     for record in records:
         budget = terms(record.trial).budget
         named = (f"{budget} {budget.asked}" if with_input else str(budget)) if several_terms else None
-        rows.append(_row(record, known, names, len(calibrations[record.trial.method]) > 1, named))
+        row = _row(record, known, names, len(calibrations[record.trial.method]) > 1, named)
+        rows.append(row | {"regime": plain(shown[regime(record)])})
     rest = [name for name in known if name not in ORDER and any(name in row for row in rows)]
     columns = [name for key in ORDER for name in (names.values() if key == TASKS else (key,))]
     columns += [*rest, *([TERMS] if several_terms else []), *([KEEPS] if any(row[KEEPS] for row in rows) else [])]
@@ -92,7 +94,6 @@ def _row(
         "method": plain(trial.method),
         "variant": plain(about.variant),
         "role": about.role,
-        "regime": plain(regime(record)),
         "units": trial.units,
         "scope": trial.scope,
         "budget": trial.budget,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from harness.records.comparison import pairs, regime
+from harness.records.comparison import pairs, regime, regimes
 from harness.records.record import Record
 from harness.records.store import Stored
 from harness.text import plain
-from harness.types import CalibrationSpec, Choice, LatencySpec, differs
+from harness.types import CalibrationSpec, Choice, LatencySpec, Tuning, differs
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,10 @@ class Entrant:
     """A method with its options: the trials that differ only in budget and seed."""
 
     name: str
+    regime: str  # as shown; see `comparison.regimes`
     record: Record  # record of one of its trials
     seeds: dict[float, list[Stored]]  # budget -> records with an accuracy
     failures: list[tuple[str, str]]  # where and why, such as ("at 0.1, seed 0", "InputError: ...")
-
-    @property
-    def regime(self) -> str:
-        return regime(self.record)
 
     @property
     def studied(self) -> bool:
@@ -78,10 +75,12 @@ def accuracy(stored: Stored) -> float:
     return stored.record.metrics["accuracy"]["mean"]
 
 
-def _key(record: Record) -> tuple[Any, ...]:
-    """Key of an entrant: equal for trials that differ only in budget, seed and what is measured."""
+def _key(record: Record, shown: str) -> tuple[Any, ...]:
+    """Key of an entrant: equal for trials that differ only in budget, seed, what is measured, and rates of a regime."""
     trial, about = record.trial, record.contestant
     same = dataclasses.replace(trial, budget=1.0, seed=0, metrics=(), latency=LatencySpec())
+    if shown != regime(record):
+        same = dataclasses.replace(same, tuning=dataclasses.replace(same.tuning, rate=Tuning.rate))
     if about.role == "floor":  # random choices use no samples
         same = dataclasses.replace(same, calibration=CalibrationSpec())
     return (same.id, about.role, about.regime)
@@ -90,8 +89,9 @@ def _key(record: Record) -> tuple[Any, ...]:
 def gathered(panel: Sequence[Stored]) -> list[Entrant]:
     """The entrants of a panel, in the order of their first records."""
     groups: dict[tuple[Any, ...], list[Stored]] = defaultdict(list)
+    shown = regimes(stored.record for stored in panel)
     for stored in panel:
-        groups[_key(stored.record)].append(stored)
+        groups[_key(stored.record, shown[regime(stored.record)])].append(stored)
     firsts = [group[0].record for group in groups.values()]
     names = [(r.trial.method, r.contestant.variant, r.contestant.regime, r.trial.tuning) for r in firsts]
     entrants = []
@@ -107,5 +107,5 @@ def gathered(panel: Sequence[Stored]) -> list[Entrant]:
                 why = f"{error.type}: {error.message}" if error else "no accuracy"
                 failures.append((f"at {trial.budget:g}, seed {trial.seed}", plain(why)))
         label = plain(f"{record.trial.method} {record.contestant.variant}{several}")
-        entrants.append(Entrant(label, record, seeds, failures))
+        entrants.append(Entrant(label, shown[regime(record)], record, seeds, failures))
     return entrants

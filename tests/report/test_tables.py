@@ -109,3 +109,18 @@ def test_every_regime_has_a_panel_of_its_own_from_the_least_change_to_the_most()
     tuned = ["tuned full-kl-10", "tuned lora-kl-300"]
     assert said == ["none", "bias", "refit", "refit rounds=2", "trained, bias", *tuned]
     assert all([curve for curve, _ in panel.groups] in (["taylor"], ["wanda"]) and panel.dense for panel in found)
+
+
+def test_rates_of_different_budgets_are_one_regime() -> None:
+    def titles(*rates: tuple[float, float]) -> list[str]:
+        tuned = [
+            board_record("taylor", "vision", budget, recovery={"method": "full", "rate": rate})
+            for budget, rate in rates
+        ]
+        return [panel.title for panel in panels(board_frame([board_record("none", "all", 1.0), *tuned]))]
+
+    start = "Scope vision, heads and FFN, regime tuned full-kl-300"
+    assert titles((0.5, 3e-4), (0.25, 1e-3), (0.2, 1e-3)) == [f"{start} rate=0.0003/0.001"]
+    assert titles((0.5, 1e-3), (0.25, 1e-3)) == [f"{start} rate=0.001"]
+    several = titles((0.5, 3e-4), (0.25, 3e-4), (0.25, 1e-3))  # two rates of a budget are two recoveries
+    assert several == [start, f"{start} rate=0.001"]
