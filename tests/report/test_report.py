@@ -171,7 +171,8 @@ def test_csv_and_json_have_one_row_per_trial(results: Path, records: list[Record
     assert set(required.split()) | set(TASKS) <= set(table.columns)
     text = (tmp_path / "made" / "board.json").read_text(encoding="utf-8")
     data = json.loads(text)
-    lines = ",\n  ".join(map(json.dumps, data["trials"]))  # a line a trial, so that a diff shows which changed
+    rows = (json.dumps(row, separators=(",", ":")) for row in data["trials"])
+    lines = ",\n  ".join(rows)  # a line a trial, so that a diff shows which changed
     head = json.dumps(data | {"trials": []}, indent=1)
     assert text == head.replace('"trials": []', f'"trials": [\n  {lines}\n ]') + "\n"
     assert [row["trial"] for row in data["trials"]] == list(table["trial"])
