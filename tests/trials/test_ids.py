@@ -36,7 +36,7 @@ IDS = {
     "pretrained-ffn": (89, "be797f2c7894b106", "0218884ef8a798fc", "c7e757233d9570bc"),
     "pretrained-heads": (81, "49edab13c502704f", "340a7987caf939cf", "c94a0d4825e90703"),
     "pretrained-orders": (40, "d3f854b6978033a0", "603aa0923aa7b851", "df7c29ff34f88bab"),
-    "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "6ff3524e1abb6d29"),
+    "recoveries": (49, "ee3dacf6e40cc2b5", "e3af374851d4e53a", "63b21d2922a54359"),
     "recovery-rates": (41, "2ca3ad81a40c56df", "4784dc71ef531b52", "ab879099918d401a"),
     "reference": (1801, "f87da4345c0718ad", "c17ffa9ef78ef93c", "d9788f8b24928f95"),
     "reference-check": (33, "ab9eaadb4c69a1d6", "bea562849920aa28", "20c55a8da0c250dc"),
