@@ -216,16 +216,6 @@ def test_a_control_with_the_same_tuning_is_a_rival(results: Path) -> None:
     assert all(at.rival and at.rival.name == "taylor" for at in only(results).budgets)
 
 
-def test_rates_of_different_budgets_are_one_contest(results: Path) -> None:
-    for budget, rate in ((0.5, 3e-4), (0.25, 1e-3)):
-        how: dict[str, Any] = {"budget": budget, "recovery": {"method": "full", "rate": rate}}
-        for method, loss in (("random", 0.4), ("mine", 0.1), ("taylor", 0.2)):
-            put(results, flipped(DENSE, loss, 0.01, seed=0), method=method, **how)
-    bar = only(results)
-    assert bar.regime == "tuned full-kl-300 rate=0.0003/0.001"
-    assert [(at.budget, at.rival and at.rival.name) for at in bar.budgets] == [(0.5, "taylor"), (0.25, "taylor")]
-
-
 def test_budgets_of_other_terms_are_no_seeds(results: Path) -> None:
     """Half of the parameters, or widths of another multiple, are another board than half of the FLOPs."""
     put(results, DENSE, method="none", scope="all", budget=1.0)
