@@ -96,7 +96,7 @@ def board_folder(board: str | None, results: Path) -> Path:
         raise InputError(f"{board}: no such folder; give a board's folder, or the name of a board in {results}")
     boards = sorted(path.name for path in results.glob("*") if path.is_dir())
     if not boards:
-        raise InputError(f"{results}: no board there; records must lie at {results}/<board>/<trial id>.json")
+        raise _without_boards(results)
     if board not in boards:
         raise InputError.unknown("board", board, boards, f"{results}: ")
     return results / board
@@ -202,8 +202,12 @@ def board_folders(results: Path) -> list[Path]:
     """The folders of all boards in a results folder. Raises InputError if it has none."""
     folders = sorted({path.parent for path in results.glob("*/*.json")})
     if not folders:
-        raise InputError(f"{results}: no board there; records must lie at {results}/<board>/<trial id>.json")
+        raise _without_boards(results)
     return folders
+
+
+def _without_boards(results: Path) -> InputError:
+    return InputError(f"{results}: no board there; records must lie at {results}/<board>/<trial id>.json")
 
 
 def boards(results: Path) -> list[dict[str, Any]]:
