@@ -137,7 +137,7 @@ def save(rows: Sequence[Panel], folder: Path) -> list[Path]:
 
 
 def _short(svg: str) -> str:
-    """The same picture in about two thirds of the bytes: fewer digits, shorter names of letters, no indentation."""
+    """The same picture in about five sixths of the bytes: fewer digits, shorter names of letters, no indentation."""
     svg = LONG.sub(lambda number: f"{float(number[0]):.5g}", svg)
     return INDENT.sub("\n", svg).replace("DejaVuSans-Bold-", "b").replace("DejaVuSans-", "d")
 
